@@ -1,0 +1,1 @@
+"""The `nextlat-data` commands: tokenizer, shard, inspect. No torch import."""

@@ -1,0 +1,1 @@
+"""Commit protocol and exact resume."""

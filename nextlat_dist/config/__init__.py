@@ -1,0 +1,1 @@
+"""Run configuration: one dataclass per section, YAML plus dotted overrides, one validation pass."""

@@ -1,0 +1,1 @@
+"""Shard format, global order, packing and the loader. No torch import."""

@@ -1,0 +1,9 @@
+"""The one exception for a user's mistake.
+
+Commands catch `UserError`, print its message as one sentence and exit with status 2; any other exception is a bug and
+keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """Bad input: the message gives the values, the rule, and the key or option to change."""

@@ -1,0 +1,134 @@
+"""The export on disk: a plain Llama directory, and the latent predictor in a directory of its own.
+
+    export/                     config.json, generation_config.json, model.safetensors, model.safetensors.index.json, tokenizer files
+    export/latent_predictor/    config.json, model.safetensors
+
+Loaders that glob `*.safetensors` in the root never see the predictor. The predictor names the base weights it was trained
+with by content hash, so that it is refused beside any other base. Needs torch and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from nextlat_dist.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PREDICTOR_DIRECTORY = "latent_predictor"
+PREDICTOR_FORMAT_VERSION = 1
+PREDICTOR_TENSORS = (
+    "layer_norm.weight",  # [2 * hidden_size]
+    "layer_norm.bias",  # [2 * hidden_size]
+    "linear_in.weight",  # [predictor_hidden_size, 2 * hidden_size]
+    "linear_mid.weight",  # [predictor_hidden_size, predictor_hidden_size]
+    "linear_out.weight",  # [hidden_size, predictor_hidden_size]
+)
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """`latent_predictor/config.json`: h + linear_out(gelu(linear_mid(gelu(linear_in(layer_norm([h, e(x)])))))), exact GELU."""
+
+    hidden_size: int
+    predictor_hidden_size: int
+    vocab_size: int
+    horizon: int
+    layer_norm_epsilon: float
+    base_weights_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": PREDICTOR_FORMAT_VERSION,
+            "architectures": ["LatentPredictor"],
+            "speculators_model_type": "nextlat",
+            "speculators_config": {
+                "algorithm": "nextlat",
+                "proposal_methods": [{"proposal_type": "sample", "speculative_tokens": None}],
+                "verifier": {"name_or_path": "..", "architectures": ["LlamaForCausalLM"]},
+            },
+            "activation": "gelu",
+            **asdict(self),
+        }
+
+
+def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
+    """Content hash of named tensors: independent of file layout and metadata."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_base_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
+    """Write one safetensors file and its index; return the content hash.
+
+    The index is written even for one file: some servers load every `*.safetensors` they find when it is missing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
+    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, WEIGHTS_FILE)}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return weights_sha256(weights)
+
+
+def load_base_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Every base tensor named by the index, on the CPU, in its stored dtype.
+
+    Raises:
+        UserError: the directory is no export.
+    """
+    index_path = directory / INDEX_FILE
+    if not index_path.is_file():
+        raise UserError(f"{directory} is not an export: it has no {INDEX_FILE}; write one with `nextlat export`")
+    weight_map: dict[str, str] = json.loads(index_path.read_text())["weight_map"]
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        with safe_open(directory / file, framework="pt") as opened:
+            weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    return weights
+
+
+def save_predictor(directory: Path, config: PredictorConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write `directory/latent_predictor`; `weights` holds exactly `PREDICTOR_TENSORS`."""
+    assert sorted(weights) == sorted(PREDICTOR_TENSORS), sorted(weights)
+    target = directory / PREDICTOR_DIRECTORY
+    target.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, target / WEIGHTS_FILE, {"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def load_predictor(directory: Path, base_sha256: str) -> tuple[PredictorConfig, dict[str, torch.Tensor]] | None:
+    """The latent predictor beside the base weights in `directory`; None if the export has none.
+
+    Raises:
+        UserError: it was trained with other base weights than `base_sha256`, or its format is unknown.
+    """
+    target = directory / PREDICTOR_DIRECTORY
+    if not target.is_dir():
+        return None
+    raw = json.loads((target / "config.json").read_text())
+    if raw.get("format_version") != PREDICTOR_FORMAT_VERSION:
+        raise UserError(
+            f"{target} has format_version {raw.get('format_version')}, this release reads {PREDICTOR_FORMAT_VERSION}; "
+            "export the checkpoint again"
+        )
+    config = PredictorConfig(**{name: raw[name] for name in PredictorConfig.__dataclass_fields__})
+    if config.base_weights_sha256 != base_sha256:
+        raise UserError(
+            f"{target} belongs to base weights {config.base_weights_sha256[:12]}…, but {directory} holds "
+            f"{base_sha256[:12]}…; export base and predictor together again"
+        )
+    return config, load_file(target / WEIGHTS_FILE)

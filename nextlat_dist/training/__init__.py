@@ -1,0 +1,1 @@
+"""The training run: build, loop, optimizer, schedule, metrics."""
