@@ -1,0 +1,257 @@
+"""The shard format: what `nextlat-data shard` writes and `nextlat_dist.data.loader` reads.
+
+    dataset/manifest.json              shards, hashes, tokenizer, report; written last, so a dataset without one is
+    unfinished dataset/tokenizer.model            a copy of the sentencepiece model that made the tokens
+    dataset/train-000000.tar           WebDataset shard; one record is a block of whole consecutive documents
+    dataset/train-000000.index.json    byte range, counts and crc32 of every record
+
+A record has the members `tokens.npy` (uint16 or uint32), `ends.npy` (int64, exclusive end of each document in tokens)
+and optionally `prompts.npy` (int64, leading tokens of each document that are never predicted, BOS included). A document
+is never split over two records and holds at least one token.
+
+Invariant: the manifest carries its own digest and the hash of every index, an index carries the crc32 of every record,
+so no byte below a manifest can change without being noticed. Imports neither torch nor webdataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nextlat_dist.errors import UserError
+
+FORMAT = "nextlat_dist.dataset"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.model"
+INDEX_COLUMNS = ("key", "offset", "length", "documents", "tokens", "crc32")
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Smallest stored type that holds every id of the vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 65536 else np.uint32)
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}.tar"
+
+
+def index_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".index.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A block of whole documents.
+
+    Attributes:
+        tokens: uint16 or uint32 [tokens].
+        ends: int64 [documents], cumulative and exclusive; strictly increasing, the last one is `len(tokens)`.
+        prompts: int64 [documents] or None; leading tokens of each document that are never a training target.
+    """
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    prompts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the three arrays do not describe a block of documents."""
+        if self.tokens.ndim != 1 or self.tokens.dtype not in (np.uint16, np.uint32):
+            raise ValueError(f"tokens are {self.tokens.dtype} {self.tokens.shape}, not one row of uint16 or uint32")
+        lengths = np.diff(self.ends, prepend=0)
+        if self.ends.ndim != 1 or self.ends.dtype != np.int64 or not len(self.ends) or lengths.min() < 1:
+            raise ValueError("document ends are not strictly increasing int64")
+        if self.ends[-1] != len(self.tokens):
+            raise ValueError(f"documents end at token {self.ends[-1]}, but there are {len(self.tokens)} tokens")
+        if self.prompts is not None and (
+            self.prompts.shape != self.ends.shape
+            or self.prompts.dtype != np.int64
+            or self.prompts.min() < 0
+            or (self.prompts > lengths).any()
+        ):
+            raise ValueError("prompt lengths are not int64 between 0 and the length of their document")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: tokens of each document."""
+        return np.diff(self.ends, prepend=0)
+
+    def members(self) -> dict[str, bytes]:
+        """The record as WebDataset members; the same arrays always give the same bytes."""
+        arrays = {"tokens.npy": self.tokens, "ends.npy": self.ends, "prompts.npy": self.prompts}
+        return {name: _npy_bytes(array) for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def from_members(cls, members: Mapping[str, bytes]) -> Record:
+        """Inverse of `members`. Raises ValueError for anything else than such a record; never unpickles."""
+        missing = {"tokens.npy", "ends.npy"} - set(members)
+        if missing:
+            raise ValueError(f"the record has no {' and no '.join(sorted(missing))}")
+        prompts = _npy_array(members["prompts.npy"]) if "prompts.npy" in members else None
+        return cls(_npy_array(members["tokens.npy"]), _npy_array(members["ends.npy"]), prompts)
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npy_array(data: bytes) -> np.ndarray:
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One record: its byte range in the tar (all members, headers and padding), its counts, the crc32 of that range."""
+
+    key: str
+    offset: int
+    length: int
+    documents: int
+    tokens: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it; `name` is relative to the dataset directory."""
+
+    name: str
+    bytes: int
+    sha256: str
+    index_sha256: str
+    records: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """The tokenizer that made the shards; `file` is relative to the dataset directory, absent ids are -1."""
+
+    file: str
+    sha256: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`. `bos` and `eos` say whether each document starts and ends with that token."""
+
+    split: str
+    tokenizer: TokenizerEntry
+    shards: tuple[ShardEntry, ...]
+    has_prompts: bool
+    bos: bool
+    eos: bool
+    report: dict[str, Any]
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **asdict(self),
+            "totals": {"records": self.records, "documents": self.documents, "tokens": self.tokens},
+        }
+        return {**body, "digest": _digest(body)}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the whole content: two datasets with equal digests are equal to the byte."""
+        return str(self.to_json()["digest"])
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    return (json.dumps(manifest.to_json(), indent=1) + "\n").encode()
+
+
+def read_manifest(dataset: Path) -> Manifest:
+    """Read and check `dataset/manifest.json`.
+
+    Raises:
+        UserError: there is none, it belongs to something else or to another format version, or it was edited.
+    """
+    path = dataset / MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        inside = sorted(child.parent.name for child in dataset.glob(f"*/{MANIFEST_FILE}"))
+        hint = f"name one of its splits ({', '.join(inside)})" if inside else "write one with `nextlat-data shard`"
+        raise UserError(f"{dataset} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
+    except ValueError:
+        raise UserError(f"{path} is not a dataset manifest: it is not JSON; shard the data again") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise UserError(f"{path} is not a manifest written by `nextlat-data shard` (no format: {FORMAT!r})")
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {raw.get('format_version')}, this release reads {FORMAT_VERSION}; "
+            "shard the data again"
+        )
+    digest = raw.pop("digest", None)
+    if digest != _digest(raw):
+        raise UserError(
+            f"{path} was changed after it was written: its content no longer matches its digest; shard the data again"
+        )
+    return Manifest(
+        split=raw["split"],
+        tokenizer=TokenizerEntry(**raw["tokenizer"]),
+        shards=tuple(ShardEntry(**shard) for shard in raw["shards"]),
+        has_prompts=raw["has_prompts"],
+        bos=raw["bos"],
+        eos=raw["eos"],
+        report=raw["report"],
+    )
+
+
+def index_bytes(shard: str, entries: Sequence[IndexEntry]) -> bytes:
+    """The sidecar of one shard: JSON with one record per line."""
+    rows = ",\n".join(json.dumps([getattr(entry, column) for column in INDEX_COLUMNS]) for entry in entries)
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "shard": shard, "columns": INDEX_COLUMNS}
+    return f'{json.dumps(head)[:-1]}, "records": [\n{rows}\n]}}\n'.encode()
+
+
+def read_index(dataset: Path, shard: ShardEntry) -> list[list[Any]]:
+    """Rows of `INDEX_COLUMNS`, one per record of the shard, in file order.
+
+    Raises:
+        UserError: the index is missing or is not the one the manifest was written with.
+    """
+    path = dataset / index_name(shard.name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"index {path} of shard {shard.name} is missing; copy it or shard the data again") from None
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(
+            f"index {path} does not match {MANIFEST_FILE}: expected sha256 {shard.index_sha256[:12]}…; "
+            "copy the dataset again or shard the data again"
+        )
+    rows: list[list[Any]] = json.loads(data)["records"]
+    return rows
