@@ -1,0 +1,46 @@
+# shellcheck shell=bash
+# What the launch scripts share: the project's root, the exports that every rank needs, and how they speak.
+# Usage: source launch/env.sh
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+
+# deepspeed starts ranks with bare command names, and its just-in-time builds look for ninja on the PATH.
+case ":$PATH:" in
+    *":$VENV/bin:"*) ;;
+    *) export PATH="$VENV/bin:$PATH" ;;
+esac
+# One build folder per virtual environment: extensions of another torch must not be picked up.
+export TORCH_EXTENSIONS_DIR="$VENV/torch_extensions"
+# Ranks share the cores; more threads than cores make every rank slower.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export TOKENIZERS_PARALLELISM=false
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+has_gpu() {
+    [[ "${CUDA_VISIBLE_DEVICES-all}" != "" && "${CUDA_VISIBLE_DEVICES-all}" != "-1" ]] || return 1
+    # Not `| grep -q`: it would close the pipe early, and pipefail would turn that into "no GPU".
+    [[ "$(nvidia-smi -L 2>/dev/null)" == *GPU* ]]
+}
+if ! has_gpu; then
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+fi
+
+headline() { printf '\n=== [%4ds] %s ===\n' "$SECONDS" "$*"; }
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# The comment block at the head of the calling script is its help text.
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
+
+require_venv() {
+    [[ -x "$VENV/bin/python" ]] || fail "no virtual environment at $VENV: run bash $ROOT/launch/setup.sh first"
+}
+
+require_config() {
+    [[ $# -gt 0 && -n "$1" ]] || fail "no CONFIG given: name a YAML file, for example configs/quickstart.yaml (--help shows the usage)"
+    [[ -f "$1" ]] || fail "CONFIG $1 is not a file: name a YAML file, for example configs/quickstart.yaml"
+}

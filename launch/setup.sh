@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Creates .venv in the project root and installs the project with the exact versions of launch/constraints.txt.
+# Does nothing when all of that is up to date; the other scripts call it first.
+#
+# Usage: bash launch/setup.sh
+#   PYTHON=python3.11   the interpreter that makes a new .venv (default python3; 3.10 or newer)
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
+
+case "${1-}" in
+    "") ;;
+    -h | --help) usage && exit 0 ;;
+    *) fail "setup.sh takes no argument, got $1 (--help shows the usage)" ;;
+esac
+
+stamp_file="$VENV/setup.stamp"
+extension_dir="$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm"
+
+# The lock is inherited by pip and the compiler: while any of them lives, no second set-up begins.
+take_turn() {
+    mkdir -p .cache
+    command -v flock >/dev/null || return 0
+    exec 9>.cache/setup.lock
+    flock --nonblock 9 && return 0
+    echo "another set-up of this project is running: waiting for it"
+    flock 9
+}
+
+create_venv() {
+    if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        return 0
+    fi
+    local python="${PYTHON:-python3}" version
+    version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" ||
+        fail "$python does not run: install Python 3.10 or newer, or set PYTHON to one"
+    [[ "${version%%.*}" -eq 3 && "${version#*.}" -ge 10 ]] ||
+        fail "$python is Python $version, this project needs 3.10 or newer: set PYTHON to a newer one"
+    headline "Creating .venv with Python $version"
+    "$python" -m venv --clear "$VENV" ||
+        fail "$python cannot create $VENV: install its venv module (Debian, Ubuntu: python3-venv)"
+}
+
+current_stamp() {
+    "$VENV/bin/python" - pyproject.toml launch/constraints.txt <<'PYTHON'
+import hashlib, pathlib, sys
+parts = [pathlib.Path(name).read_bytes() for name in sys.argv[1:]]
+print(hashlib.sha256(b"\0".join([*parts, sys.version.encode(), sys.prefix.encode()])).hexdigest())
+PYTHON
+}
+
+install_packages() {
+    if [[ "$(uname -s)" == Linux ]] && ! has_gpu; then
+        local torch
+        torch="$(grep '^torch==' launch/constraints.txt)"
+        headline "No NVIDIA GPU: installing the CPU build of $torch"
+        "$VENV/bin/python" -m pip install "$torch+cpu" -c launch/constraints.txt ||
+            echo "note: pip found no CPU build of torch; the default build follows and may bring gigabytes of CUDA" \
+                "(to avoid that, point PIP_EXTRA_INDEX_URL at PyTorch's CPU packages)"
+    fi
+    headline "Installing the project and its dependencies"
+    "$VENV/bin/python" -m pip install -c launch/constraints.txt -e '.[dev]' ||
+        fail "pip could not install the versions of launch/constraints.txt (see above); they are made for Python 3.11"
+}
+
+# A process killed while it built leaves torch's lock file behind, and every later run would wait on it in silence. Torch
+# keeps the file open while it holds the lock, so a lock that no process has open is nobody's.
+remove_stale_lock() {
+    local lock="$extension_dir/lock"
+    [[ -e "$lock" ]] || return 0
+    if [[ -n "$(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null)" ]]; then
+        echo "another process is building DeepSpeed's CPU extension: waiting for it"
+        return 0
+    fi
+    echo "removing $lock, left behind by a build that was killed"
+    rm -f "$lock"
+}
+
+build_extension() {
+    [[ "${DS_ACCELERATOR-}" == cpu && "$(uname -s)" == Linux ]] || return 0
+    remove_stale_lock
+    [[ ! -f "$extension_dir/deepspeed_shm_comm.so" ]] || return 0
+    headline "Building DeepSpeed's CPU communication extension (about a minute, once; do not interrupt)"
+    command -v "${CXX:-c++}" >/dev/null ||
+        fail "no C++ compiler ${CXX:-c++}: install one (Debian, Ubuntu: g++) for DeepSpeed's CPU communication"
+    "$VENV/bin/python" -c '
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)' ||
+        fail "DeepSpeed's CPU extension did not build (see above): it needs a C++ compiler and Python's headers (python3-dev)"
+}
+
+take_turn
+create_venv
+stamp="$(current_stamp)"
+if [[ ! -f "$stamp_file" || "$(<"$stamp_file")" != "$stamp" ]]; then
+    rm -rf "$stamp_file" "$extension_dir/deepspeed_shm_comm.so"
+    install_packages
+    build_extension
+    echo "$stamp" >"$stamp_file"
+else
+    build_extension
+fi
+echo "set-up is up to date: $VENV ($("$VENV/bin/python" --version))"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Sets up, then checks everything: ruff, mypy, shellcheck, pytest. Stops at the first that fails.
+#
+# Usage: bash launch/test.sh [--slow] [pytest arguments …]
+#   --slow   also the tests that take longer than half a minute
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
+
+selection=(-m "not slow")
+case "${1-}" in
+    -h | --help) usage && exit 0 ;;
+    --slow) selection=() && shift ;;
+esac
+
+bash launch/setup.sh
+export HF_HUB_OFFLINE=1
+
+headline "ruff: lint"
+ruff check .
+headline "ruff: format"
+ruff format --check .
+headline "mypy"
+mypy
+headline "shellcheck"
+shellcheck --external-sources launch/*.sh launch/*.sbatch .ci/run
+headline "pytest"
+pytest ${selection[@]+"${selection[@]}"} "$@"
+headline "All checks passed"
