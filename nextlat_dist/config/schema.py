@@ -1,0 +1,328 @@
+"""The sections of a run's configuration and the rules between them.
+
+Every rule that can be checked without building anything is checked here, once, and its message gives the values, the rule
+and the key to change. Names are upstream's: Megatron-Core's for the model, DeepSpeed's for the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nextlat_dist.errors import UserError
+
+
+def swiglu_ffn_hidden_size(hidden_size: int) -> int:
+    """The paper's feed-forward width: 128 * round((8 * hidden / 3) / 128), at least 128."""
+    return max(128, 128 * round(8 * hidden_size / 3 / 128))
+
+
+@dataclass
+class ModelConfig:
+    """A Llama-family decoder: pre-norm, RMSNorm, SwiGLU, RoPE, grouped-query attention, no biases."""
+
+    num_layers: int = 8
+    hidden_size: int = 256
+    num_attention_heads: int = 4
+    num_query_groups: int | None = None  # key/value heads; null: num_attention_heads
+    ffn_hidden_size: int | None = None  # null: 128 * round((8 * hidden_size / 3) / 128)
+    vocab_size: int = 4096
+    make_vocab_size_divisible_by: int = 128  # the embedding is padded to a multiple; never depends on tensor parallelism
+    max_position_embeddings: int | None = None  # null: data.sequence_length
+    rotary_base: float = 10000.0
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+    init_method_std: float = 0.02
+
+    @property
+    def query_groups(self) -> int:
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return self.ffn_hidden_size or swiglu_ffn_hidden_size(self.hidden_size)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        multiple = self.make_vocab_size_divisible_by
+        return -(-self.vocab_size // multiple) * multiple
+
+
+@dataclass
+class PredictorConfig:
+    """The latent predictor p_psi: three matrices of width `hidden_size` (the paper's H)."""
+
+    hidden_size: int | None = None  # null: model.hidden_size
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised: L_ntp, or L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963)."""
+
+    name: Literal["next_token", "nextlat"] = "nextlat"
+    horizon: int = 1  # rollout steps of the latent predictor, the paper's d
+    lambda_hidden: float = 1.0
+    lambda_kl: float = 1.0
+
+    @property
+    def rollout_steps(self) -> int:
+        """Rollout steps in the loss: `horizon`, or 0 without a latent predictor."""
+        return self.horizon if self.name == "nextlat" else 0
+
+
+@dataclass
+class ParallelConfig:
+    """How ranks divide the work; data-parallel size is what remains of the world."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+@dataclass
+class DataConfig:
+    """Datasets written by `nextlat-data shard`."""
+
+    train: str | None = None  # directory with manifest.json
+    validation: str | None = None
+    tokenizer: str | None = None  # when given, must be the file that the datasets were tokenized with
+    sequence_length: int = 256  # positions per row; a row reads sequence_length + 1 tokens
+    packing: Literal["concat", "pad"] = "concat"
+    shuffle: bool = True
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW; norms are not decayed."""
+
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_grad: float = 1.0  # global gradient norm; 0 switches clipping off
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over tokens."""
+
+    name: Literal["constant", "cosine", "wsd"] = "wsd"
+    warmup_tokens: int = 0
+    decay_tokens: int = 0  # wsd: length of the linear decay at the end
+    min_lr: float = 0.0
+
+
+@dataclass
+class TrainingConfig:
+    train_tokens: int = 1_000_000  # rounded up to whole global batches
+    micro_batch_size: int = 8  # rows per rank and forward pass
+    global_batch_size: int = 16  # rows per optimizer step, all data-parallel ranks together
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    seed: int = 1234
+    log_interval: int = 10  # steps
+    validation_interval: int = 0  # steps; 0: at the end only
+    validation_batches: int = 4  # global batches
+    peak_tflops_per_device: float | None = None  # for MFU; null: known GPUs by name, CPUs by a short measurement
+
+
+@dataclass
+class CheckpointConfig:
+    save_interval: int = 0  # steps; 0: at the end only
+    keep_last: int = 2
+    resume: Literal["auto", "never", "must"] = "auto"  # must: an error when there is nothing to resume
+
+
+@dataclass
+class WandbConfig:
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "nextlat"
+    name: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """One training run. `output_dir` holds checkpoints/, metrics.jsonl and the resolved config."""
+
+    output_dir: str = "runs/default"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # raw DeepSpeed settings, merged under ours
+
+    @property
+    def predictor_hidden_size(self) -> int:
+        return self.predictor.hidden_size or self.model.hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.model.max_position_embeddings or self.data.sequence_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions trained on per optimizer step."""
+        return self.training.global_batch_size * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        return -(-self.training.train_tokens // self.tokens_per_step)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def validate(config: RunConfig, world_size: int | None = None) -> None:
+    """Check every rule between values; with `world_size`, also those that depend on the number of ranks.
+
+    Raises:
+        UserError: the first broken rule.
+    """
+    _validate_positive(config)
+    _validate_model(config)
+    _validate_schedule(config)
+    _validate_parallel(config)
+    if world_size is not None:
+        _validate_world(config, world_size)
+
+
+def _validate_positive(config: RunConfig) -> None:
+    model, training = config.model, config.training
+    for key, value in {
+        "model.num_layers": model.num_layers,
+        "model.hidden_size": model.hidden_size,
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.query_groups": model.query_groups,
+        "model.ffn_hidden_size": model.ffn_size,
+        "model.vocab_size": model.vocab_size,
+        "model.make_vocab_size_divisible_by": model.make_vocab_size_divisible_by,
+        "predictor.hidden_size": config.predictor_hidden_size,
+        "objective.horizon": config.objective.horizon,
+        "data.sequence_length": config.data.sequence_length,
+        "parallel.tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
+        "parallel.pipeline_model_parallel_size": config.parallel.pipeline_model_parallel_size,
+        "training.train_tokens": training.train_tokens,
+        "training.micro_batch_size": training.micro_batch_size,
+        "training.global_batch_size": training.global_batch_size,
+        "training.log_interval": training.log_interval,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "optimizer.lr": config.optimizer.lr,
+    }.items():
+        _require(value > 0, f"{key} is {value}, it must be positive")
+    for key, value in {
+        "objective.lambda_hidden": config.objective.lambda_hidden,
+        "objective.lambda_kl": config.objective.lambda_kl,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.clip_grad": config.optimizer.clip_grad,
+        "schedule.warmup_tokens": config.schedule.warmup_tokens,
+        "schedule.decay_tokens": config.schedule.decay_tokens,
+        "schedule.min_lr": config.schedule.min_lr,
+        "training.validation_interval": training.validation_interval,
+        "training.validation_batches": training.validation_batches,
+        "checkpoint.save_interval": config.checkpoint.save_interval,
+    }.items():
+        _require(value >= 0, f"{key} is {value}, it must not be negative")
+    _require(
+        len(config.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in config.optimizer.betas),
+        f"optimizer.betas is {config.optimizer.betas}, it must be two numbers in [0, 1)",
+    )
+
+
+def _validate_model(config: RunConfig) -> None:
+    model, objective, data = config.model, config.objective, config.data
+    heads, groups = model.num_attention_heads, model.query_groups
+    _require(
+        model.hidden_size % heads == 0 and (model.hidden_size // heads) % 2 == 0,
+        f"model.hidden_size={model.hidden_size} over model.num_attention_heads={heads} must give an even head size",
+    )
+    _require(
+        heads % groups == 0,
+        f"model.num_attention_heads={heads} is not divisible by model.num_query_groups={groups}",
+    )
+    _require(
+        data.sequence_length <= config.max_position_embeddings,
+        f"data.sequence_length={data.sequence_length} is longer than "
+        f"model.max_position_embeddings={config.max_position_embeddings}",
+    )
+    _require(
+        objective.rollout_steps < data.sequence_length,
+        f"objective.horizon={objective.horizon} must be smaller than data.sequence_length={data.sequence_length}",
+    )
+
+
+def _validate_schedule(config: RunConfig) -> None:
+    schedule, total = config.schedule, config.training.train_tokens
+    decay = schedule.decay_tokens if schedule.name == "wsd" else 0
+    _require(
+        schedule.warmup_tokens + decay <= total,
+        f"schedule.warmup_tokens={schedule.warmup_tokens} and schedule.decay_tokens={decay} together exceed "
+        f"training.train_tokens={total}",
+    )
+    _require(
+        schedule.min_lr <= config.optimizer.lr,
+        f"schedule.min_lr={schedule.min_lr} is above optimizer.lr={config.optimizer.lr}",
+    )
+
+
+def _validate_parallel(config: RunConfig) -> None:
+    model, parallel = config.model, config.parallel
+    tp, pp, zero = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.zero_stage
+    for key, value in {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_query_groups": model.query_groups,
+        "model.ffn_hidden_size": model.ffn_size,
+        "predictor.hidden_size": config.predictor_hidden_size,
+    }.items():
+        _require(
+            value % tp == 0,
+            f"{key}={value} is not divisible by parallel.tensor_model_parallel_size={tp}",
+        )
+    _require(
+        model.padded_vocab_size % tp == 0,
+        f"the vocabulary padded to {model.padded_vocab_size} is not divisible by parallel.tensor_model_parallel_size={tp}; "
+        "change model.make_vocab_size_divisible_by",
+    )
+    _require(
+        pp == 1 or zero <= 1,
+        f"parallel.zero_stage={zero} cannot be used with parallel.pipeline_model_parallel_size={pp}: "
+        "a pipeline allows parallel.zero_stage 0 or 1",
+    )
+    _require(
+        pp <= model.num_layers,
+        f"parallel.pipeline_model_parallel_size={pp} exceeds model.num_layers={model.num_layers}: "
+        "every stage needs a decoder layer",
+    )
+    _require(
+        config.training.precision != "bf16" or zero >= 1,
+        "training.precision=bf16 with parallel.zero_stage=0 would accumulate gradients in bf16; "
+        "use parallel.zero_stage=1 or more, which accumulates in fp32",
+    )
+    _require(
+        not (model.tie_embeddings and zero == 3),
+        "model.tie_embeddings=true cannot be used with parallel.zero_stage=3: the head would read a weight that the "
+        "embedding has released; use parallel.zero_stage=2 or less",
+    )
+
+
+def _validate_world(config: RunConfig, world_size: int) -> None:
+    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
+    micro, total = config.training.micro_batch_size, config.training.global_batch_size
+    _require(
+        world_size % (tp * pp) == 0,
+        f"{world_size} ranks cannot be divided into groups of parallel.tensor_model_parallel_size={tp} x "
+        f"parallel.pipeline_model_parallel_size={pp}",
+    )
+    dp = world_size // (tp * pp)
+    _require(
+        total % (micro * dp) == 0,
+        f"training.global_batch_size={total} is not a multiple of training.micro_batch_size={micro} x "
+        f"{dp} data-parallel ranks",
+    )

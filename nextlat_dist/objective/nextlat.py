@@ -1,0 +1,62 @@
+"""Next-Latent Prediction: L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963).
+
+From every position t the latent predictor rolls d steps forward, fed the true tokens: step i predicts h_{t+i}. The target state
+is detached in L_h; in L_kl the teacher and the head's weight are. Gradients do reach the predictor, h_t and e(x).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nextlat_dist.model.embedding import TOKEN
+from nextlat_dist.model.latent_predictor import LatentPredictor
+from nextlat_dist.objective.masks import masked_sum, next_token_mask, rollout_masks
+from nextlat_dist.objective.output_head import OutputHead
+
+
+class NextLatObjective(nn.Module):
+    """(hidden [s, b, h], rows, e(x) [s, b, h][, tied weight]) -> term sums [1 + 2 * horizon]."""
+
+    canonical_prefix = ""
+
+    def __init__(
+        self,
+        transformer_config: Any,
+        vocab_size: int,
+        padded_vocab_size: int,
+        process_groups: Any,
+        tied: bool,
+        predictor_hidden_size: int,
+        horizon: int,
+    ) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
+        self.latent_predictor = LatentPredictor(transformer_config, predictor_hidden_size, process_groups)
+
+    def rollout(self, hidden: torch.Tensor, embedded: torch.Tensor) -> list[torch.Tensor]:
+        """Predicted states of steps 1 .. horizon: entry i - 1 is [s - i, b, h], index t holding the prediction of h_{t+i}."""
+        state, predicted = hidden, []
+        for step in range(1, self.horizon + 1):
+            state = self.latent_predictor(state[:-1], embedded[step:])
+            predicted.append(state)
+        return predicted
+
+    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        hidden, rows, embedded, *lent = inputs
+        predicted = self.rollout(hidden, embedded)
+        cross_entropy, divergences = self.output_layer(hidden, rows[:, 1:, TOKEN].t(), predicted, *lent)
+        target = hidden.detach()
+        if target.dtype != torch.float64:
+            target = target.float()
+        hidden_sums, kl_sums = [], []
+        for step, (state, divergence) in enumerate(zip(predicted, divergences, strict=True), start=1):
+            hidden_mask, kl_mask = rollout_masks(rows, step)
+            distance = F.smooth_l1_loss(state.to(target.dtype), target[step:], reduction="none").mean(dim=-1)
+            hidden_sums.append(masked_sum(distance, hidden_mask))
+            kl_sums.append(masked_sum(divergence, kl_mask))
+        return torch.stack([masked_sum(cross_entropy, next_token_mask(rows)), *hidden_sums, *kl_sums])

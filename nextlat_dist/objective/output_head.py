@@ -1,0 +1,66 @@
+"""The output head and the losses that read its weight: hidden states, weight and targets in, per-position losses out.
+
+The losses are computed inside the head's own forward, because ZeRO-3 gathers a weight only while its owner runs. A fused,
+chunked implementation can replace the body without touching a caller.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nextlat_dist.objective.vocab_parallel import (
+    vocab_parallel_cross_entropy,
+    vocab_parallel_kl,
+    vocab_parallel_logits,
+)
+
+
+class OutputHead(nn.Module):
+    """softmax(W h) over a vocabulary-parallel W [padded vocab (local), h]; with `tied`, W is lent by the embedding."""
+
+    def __init__(
+        self, transformer_config: Any, vocab_size: int, padded_vocab_size: int, process_groups: Any, tied: bool
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.group = process_groups.tp
+        shape = (padded_vocab_size // self.group.size(), transformer_config.hidden_size)
+        self.weight = None if tied else nn.Parameter(torch.empty(shape, dtype=transformer_config.params_dtype))
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        predicted: list[torch.Tensor],
+        lent_weight: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Losses in nats, fp32 or wider.
+
+        Args:
+            hidden: final hidden states h [s, b, h].
+            targets: next tokens [s, b].
+            predicted: for rollout step i = 1, 2, …, the predicted state of position t + i at index t, [s - i, b, h].
+            lent_weight: the embedding's weight when the head is tied.
+
+        Returns:
+            Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient reaches
+            `predicted` only: neither the teacher state nor the head's weight.
+        """
+        weight = self.weight if lent_weight is None else lent_weight
+        assert weight is not None
+        logits = vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)
+        cross_entropy, log_sum_exp = vocab_parallel_cross_entropy(logits, targets, self.group)
+        divergences = []
+        for step, state in enumerate(predicted, start=1):
+            student = vocab_parallel_logits(state, weight.detach(), self.vocab_size, self.group)
+            divergences.append(vocab_parallel_kl(student, logits[step:], log_sum_exp[step:], self.group))
+        return cross_entropy, divergences
+
+    def logits(self, hidden: torch.Tensor, lent_weight: torch.Tensor | None = None) -> torch.Tensor:
+        """[s, b, h] -> this rank's logits [s, b, vocab (local)]."""
+        weight = self.weight if lent_weight is None else lent_weight
+        assert weight is not None
+        return vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)

@@ -1,0 +1,73 @@
+"""The accelerator: CUDA where there is one, else the CPU as a first-class citizen.
+
+Import this module before Megatron-Core or DeepSpeed. Without CUDA, Megatron-Core still asks `torch.cuda` for the current
+device in about ninety places; `use_cpu_where_no_cuda` answers with the CPU, once, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+
+import torch
+
+KNOWN_PEAK_TFLOPS = {  # dense bf16, from the vendor's data sheets
+    "A100": 312.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "B200": 2250.0,
+}
+
+
+def has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def use_cpu_where_no_cuda() -> None:
+    """Make Megatron-Core and DeepSpeed run on this machine; does nothing where there is CUDA."""
+    if has_cuda():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *args, **kwargs: None  # type: ignore[assignment]
+
+
+def quiet_third_parties() -> None:
+    """Silence import-time remarks about optional GPU packages, so that a run's own lines can be read."""
+    for pattern in (".*Apex.*", ".*Transformer Engine.*", ".*transformer_engine.*", ".*pynvml.*", ".*NVIDIA.*"):
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def device() -> torch.device:
+    """This rank's device; sets the current CUDA device from LOCAL_RANK."""
+    if not has_cuda():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def communication_backend() -> str:
+    return "nccl" if has_cuda() else "gloo"
+
+
+def peak_tflops() -> tuple[float, str]:
+    """Peak of one device in TFLOP/s and where the number comes from: the data sheet, or a half-second matmul."""
+    if has_cuda():
+        name = torch.cuda.get_device_name()
+        for key, value in KNOWN_PEAK_TFLOPS.items():
+            if key in name:
+                return value, f"data sheet of {key}, dense bf16"
+    size, rounds = 1024, 0
+    left = torch.randn(size, size, device=device())
+    right = torch.randn(size, size, device=device())
+    left @ right
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < 0.5:
+        (left @ right).sum().item()
+        rounds += 1
+    return 2 * size**3 * rounds / elapsed / 1e12, f"measured fp32 matmul of {size}x{size}"

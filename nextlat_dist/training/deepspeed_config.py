@@ -1,0 +1,76 @@
+"""The DeepSpeed configuration: ours, with the user's raw `deepspeed:` settings merged under it.
+
+Ours decide batch arithmetic, ZeRO stage, precision and clipping; a raw setting that contradicts them is an error that names
+our key. Everything else passes through untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.errors import UserError
+
+_OWNED = {
+    "train_batch_size": "training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.global_batch_size",
+    "gradient_clipping": "optimizer.clip_grad",
+    "zero_optimization.stage": "parallel.zero_stage",
+    "bf16.enabled": "training.precision",
+    "fp16.enabled": "training.precision",
+    "data_types.grad_accum_dtype": "training.precision (gradients always accumulate in fp32)",
+}
+_FORBIDDEN = {
+    "optimizer": "the optimizer section",
+    "scheduler": "the schedule section",
+}
+
+
+def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`.
+
+    Raises:
+        UserError: a raw setting contradicts one of our keys.
+    """
+    training = config.training
+    accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel_size)
+    ours: dict[str, Any] = {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.clip_grad,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "bf16": {"enabled": training.precision == "bf16"},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    merged = copy.deepcopy(config.deepspeed)
+    merged.setdefault("zero_allow_untested_optimizer", True)
+    merged.setdefault("steps_per_print", None)
+    for key, section in _FORBIDDEN.items():
+        if key in merged:
+            raise UserError(f"deepspeed.{key} is set, but {section} of this config decides it; remove deepspeed.{key}")
+    _merge(merged, ours, "")
+    if config.parallel.zero_stage == 0:
+        # Clipping with the exact norm is `optimizer.clip_before_step`'s there.
+        merged["gradient_clipping"] = 0.0
+    return merged
+
+
+def _merge(target: dict[str, Any], ours: dict[str, Any], prefix: str) -> None:
+    for key, value in ours.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            node = target.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UserError(f"deepspeed.{path} is {node!r}, it must be a mapping")
+            _merge(node, value, f"{path}.")
+        elif key in target and target[key] != value:
+            raise UserError(
+                f"deepspeed.{path} is {target[key]!r} but {_OWNED[path]} makes it {value!r}; "
+                f"remove deepspeed.{path} and set {_OWNED[path].split(' ')[0]}"
+            )
+        else:
+            target[key] = value
