@@ -1,1 +1,1 @@
-"""The `nextlat-data` commands: tokenizer, shard, inspect. No torch import."""
+"""The `nextlat-data` commands: stdlib, tokenizer, shard, inspect. No torch import of their own."""

@@ -103,8 +103,8 @@ class RowLoader:
         self.truncated_documents = 0
         if not self.rows_per_epoch:
             raise UserError(
-                f"dataset {dataset} has {self._manifest.tokens} tokens in {self._manifest.documents} documents, too few "
-                f"for one row of sequence_length + 1 = {self._row_tokens} tokens; use more data or a smaller "
+                f"dataset {dataset} has {self._manifest.tokens} tokens in {self._manifest.documents} documents, too "
+                f"few for one row of sequence_length + 1 = {self._row_tokens} tokens; use more data or a smaller "
                 "sequence_length"
             )
         units = self._storage.tokens if packing == "concat" else self._storage.documents

@@ -23,6 +23,7 @@ class Tokenizer:
     """A sentencepiece model file.
 
     Attributes:
+        model: content of the file.
         sha256: of the file.
         vocab_size: number of ids.
         bos_id, eos_id, pad_id: -1 where the model has no such token.
@@ -33,7 +34,7 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            model = Path(path).read_bytes()
+            self.model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(
                 f"tokenizer {path} cannot be read ({error.strerror}); train one with `nextlat-data tokenizer`"
@@ -41,13 +42,13 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             # An empty protobuf parses as an empty model, and the C++ side then aborts the process.
-            if not model or not self._processor.LoadFromSerializedProto(model):
+            if not self.model or not self._processor.LoadFromSerializedProto(self.model):
                 raise RuntimeError
         except RuntimeError:
             raise UserError(
                 f"tokenizer {path} is not a sentencepiece model; train one with `nextlat-data tokenizer`"
             ) from None
-        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.sha256 = hashlib.sha256(self.model).hexdigest()
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()

@@ -1,0 +1,169 @@
+"""The real text that every machine has: the Python standard library, as documents and held-out prompts.
+
+    OUTPUT/stdlib.jsonl                                {"name", "domain", "split", "text"}
+    OUTPUT/prompts/{code,docstrings,prose}.jsonl       {"name", "prompt"}, cut from documents of the validation split
+
+`code` is each module's source, `docstrings` the docstrings of a module, `prose` the language reference in
+`pydoc_data.topics`.
+
+Invariant: a module's docstrings are in the split of its code, and prompts come from the validation split alone, so
+nothing that a prompt asks for was trained on. `nextlat-data shard --split-field split` takes the split from here.
+
+    nextlat-data stdlib --output corpus
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from data_tools.files import write_file
+from data_tools.splits import Split, unit_hash
+from nextlat_dist.errors import UserError
+
+# Tests; installed packages; character tables, which a script generated and no one would want to see completed.
+EXCLUDED_FOLDERS = {"__pycache__", "site-packages", "test", "tests", "idle_test", "encodings"}
+EXCLUDED_FILES = {"pydoc_data/topics.py"}
+DOMAINS = ("code", "docstrings", "prose")
+PROMPTS_PER_DOMAIN = 32
+PROMPT_CHARACTERS = (400, 800)
+WINDOW_CHARACTERS = 1600
+
+
+@dataclass(frozen=True)
+class Text:
+    name: str
+    domain: str
+    split: Split
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: str
+    prompt: str
+
+
+def read_stdlib(root: Path) -> dict[str, str]:
+    """Source of every module below `root`, by relative path, in sorted order."""
+    sources: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if EXCLUDED_FOLDERS.isdisjoint(name.split("/")) and name not in EXCLUDED_FILES:
+            try:
+                sources[name] = path.read_bytes().decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # a few old modules declare another encoding
+    return sources
+
+
+def docstrings_of(source: str) -> str:
+    """All docstrings of a module, in order, with a blank line between; empty if there are none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # escapes in old sources
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            return ""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda n: getattr(n, "lineno", 0))
+    docstrings = (ast.get_docstring(node, clean=False) for node in nodes)
+    return "\n\n".join(cleaned for d in docstrings if d and (cleaned := inspect.cleandoc(d).strip()))
+
+
+def hold_out(texts: dict[str, str], fraction: float) -> set[str]:
+    """Names to validate on: by hash, until they make up `fraction` of the characters.
+
+    By size and not by a threshold on the hash: there are only a few topics, of very different lengths.
+    """
+    total = sum(map(len, texts.values()))
+    held: set[str] = set()
+    size = 0
+    for name in sorted(texts, key=unit_hash):
+        if size >= fraction * total:
+            break
+        held.add(name)
+        size += len(texts[name])
+    return held
+
+
+def build(root: Path, validation_fraction: float) -> list[Text]:
+    """Every document: code, docstrings and prose."""
+    sources = read_stdlib(root)
+    if not sources:
+        raise UserError(f"there are no standard library sources in {root}; use a Python that ships them")
+    documentation = {name: text for name, text in sorted(topics.items()) if text.strip()}
+    held = hold_out(sources, validation_fraction)
+    held_topics = hold_out(documentation, validation_fraction)
+    texts: list[Text] = []
+    for name, source in sources.items():
+        split: Split = "validation" if name in held else "train"
+        documents = (("code", source), ("docstrings", docstrings_of(source)))
+        texts += [Text(f"{domain}/{name}", domain, split, text) for domain, text in documents if text.strip()]
+    for name, text in documentation.items():
+        texts.append(Text(f"prose/{name}", "prose", "validation" if name in held_topics else "train", text))
+    return texts
+
+
+def cut_prompts(texts: Sequence[Text]) -> list[Prompt]:
+    """Up to `PROMPTS_PER_DOMAIN` prompts from validation documents; a second place of one only after a place of each.
+
+    A prompt starts at a line and ends before a space or a line end.
+    """
+    assert all(text.split == "validation" for text in texts)
+    candidates: list[tuple[int, float, Prompt]] = []
+    for text in texts:
+        places = {f"{text.name}@{at}": at for at in range(0, len(text.text), WINDOW_CHARACTERS)}
+        found = 0
+        for name in sorted(places, key=unit_hash):
+            prompt = _prompt_at(text.text, places[name], unit_hash(f"length of {name}"))
+            if prompt is not None:
+                candidates.append((found, unit_hash(name), Prompt(name, prompt)))
+                found += 1
+    return [prompt for _, _, prompt in sorted(candidates, key=lambda c: c[:2])[:PROMPTS_PER_DOMAIN]]
+
+
+def _prompt_at(text: str, at: int, place: float) -> str | None:
+    """The prompt of the window at `at`, None where there is too little text; `place` in [0, 1) chooses its length."""
+    begin = at if at == 0 else text.find("\n", at) + 1
+    shortest, longest = PROMPT_CHARACTERS
+    window = text[begin : at + WINDOW_CHARACTERS]
+    if (at and not begin) or len(window) < longest:
+        return None
+    end = shortest + int(place * (longest - shortest))
+    space = re.compile(r"\s").search(window, end, longest)
+    if space is None or not window[: space.start()].strip():
+        return None
+    return window[: space.start()]
+
+
+def write_stdlib(output: Path, validation_fraction: float) -> dict[str, dict[str, int]]:
+    """Write documents and prompts below `output`; returns their numbers per domain.
+
+    Raises:
+        UserError: the fraction is out of range, or this Python has no sources.
+    """
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"--validation-fraction is {validation_fraction}; it must lie between 0 and 1")
+    texts = build(Path(sysconfig.get_paths()["stdlib"]), validation_fraction)
+    write_file(output / "stdlib.jsonl", _jsonl(texts))
+    counts: dict[str, dict[str, int]] = {}
+    for domain in DOMAINS:
+        of_domain = [text for text in texts if text.domain == domain]
+        held = [text for text in of_domain if text.split == "validation"]
+        prompts = cut_prompts(held)
+        write_file(output / "prompts" / f"{domain}.jsonl", _jsonl(prompts))
+        counts[domain] = {"documents": len(of_domain), "held_out": len(held), "prompts": len(prompts)}
+    return counts
+
+
+def _jsonl(rows: Iterable[Text | Prompt]) -> bytes:
+    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()

@@ -1,0 +1,203 @@
+"""Write one dataset directory: records, shards, indices and, last, the manifest.
+
+Invariant: the same documents in the same order give the same bytes everywhere (fixed time, owner and mode in the tar),
+and a directory without `manifest.json` is unfinished, whatever else it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_tools.files import atomic_file, write_file
+from nextlat_dist.data.shard_format import (
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    IndexEntry,
+    Manifest,
+    Record,
+    ShardEntry,
+    TokenizerEntry,
+    index_bytes,
+    index_name,
+    manifest_bytes,
+    shard_name,
+)
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+
+
+class _Shard:
+    """One tar that is being written; `entries` get their crc32 when it is finished."""
+
+    def __init__(self, path: Path) -> None:
+        # Imported here because the package imports torch where torch is installed.
+        from webdataset.writer import TarWriter
+
+        self.path = path
+        self.entries: list[IndexEntry] = []
+        self.tokens = 0
+        self._stack = ExitStack()
+        self._file: BinaryIO = self._stack.enter_context(atomic_file(path))
+        self._tar = TarWriter(self._file, user="nextlat", group="nextlat", mode=0o444, encoder=False, mtime=0)
+
+    def write(self, record: Record) -> None:
+        key = f"{self.path.stem}-{len(self.entries):06d}"
+        begin = self._tar.tarstream.offset
+        self._tar.write({"__key__": key, **record.members()})
+        length = self._tar.tarstream.offset - begin
+        self.entries.append(IndexEntry(key, begin, length, len(record.ends), len(record.tokens), 0))
+        self.tokens += len(record.tokens)
+
+    def finish(self) -> ShardEntry:
+        """Close the tar, read it back for its digests, write the index, and give both their final names."""
+        self._tar.close()
+        self._file.seek(0)
+        digest = hashlib.sha256()
+        for number, entry in enumerate(self.entries):
+            data = self._file.read(entry.length)
+            assert len(data) == entry.length
+            digest.update(data)
+            self.entries[number] = IndexEntry(**{**vars(entry), "crc32": zlib.crc32(data)})
+        digest.update(self._file.read())
+        size = self._file.tell()
+        index = index_bytes(self.path.name, self.entries)
+        self._stack.close()
+        write_file(self.path.with_name(index_name(self.path.name)), index)
+        return ShardEntry(
+            name=self.path.name,
+            bytes=size,
+            sha256=digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            records=len(self.entries),
+            documents=sum(entry.documents for entry in self.entries),
+            tokens=self.tokens,
+        )
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove the temporary file."""
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+class DatasetWriter:
+    """Writes the documents added to it as shards of `directory`; `finish` makes it a dataset.
+
+    Args:
+        record_tokens: a record is closed as soon as it has this many tokens.
+        shard_tokens: a shard is closed as soon as it has this many tokens.
+        overwrite: replace a finished dataset in `directory`.
+
+    Raises:
+        UserError: `directory` holds a finished dataset already.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        *,
+        record_tokens: int,
+        shard_tokens: int,
+        has_prompts: bool,
+        bos: bool,
+        eos: bool,
+        overwrite: bool,
+    ) -> None:
+        self.directory = directory
+        self.split = split
+        self._tokenizer = tokenizer
+        self._record_tokens = record_tokens
+        self._shard_tokens = shard_tokens
+        self._has_prompts = has_prompts
+        self._bos = bos
+        self._eos = eos
+        self._shards: list[ShardEntry] = []
+        self._shard: _Shard | None = None
+        self._documents: list[np.ndarray] = []
+        self._prompts: list[int] = []
+        self._buffered_tokens = 0
+        self._prepare(overwrite)
+
+    def _prepare(self, overwrite: bool) -> None:
+        """Leave nothing of an earlier run; its manifest goes first, so that it never vouches for half a dataset."""
+        manifest = self.directory / MANIFEST_FILE
+        if manifest.exists():
+            if not overwrite:
+                raise UserError(f"{self.directory} already holds a dataset; pass --overwrite or another --output")
+            manifest.unlink()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for pattern in (f"{self.split}-[0-9]*.tar", f"{self.split}-[0-9]*.index.json", f".{self.split}-[0-9]*.tmp"):
+            for stale in list(self.directory.glob(pattern)):
+                stale.unlink()
+
+    def add(self, tokens: np.ndarray, prompt_tokens: int) -> None:
+        """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted."""
+        assert 0 <= int(tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
+        self._documents.append(tokens)
+        self._prompts.append(prompt_tokens)
+        self._buffered_tokens += len(tokens)
+        if self._buffered_tokens >= self._record_tokens:
+            self._flush_record()
+
+    def _flush_record(self) -> None:
+        record = Record(
+            tokens=np.concatenate(self._documents),
+            ends=np.cumsum([len(document) for document in self._documents], dtype=np.int64),
+            prompts=np.array(self._prompts, dtype=np.int64) if self._has_prompts else None,
+        )
+        self._documents, self._prompts, self._buffered_tokens = [], [], 0
+        if self._shard is None:
+            self._shard = _Shard(self.directory / shard_name(self.split, len(self._shards)))
+        self._shard.write(record)
+        if self._shard.tokens >= self._shard_tokens:
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        assert self._shard is not None
+        self._shards.append(self._shard.finish())
+        self._shard = None
+
+    def flush(self) -> int:
+        """Write what is buffered, finish the last shard, and return how many documents there are."""
+        if self._documents:
+            self._flush_record()
+        if self._shard is not None:
+            self._finish_shard()
+        return sum(shard.documents for shard in self._shards)
+
+    def finish(self, report: dict[str, Any]) -> Manifest:
+        """Copy the tokenizer and write the manifest; call `flush` before."""
+        assert not self._documents
+        assert self._shard is None
+        tokenizer = self._tokenizer
+        write_file(self.directory / TOKENIZER_FILE, tokenizer.model)
+        manifest = Manifest(
+            split=self.split,
+            tokenizer=TokenizerEntry(
+                TOKENIZER_FILE,
+                tokenizer.sha256,
+                tokenizer.vocab_size,
+                tokenizer.bos_id,
+                tokenizer.eos_id,
+                tokenizer.pad_id,
+            ),
+            shards=tuple(self._shards),
+            has_prompts=self._has_prompts,
+            bos=self._bos,
+            eos=self._eos,
+            report=report,
+        )
+        write_file(self.directory / MANIFEST_FILE, manifest_bytes(manifest))
+        return manifest
+
+    def abandon(self, error: BaseException) -> None:
+        """Leave no temporary file; shards finished so far stay, without a manifest."""
+        if self._shard is not None:
+            self._shard.abandon(error)
+            self._shard = None
