@@ -1,1 +1,8 @@
-"""Single-device decoding with a KV cache and the latent predictor as drafter. Needs torch and transformers only."""
+"""Single-device decoding of an export: torch, safetensors and a tokenizer, never the training stack.
+
+`from nextlat_dist.inference import load; load(export_dir).generate(["def "], max_new_tokens=64)`
+"""
+
+from nextlat_dist.inference.decoder import Decoder, Generation, load
+
+__all__ = ["Decoder", "Generation", "load"]
