@@ -1,0 +1,98 @@
+"""A throw-away project root for the launch scripts: their files, and a `nextlat_dist.cli` that only reports.
+
+Invariant: no test touches the checkout's own .venv, and none needs a network, a GPU, pdsh or Slurm.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+# A stand-in for the training command: one file per rank with its place, settings and environment.
+REPORTING_CLI = """
+import json, os, pathlib, signal, sys, time
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR",
+         "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH")
+report = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
+def stop(*_):
+    time.sleep(0.5)  # as saving a checkpoint would take a while
+    pathlib.Path(f"stopped.{os.environ['RANK']}").touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+temporary = pathlib.Path(f".report.{os.environ['RANK']}")
+temporary.write_text(json.dumps(report))
+temporary.rename(temporary.name[1:])
+if "wait=yes" in sys.argv:
+    time.sleep(60)
+sys.exit(3 if "fail=yes" in sys.argv else 0)
+"""
+
+
+@dataclass
+class Project:
+    """A copy of the launch scripts at `root`, and the environment they run in."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def add_command(self, name: str, text: str, folder: str = "commands") -> Path:
+        """Put an executable script on the PATH (`commands`) or into the virtual environment (`.venv/bin`)."""
+        path = self.root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", *command],
+            cwd=self.root,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command, **environment)
+        output, errors = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def add_real_venv(self) -> None:
+        """Use the packages that run this test, and the reporting command in place of the real one."""
+        (self.root / ".venv").symlink_to(sys.prefix)
+        package = self.root / "nextlat_dist"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "cli.py").write_text(REPORTING_CLI)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """No GPU, no Slurm, whatever the machine has; commands added by a test come first on the PATH."""
+    shutil.copytree(CHECKOUT / "launch", tmp_path / "launch")
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
+    (tmp_path / "run.yaml").write_text("{}\n")
+    dropped = ("SLURM_", "PIP_", "DS_", "MASTER_", "NPROC", "PYTHON", "CUDA_", "OMP_", "TORCH_", "RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    environment["PATH"] = f"{tmp_path / 'commands'}:{environment['PATH']}"
+    environment["HOME"] = str(tmp_path)
+    made = Project(tmp_path, environment)
+    made.add_command("nvidia-smi", "#!/bin/sh\nexit 9\n")
+    return made
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2 and a single line `error: …` with all parts in it."""
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in errors[0]

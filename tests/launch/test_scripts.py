@@ -1,0 +1,113 @@
+"""The scripts are sound shell, explain themselves, and answer bad arguments with one sentence.
+
+Command: `pytest tests/launch/test_scripts.py`.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import CHECKOUT, Project, assert_one_sentence
+
+SCRIPTS = sorted([*CHECKOUT.glob("launch/*.sh"), *CHECKOUT.glob("launch/*.sbatch"), CHECKOUT / ".ci/run"])
+TOOLS = Path(sys.executable).parent
+COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "run")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_shell_is_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    check = [str(TOOLS / "shellcheck"), "--external-sources", str(script.relative_to(CHECKOUT))]
+    result = subprocess.run(check, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_prints_the_usage(project: Project, name: str) -> None:
+    result = project.run(f"launch/{name}", "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"launch/{name}" in result.stdout
+    assert "Usage: " in result.stdout
+    assert "set -euo" not in result.stdout
+    assert not (project.root / ".venv").exists(), "help does not set up"
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (["setup.sh", "now"], ["no argument", "now"]),
+        (["single_node.sh"], ["no CONFIG"]),
+        (["single_node.sh", "missing.yaml"], ["missing.yaml", "not a file"]),
+        (["single_node.sh", "run.yaml"], ["no virtual environment", "setup.sh"]),
+        (["multi_node.sh"], ["no HOSTFILE"]),
+        (["multi_node.sh", "missing"], ["missing", "not a file"]),
+        (["multi_node.sh", "hosts"], ["no CONFIG"]),
+        (["multi_node.sh", "hosts", "missing.yaml"], ["missing.yaml"]),
+        (["multi_node.sh", "bad_hosts", "run.yaml"], ["2:second slot=1", "HOST slots=N"]),
+        (["multi_node.sh", "no_hosts", "run.yaml"], ["names no host"]),
+        (["slurm.sbatch", "run.yaml"], ["not a Slurm job", "sbatch"]),
+        (["quickstart.sh", "--fast"], ["--fast", "key=value"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_bad_arguments_get_one_sentence(project: Project, command: list[str], parts: list[str]) -> None:
+    (project.root / "hosts").write_text("# two of them\n\nfirst slots=1\nsecond slots=1\n")
+    (project.root / "bad_hosts").write_text("first slots=1\nsecond slot=1\n")
+    (project.root / "no_hosts").write_text("# none yet\n")
+    assert_one_sentence(project.run(f"launch/{command[0]}", *command[1:]), *parts)
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1", ""])
+def test_number_of_ranks_is_checked(project: Project, value: str) -> None:
+    assert_one_sentence(project.run("launch/single_node.sh", "run.yaml", NPROC=value), "NPROC")
+
+
+def test_missing_pdsh(project: Project) -> None:
+    project.add_real_venv()
+    (project.root / "hosts").write_text("first slots=1\n")
+    for name in ("bash", "dirname", "sed", "grep", "head"):  # a PATH that surely has no pdsh
+        project.add_command(name, f'#!/bin/sh\nexec /usr/bin/env -S PATH=/usr/bin:/bin {name} "$@"\n')
+    result = project.run("launch/multi_node.sh", "hosts", "run.yaml", PATH=str(project.root / "commands"))
+    assert_one_sentence(result, "pdsh is not installed")
+
+
+def stub_checks(project: Project, failing: str = "") -> None:
+    """Stand-ins for set-up and the checkers, which log their calls."""
+    (project.root / ".ci").mkdir()
+    (project.root / ".ci/run").write_text((CHECKOUT / ".ci/run").read_text())
+    (project.root / "launch/setup.sh").write_text("echo setup >>calls.log\n")
+    for name in ("ruff", "mypy", "shellcheck", "pytest"):
+        text = f'#!/bin/sh\necho "{name} $*" >>calls.log\nexit {int(name == failing)}\n'
+        project.add_command(name, text, folder=".venv/bin")
+
+
+def test_test_script_runs_every_check(project: Project) -> None:
+    stub_checks(project)
+    result = project.run(".ci/run", "-k", "something")
+    assert result.returncode == 0, result.stderr
+    calls = (project.root / "calls.log").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["setup", "ruff", "ruff", "mypy", "shellcheck", "pytest"]
+    assert calls[-1] == "pytest -m not slow -k something"
+    assert "launch/slurm.sbatch" in calls[-2]
+
+
+def test_slow_tests_are_chosen_by_the_option(project: Project) -> None:
+    stub_checks(project)
+    assert project.run("launch/test.sh", "--slow", "-x").returncode == 0
+    assert (project.root / "calls.log").read_text().splitlines()[-1] == "pytest -x"
+
+
+@pytest.mark.parametrize("failing", ["ruff", "mypy", "shellcheck", "pytest"])
+def test_a_failing_check_fails_the_test_script(project: Project, failing: str) -> None:
+    stub_checks(project, failing)
+    result = project.run("launch/test.sh")
+    assert result.returncode != 0
+    assert "All checks passed" not in result.stdout
+
+
+def test_pre_commit_hooks_are_local_and_valid() -> None:
+    config = CHECKOUT / ".pre-commit-config.yaml"
+    subprocess.run([str(TOOLS / "pre-commit"), "validate-config", str(config)], check=True)
+    assert config.read_text().count("repo:") == config.read_text().count("repo: local") == 1

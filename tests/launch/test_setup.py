@@ -1,0 +1,186 @@
+"""Set-up installs once, repeats nothing, and never waits on a lock that nobody holds.
+
+The virtual environments are real; pip and DeepSpeed in them are stand-ins that keep a log.
+Command: `pytest tests/launch/test_setup.py`.
+"""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import Project, assert_one_sentence
+
+STAND_IN_PIP = """
+import os, pathlib, sys
+root = pathlib.Path(sys.prefix).parent
+if "--version" not in sys.argv:
+    with (root / "calls.log").open("a") as log:
+        print("pip", *sys.argv[1:], file=log)
+    sys.exit(1 if (root / "pip_fails").exists() else 0)
+"""
+STAND_IN_ACCELERATOR = """
+import os, pathlib, sys
+class Builder:
+    def load(self, verbose):
+        folder = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "deepspeed_shm_comm.so").touch()
+        with (pathlib.Path(sys.prefix).parent / "calls.log").open("a") as log:
+            print("build", file=log)
+class Accelerator:
+    def create_op_builder(self, name):
+        assert name == "ShareMemCommBuilder"
+        return Builder()
+get_accelerator = Accelerator
+"""
+# Makes a virtual environment without pip and puts the stand-ins in.
+STAND_IN_PYTHON = f"""#!{sys.executable}
+import pathlib, subprocess, sys
+arguments = sys.argv[1:]
+subprocess.run([{sys.executable!r}, *arguments, *(["--without-pip"] if "venv" in arguments else [])], check=True)
+if "venv" in arguments:
+    site = next(pathlib.Path(arguments[-1]).glob("lib/python3*/site-packages"))
+    (site / "pip").mkdir()
+    (site / "pip/__main__.py").write_text({STAND_IN_PIP!r})
+    (site / "deepspeed").mkdir()
+    (site / "deepspeed/__init__.py").touch()
+    (site / "deepspeed/accelerator.py").write_text({STAND_IN_ACCELERATOR!r})
+"""
+
+
+@pytest.fixture
+def fresh(project: Project) -> Project:
+    project.environment["PYTHON"] = str(project.add_command("stand-in-python", STAND_IN_PYTHON))
+    return project
+
+
+def calls(project: Project) -> list[str]:
+    log = project.root / "calls.log"
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def extension(project: Project) -> Path:
+    return project.root / ".venv/torch_extensions/deepspeed_shm_comm"
+
+
+def test_second_call_does_nothing(fresh: Project) -> None:
+    first = fresh.run("launch/setup.sh")
+    assert first.returncode == 0, first.stderr
+    assert calls(fresh) == ["pip", "pip", "build"]
+    log = (fresh.root / "calls.log").read_text()
+    assert "install torch==" in log
+    assert "+cpu -c launch/constraints.txt" in log
+    assert "install -c launch/constraints.txt -e .[dev]" in log
+
+    second = fresh.run("launch/setup.sh")
+    assert second.returncode == 0
+    assert "===" not in second.stdout, "no step, so no headline"
+    assert calls(fresh) == ["pip", "pip", "build"]
+
+
+def test_changed_constraints_install_again(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    with (fresh.root / "launch/constraints.txt").open("a") as constraints:
+        constraints.write("another==1.0\n")
+    assert fresh.run("launch/setup.sh").returncode == 0
+    assert calls(fresh) == ["pip", "pip", "build"] * 2
+
+
+def test_failed_install_is_not_taken_for_done(fresh: Project) -> None:
+    (fresh.root / "pip_fails").touch()
+    assert_one_sentence(fresh.run("launch/setup.sh"), "pip could not install", "constraints.txt")
+    (fresh.root / "pip_fails").unlink()
+    (fresh.root / "calls.log").unlink()
+    assert fresh.run("launch/setup.sh").returncode == 0
+    assert calls(fresh) == ["pip", "pip", "build"]
+
+
+def test_no_cpu_torch_is_said_and_survived(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    pip = next((fresh.root / ".venv").glob("lib/python3*/site-packages/pip/__main__.py"))
+    pip.write_text(pip.read_text().replace("1 if", "1 if any('+cpu' in a for a in sys.argv) or"))
+    (fresh.root / ".venv/setup.stamp").unlink()
+    result = fresh.run("launch/setup.sh")
+    assert result.returncode == 0
+    assert "note: pip found no CPU build of torch" in result.stdout
+
+
+def test_gpu_machine_takes_the_default_torch_and_builds_nothing(fresh: Project) -> None:
+    fresh.add_command("nvidia-smi", "#!/bin/sh\necho 'GPU 0: something'\n")
+    assert fresh.run("launch/setup.sh").returncode == 0
+    assert calls(fresh) == ["pip"]
+
+
+def test_hidden_gpus_count_as_none(fresh: Project) -> None:
+    fresh.add_command("nvidia-smi", "#!/bin/sh\necho 'GPU 0: something'\n")
+    assert fresh.run("launch/setup.sh", CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert calls(fresh) == ["pip", "pip", "build"]
+
+
+def test_lock_of_a_killed_build_is_removed(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    lock = extension(fresh) / "lock"
+    lock.touch()
+    result = fresh.run("launch/setup.sh")
+    assert result.returncode == 0
+    assert f"removing {lock}" in result.stdout
+    assert not lock.exists()
+
+
+def test_lock_of_a_living_build_stays(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    lock = extension(fresh) / "lock"
+    with lock.open("w"):
+        result = fresh.run("launch/setup.sh")
+    assert "another process is building" in result.stdout
+    assert lock.exists()
+
+
+def test_second_set_up_waits_for_the_first(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    with (fresh.root / ".cache/setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = fresh.start("launch/setup.sh")
+        assert waiting.stdout is not None
+        assert "another set-up of this project is running" in waiting.stdout.readline()
+        assert waiting.poll() is None
+    output, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+    assert "up to date" in output
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.9"])
+def test_old_python(project: Project, version: str) -> None:
+    old = project.add_command("old-python", f"#!/bin/sh\necho {version}\n")
+    result = project.run("launch/setup.sh", PYTHON=str(old))
+    assert_one_sentence(result, f"Python {version}", "3.10 or newer", "PYTHON")
+    assert not (project.root / ".venv").exists()
+
+
+def test_missing_python(project: Project) -> None:
+    assert_one_sentence(
+        project.run("launch/setup.sh", PYTHON="no-such-python"), "no-such-python does not run", "PYTHON"
+    )
+
+
+def test_no_venv_module(project: Project) -> None:
+    python = project.add_command("bare-python", '#!/bin/sh\n[ "$1" = -c ] && echo 3.11 || exit 1\n')
+    result = project.run("launch/setup.sh", PYTHON=str(python))
+    assert_one_sentence(result, "cannot create", "python3-venv")
+
+
+def test_no_compiler(fresh: Project) -> None:
+    result = fresh.run("launch/setup.sh", CXX="no-such-compiler")
+    assert_one_sentence(result, "no-such-compiler", "g++")
+
+
+def test_broken_venv_is_made_anew(fresh: Project) -> None:
+    fresh.run("launch/setup.sh")
+    (fresh.root / ".venv/bin/python").unlink()
+    (fresh.root / ".venv/bin/python").symlink_to("/nowhere/python")
+    result: subprocess.CompletedProcess[str] = fresh.run("launch/setup.sh")
+    assert result.returncode == 0, result.stderr
+    assert calls(fresh) == ["pip", "pip", "build"] * 2

@@ -1,0 +1,174 @@
+"""Every launch script starts the right ranks with the right settings, and stops them in order.
+
+DeepSpeed's launcher is the real one; the training command is a stand-in that reports what it was given. pdsh, ssh and
+Slurm are stand-ins that run the remote command here, in an environment as bare as that of a login over ssh.
+Command: `pytest tests/launch/test_starting_ranks.py`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.conftest import Project
+
+SSH = """#!/bin/sh
+echo 127.0.0.1 somewhere-else
+"""
+# pdsh -S -f N -w HOST,HOST COMMAND…: runs the command per host with %n replaced by the host's number.
+PDSH = """#!/bin/bash
+hosts="$5"; shift 5
+number=0; status=0; pids=()
+for host in ${hosts//,/ }; do
+    env -i HOME="$HOME" PATH=/usr/bin:/bin bash -c "${*//%n/$number}" & pids+=($!)
+    number=$((number + 1))
+done
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+exit $status
+"""
+SCONTROL = """#!/bin/bash
+echo "$*" >>scontrol.log
+[[ "$1" != show ]] || printf 'node7\\nnode8\\n'
+"""
+# srun OPTION… bash -c TEXT rank …: two tasks on two nodes.
+SRUN = """#!/bin/bash
+echo "$*" >srun.log
+while [[ "$1" == -* ]]; do shift; done
+export SLURM_LOCALID=0 SLURM_NTASKS=2 SLURM_NNODES=2
+SLURM_PROCID=0 "$@" & first=$!
+SLURM_PROCID=1 "$@" & second=$!
+wait $first && wait $second
+"""
+
+
+def reports(project: Project, ranks: int) -> list[dict[str, Any]]:
+    files = sorted(project.root.glob("report.*"))
+    assert [file.name for file in files] == [f"report.{rank}" for rank in range(ranks)]
+    return [json.loads(file.read_text()) for file in files]
+
+
+def wait_for(paths: list[Path], process: subprocess.Popen[str]) -> None:
+    while not all(path.exists() for path in paths):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def test_single_node_starts_two_cpu_ranks(project: Project) -> None:
+    project.add_real_venv()
+    result = project.run("launch/single_node.sh", "run.yaml", "training.seed=7", "data.note=two words")
+    assert result.returncode == 0, result.stderr
+    ranks = reports(project, 2)
+    for number, rank in enumerate(ranks):
+        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7", "data.note=two words"]
+        assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), str(number), "2")
+        assert rank["DS_ACCELERATOR"] == "cpu"
+        assert rank["OMP_NUM_THREADS"] == "1"
+        assert rank["TORCH_EXTENSIONS_DIR"] == str(project.root / ".venv/torch_extensions")
+        assert str(project.root / ".venv/bin") in rank["PATH"].split(":"), "just-in-time builds look for ninja"
+    assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"]
+
+
+def test_single_node_returns_the_exit_code_of_a_rank(project: Project) -> None:
+    project.add_real_venv()
+    result = project.run("launch/single_node.sh", "run.yaml", "fail=yes", NPROC="1", MASTER_PORT="29876")
+    assert result.returncode == 3, result.stderr
+    assert reports(project, 1)[0]["MASTER_PORT"] == "29876"
+
+
+def test_single_node_asked_to_stop_lets_the_ranks_finish(project: Project) -> None:
+    """Only the script gets the signal; it ends when both ranks have stopped in their own time."""
+    project.add_real_venv()
+    process = project.start("launch/single_node.sh", "run.yaml", "wait=yes")
+    wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert sorted(path.name for path in project.root.glob("stopped.*")) == ["stopped.0", "stopped.1"]
+    process.communicate()
+
+
+@pytest.mark.parametrize("ranks", ["", "4"])
+def test_single_node_on_gpus_leaves_the_number_to_deepspeed(project: Project, ranks: str) -> None:
+    project.add_command("nvidia-smi", "#!/bin/sh\necho 'GPU 0: something'\n")
+    project.add_command("python", "#!/bin/sh\necho 29000\n", folder=".venv/bin")
+    project.add_command("deepspeed", '#!/bin/sh\necho "$DS_ACCELERATOR" "$@"\n', folder=".venv/bin")
+    result = project.run("launch/single_node.sh", "run.yaml", **({"NPROC": ranks} if ranks else {}))
+    assert result.returncode == 0, result.stderr
+    assert ("--num_gpus=4" in result.stdout) == bool(ranks)
+    assert "--num_gpus=2" not in result.stdout
+    assert not result.stdout.startswith("cpu")
+
+
+def test_multi_node_starts_a_rank_per_host(project: Project) -> None:
+    project.add_real_venv()
+    project.add_command("ssh", SSH)
+    project.add_command("pdsh", PDSH)
+    (project.root / "hosts").write_text("first slots=1\nsecond slots=1\n")
+    (project.root / ".deepspeed_env").write_text("# interface between the hosts\nGLOO_SOCKET_IFNAME=veth0\n\n")
+    result = project.run("launch/multi_node.sh", "hosts", "run.yaml", "training.seed=7", OMP_NUM_THREADS="3")
+    assert result.returncode == 0, result.stderr
+    for number, rank in enumerate(reports(project, 2)):
+        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7"]
+        assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), "0", "2")
+        assert (rank["MASTER_ADDR"], rank["MASTER_PORT"]) == ("127.0.0.1", "29500")
+        assert (rank["DS_ACCELERATOR"], rank["OMP_NUM_THREADS"], rank["GLOO_SOCKET_IFNAME"]) == ("cpu", "3", "veth0")
+        assert rank["TORCH_EXTENSIONS_DIR"] == str(project.root / ".venv/torch_extensions")
+        assert str(project.root / ".venv/bin") in rank["PATH"].split(":")
+
+
+def test_multi_node_with_one_host_still_goes_there(project: Project) -> None:
+    project.add_command("pdsh", "#!/bin/sh\n")
+    project.add_command("python", "#!/bin/sh\n", folder=".venv/bin")
+    project.add_command("deepspeed", '#!/bin/sh\necho "$@"\n', folder=".venv/bin")
+    (project.root / "hosts").write_text("first slots=1\n")
+    result = project.run("launch/multi_node.sh", "hosts", "run.yaml", MASTER_ADDR="10.0.0.1", MASTER_PORT="29876")
+    for option in ("--hostfile=hosts", "--force_multi", "--master_addr=10.0.0.1", "--master_port=29876"):
+        assert option in result.stdout.split()
+
+
+def start_slurm_job(project: Project, *arguments: str) -> subprocess.Popen[str]:
+    project.add_real_venv()
+    project.add_command("scontrol", SCONTROL)
+    project.add_command("srun", SRUN)
+    spooled = project.root / "spool/job"  # Slurm runs a copy from elsewhere
+    spooled.parent.mkdir()
+    shutil.copy(project.root / "launch/slurm.sbatch", spooled)
+    job = {"SLURM_JOB_ID": "10042", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_SUBMIT_DIR": str(project.root)}
+    return project.start(str(spooled), "run.yaml", *arguments, **job)
+
+
+def test_slurm_tells_every_task_its_place(project: Project) -> None:
+    process = start_slurm_job(project, "training.seed=7", "data.note=two words")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    for number, rank in enumerate(reports(project, 2)):
+        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7", "data.note=two words"]
+        assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), "0", "2")
+        assert (rank["LOCAL_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) == ("1", "node7", "20042")
+    assert "--kill-on-bad-exit=1" in (project.root / "srun.log").read_text()
+
+
+def test_slurm_returns_the_exit_code_of_a_rank(project: Project) -> None:
+    process = start_slurm_job(project, "fail=yes")
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+
+
+def test_slurm_requeues_before_the_time_limit(project: Project) -> None:
+    process = start_slurm_job(project, "wait=yes")
+    wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
+    process.send_signal(signal.SIGUSR1)
+    log = project.root / "scontrol.log"
+    deadline = time.monotonic() + 30
+    while "requeue 10042" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "requeue 10042" in log.read_text()
+    assert process.poll() is None, "the ranks go on until Slurm ends them"
+    assert not list(project.root.glob("stopped.*"))
+    os.killpg(process.pid, signal.SIGKILL)  # as Slurm does: every process of the job
+    process.communicate(timeout=30)
