@@ -1,7 +1,7 @@
 """YAML plus dotted overrides into a `RunConfig`.
 
-A file holds only what differs from the defaults. An unknown key is an error that names the nearest known one; a value of
-the wrong type is an error that names the type. Overrides are `section.key=value`, the value read as YAML.
+A file holds only what differs from the defaults. An unknown key is an error that names the nearest known one; a value
+of the wrong type is an error that names the type. Overrides are `section.key=value`, the value read as YAML.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; give --config an existing YAML file") from None
+        raise UserError(
+            f"cannot read the config {path}: {error.strerror}; give --config an existing YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:

@@ -1,7 +1,7 @@
 """The sections of a run's configuration and the rules between them.
 
-Every rule that can be checked without building anything is checked here, once, and its message gives the values, the rule
-and the key to change. Names are upstream's: Megatron-Core's for the model, DeepSpeed's for the engine.
+Every rule that can be checked without building anything is checked here, once, and its message gives the values, the
+rule and the key to change. Names are upstream's: Megatron-Core's for the model, DeepSpeed's for the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class ModelConfig:
     num_query_groups: int | None = None  # key/value heads; null: num_attention_heads
     ffn_hidden_size: int | None = None  # null: 128 * round((8 * hidden_size / 3) / 128)
     vocab_size: int = 4096
-    make_vocab_size_divisible_by: int = 128  # the embedding is padded to a multiple; never depends on tensor parallelism
+    make_vocab_size_divisible_by: int = (
+        128  # the embedding is padded to a multiple; never depends on tensor parallelism
+    )
     max_position_embeddings: int | None = None  # null: data.sequence_length
     rotary_base: float = 10000.0
     norm_epsilon: float = 1e-5
@@ -287,8 +289,8 @@ def _validate_parallel(config: RunConfig) -> None:
         )
     _require(
         model.padded_vocab_size % tp == 0,
-        f"the vocabulary padded to {model.padded_vocab_size} is not divisible by parallel.tensor_model_parallel_size={tp}; "
-        "change model.make_vocab_size_divisible_by",
+        f"the vocabulary padded to {model.padded_vocab_size} is not divisible by "
+        f"parallel.tensor_model_parallel_size={tp}; change model.make_vocab_size_divisible_by",
     )
     _require(
         pp == 1 or zero <= 1,

@@ -1,10 +1,10 @@
 """The export on disk: a plain Llama directory, and the latent predictor in a directory of its own.
 
-    export/                     config.json, generation_config.json, model.safetensors, model.safetensors.index.json, tokenizer files
-    export/latent_predictor/    config.json, model.safetensors
+    export/                     config.json, generation_config.json, model.safetensors, model.safetensors.index.json,
+    tokenizer files export/latent_predictor/    config.json, model.safetensors
 
-Loaders that glob `*.safetensors` in the root never see the predictor. The predictor names the base weights it was trained
-with by content hash, so that it is refused beside any other base. Needs torch and safetensors only.
+Loaders that glob `*.safetensors` in the root never see the predictor. The predictor names the base weights it was
+trained with by content hash, so that it is refused beside any other base. Needs torch and safetensors only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ PREDICTOR_TENSORS = (
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """`latent_predictor/config.json`: h + linear_out(gelu(linear_mid(gelu(linear_in(layer_norm([h, e(x)])))))), exact GELU."""
+    """`latent_predictor/config.json`: h + linear_out(gelu(linear_mid(gelu(linear_in(layer_norm([h, e(x)])))))), exact
+    GELU.
+    """
 
     hidden_size: int
     predictor_hidden_size: int

@@ -16,8 +16,9 @@ from nextlat_dist.model.embedding import DOCUMENT
 def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype) -> Any:
     """Megatron-Core's `TransformerConfig` for a Llama-family decoder.
 
-    Weights are initialised by `model.initialize`, not by Megatron-Core: its sharded initialisation makes a gated `linear_fc1`
-    a different function for every tensor-parallel size. The pipeline is DeepSpeed's, so Megatron sees one stage.
+    Weights are initialised by `model.initialize`, not by Megatron-Core: its sharded initialisation makes a gated
+    `linear_fc1` a different function for every tensor-parallel size. The pipeline is DeepSpeed's, so Megatron sees one
+    stage.
     """
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -92,7 +93,7 @@ class DecoderLayer(nn.Module):
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, rows = inputs
         if self.activation_checkpointing and torch.is_grad_enabled():
-            hidden = checkpoint(self._run, hidden, rows, use_reentrant=False)  # type: ignore[assignment]
+            hidden = checkpoint(self._run, hidden, rows, use_reentrant=False)
         else:
             hidden = self._run(hidden, rows)
         return hidden, rows
@@ -101,9 +102,9 @@ class DecoderLayer(nn.Module):
         if self._angles.device != hidden.device:
             self._angles = self._angles.to(hidden.device)
         mask = document_attention_mask(rows[:, :-1, DOCUMENT])
-        output: torch.Tensor = self.layer(
-            hidden, attention_mask=mask, rotary_pos_emb=self._angles[: hidden.shape[0]]
-        )[0]
+        output: torch.Tensor = self.layer(hidden, attention_mask=mask, rotary_pos_emb=self._angles[: hidden.shape[0]])[
+            0
+        ]
         return output
 
 

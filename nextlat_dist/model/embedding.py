@@ -1,8 +1,8 @@
 """Token embedding, its two uses in the layer list, and what travels between layers.
 
 Between layers travels `(hidden, rows)`: `hidden` is [s, b, h], `rows` is an integer tensor [b, s + 1, 3] that carries
-token, document number (-1 on padding) and loss mask of every position, so that every pipeline stage has what it needs and
-a pipeline message holds exactly one tensor with a gradient.
+token, document number (-1 on padding) and loss mask of every position, so that every pipeline stage has what it needs
+and a pipeline message holds exactly one tensor with a gradient.
 """
 
 from __future__ import annotations
@@ -55,8 +55,6 @@ def embed_for_predictor(
     return hidden, rows, embedding(rows[:, :-1, TOKEN])
 
 
-def lend_weight(
-    embedding: TokenEmbedding, inputs: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...]:
+def lend_weight(embedding: TokenEmbedding, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Entry before the objective when the output head is tied: appends the embedding's weight [vocab (local), h]."""
     return (*inputs, embedding.word_embeddings.weight)

@@ -1,8 +1,8 @@
 """Canonical names and initial weights.
 
 Every parameter is drawn whole from a generator seeded by (seed, canonical name) and then cut by the sharding table, one
-parameter at a time on the CPU. So initial weights depend neither on tensor, pipeline or data parallelism nor on which other
-layers exist: a GPT twin starts from the very base weights of its NextLat twin.
+parameter at a time on the CPU. So initial weights depend neither on tensor, pipeline or data parallelism nor on which
+other layers exist: a GPT twin starts from the very base weights of its NextLat twin.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def canonical_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
         for name, parameter in layer.named_parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                name = name.removeprefix("layer.")
-                yield f"{prefix}.{name}" if prefix else name, parameter
+                local = name.removeprefix("layer.")
+                yield f"{prefix}.{local}" if prefix else local, parameter
 
 
 def initialize_parameters(

@@ -1,7 +1,9 @@
-"""The latent predictor p_psi: h + MLP(LayerNorm(concat(h, e(x)))), its three matrices sharded over tensor-parallel ranks.
+"""The latent predictor p_psi: h + MLP(LayerNorm(concat(h, e(x)))), its three matrices sharded over tensor-parallel
+ranks.
 
-linear_in and linear_mid are column-parallel, linear_out is row-parallel; between the first two the activations are gathered
-(backward: reduce-scatter), so no rank holds or multiplies a whole matrix. arXiv 2511.05963, section on the latent dynamics model.
+linear_in and linear_mid are column-parallel, linear_out is row-parallel; between the first two the activations are
+gathered (backward: reduce-scatter), so no rank holds or multiplies a whole matrix. arXiv 2511.05963, section on the
+latent dynamics model.
 """
 
 from __future__ import annotations

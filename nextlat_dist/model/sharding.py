@@ -13,7 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class Sharding:
-    """`dim` is None for a parameter that every rank holds whole. `blocks` equal blocks along `dim` are split one by one:
+    """`dim` is None for a parameter that every rank holds whole. `blocks` equal blocks along `dim` are split one by
+    one:
     a gated `linear_fc1` is [gate; up] on every rank, so its two halves are sharded separately."""
 
     dim: int | None

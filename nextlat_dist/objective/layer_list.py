@@ -1,7 +1,7 @@
 """The model as one list: token embedding, decoder layers, final norm, objective.
 
-The list runs in order inside one module (`LayerStack`), or becomes a DeepSpeed pipeline (`training.build`). Nothing else
-differs: same entries, same parameters, same canonical names.
+The list runs in order inside one module (`LayerStack`), or becomes a DeepSpeed pipeline (`training.build`). Nothing
+else differs: same entries, same parameters, same canonical names.
 """
 
 from __future__ import annotations

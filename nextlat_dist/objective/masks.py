@@ -1,8 +1,9 @@
 """What counts: which positions enter each loss term, and how many there are.
 
-The vector of terms is [next_token, hidden step 1..d, kl step 1..d]. Position t counts for next_token if x_{t+1} is a loss
-token of the same document; the pair (t, i) counts for hidden if t .. t+i lie in one document, and for kl if moreover position
-t+i counts for next_token. Document numbers grow along a row, so comparing the two ends of a span is enough.
+The vector of terms is [next_token, hidden step 1..d, kl step 1..d]. Position t counts for next_token if x_{t+1} is a
+loss token of the same document; the pair (t, i) counts for hidden if t .. t+i lie in one document, and for kl if
+moreover position t+i counts for next_token. Document numbers grow along a row, so comparing the two ends of a span is
+enough.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def next_token_mask(rows: torch.Tensor) -> torch.Tensor:
 
 
 def rollout_masks(rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of rollout step `step` >= 1: (hidden, kl), both bool [s - step, b], indexed by the position t it starts from."""
+    """Masks of rollout step `step` >= 1: (hidden, kl), both bool [s - step, b], indexed by the position t it starts
+    from.
+    """
     document = rows[:, :-1, DOCUMENT]
     hidden = ((document[:, :-step] == document[:, step:]) & (document[:, step:] >= 0)).t()
     return hidden, hidden & next_token_mask(rows)[step:]

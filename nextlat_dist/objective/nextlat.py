@@ -1,7 +1,8 @@
 """Next-Latent Prediction: L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963).
 
-From every position t the latent predictor rolls d steps forward, fed the true tokens: step i predicts h_{t+i}. The target state
-is detached in L_h; in L_kl the teacher and the head's weight are. Gradients do reach the predictor, h_t and e(x).
+From every position t the latent predictor rolls d steps forward, fed the true tokens: step i predicts h_{t+i}. The
+target state is detached in L_h; in L_kl the teacher and the head's weight are. Gradients do reach the predictor, h_t
+and e(x).
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class NextLatObjective(nn.Module):
         self.latent_predictor = LatentPredictor(transformer_config, predictor_hidden_size, process_groups)
 
     def rollout(self, hidden: torch.Tensor, embedded: torch.Tensor) -> list[torch.Tensor]:
-        """Predicted states of steps 1 .. horizon: entry i - 1 is [s - i, b, h], index t holding the prediction of h_{t+i}."""
+        """Predicted states of steps 1 .. horizon: entry i - 1 is [s - i, b, h], index t holding the prediction of
+        h_{t+i}.
+        """
         state, predicted = hidden, []
         for step in range(1, self.horizon + 1):
             state = self.latent_predictor(state[:-1], embedded[step:])

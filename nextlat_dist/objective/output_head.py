@@ -1,7 +1,7 @@
 """The output head and the losses that read its weight: hidden states, weight and targets in, per-position losses out.
 
-The losses are computed inside the head's own forward, because ZeRO-3 gathers a weight only while its owner runs. A fused,
-chunked implementation can replace the body without touching a caller.
+The losses are computed inside the head's own forward, because ZeRO-3 gathers a weight only while its owner runs. A
+fused, chunked implementation can replace the body without touching a caller.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class OutputHead(nn.Module):
             lent_weight: the embedding's weight when the head is tied.
 
         Returns:
-            Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient reaches
-            `predicted` only: neither the teacher state nor the head's weight.
+            Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient
+            reaches `predicted` only: neither the teacher state nor the head's weight.
         """
         weight = self.weight if lent_weight is None else lent_weight
         assert weight is not None

@@ -1,8 +1,8 @@
 """From sums of loss terms to the loss.
 
-A layer list ends in the *sums* of every term over the rows it saw. The loss is their weighted sum, with weights that hold the
-lambdas and one over the counts of the *global* batch; so it does not depend on micro-batching, data-parallel size or
-pipeline layout, however ragged the masks are.
+A layer list ends in the *sums* of every term over the rows it saw. The loss is their weighted sum, with weights that
+hold the lambdas and one over the counts of the *global* batch; so it does not depend on micro-batching, data-parallel
+size or pipeline layout, however ragged the masks are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from nextlat_dist.config.schema import ObjectiveConfig
 
 
 def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
-    """Weights [1 + 2d] such that (sums * weights).sum() is the loss, from global counts [1 + 2d]; an empty term weighs 0."""
+    """Weights [1 + 2d] such that (sums * weights).sum() is the loss, from global counts [1 + 2d]; an empty term weighs
+    0.
+    """
     steps = objective.rollout_steps
     lambdas = [1.0] + [objective.lambda_hidden / steps] * steps + [objective.lambda_kl / steps] * steps
     scale = torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
@@ -34,8 +36,8 @@ def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveCo
 class LossRecorder:
     """`loss_fn(term sums, weights) -> loss`, remembering the sums since the last `take`.
 
-    A plain callable, not a Module: DeepSpeed registers a Module loss on every stage. Its memory is how the terms leave a
-    pipeline, whose engine returns one averaged scalar.
+    A plain callable, not a Module: DeepSpeed registers a Module loss on every stage. Its memory is how the terms leave
+    a pipeline, whose engine returns one averaged scalar.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """Cross entropy and KL divergence over vocabulary shards: no rank ever holds the whole vocabulary.
 
-Each rank holds logits [..., vocab (local)]; what crosses ranks is one number per position: the maximum, then sums. Statistics
-are fp32 (fp64 for fp64 logits). Padded vocabulary columns are -inf on both sides, so the padding never changes a loss.
+Each rank holds logits [..., vocab (local)]; what crosses ranks is one number per position: the maximum, then sums.
+Statistics are fp32 (fp64 for fp64 logits). Padded vocabulary columns are -inf on both sides, so the padding never
+changes a loss.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 def vocab_parallel_logits(
     hidden: torch.Tensor, weight: torch.Tensor, vocab_size: int, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """hidden [..., h], weight [vocab (local), h] -> logits [..., vocab (local)]; gradients of `hidden` are summed over ranks."""
+    """hidden [..., h], weight [vocab (local), h] -> logits [..., vocab (local)]; gradients of `hidden` are summed over
+    ranks.
+    """
     from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 
     logits = F.linear(copy_to_tensor_model_parallel_region(hidden, group=group), weight)
@@ -76,7 +79,11 @@ class _CrossEntropy(torch.autograd.Function):
 class _KullbackLeibler(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, student: torch.Tensor, teacher: torch.Tensor, teacher_log_sum_exp: torch.Tensor, group: dist.ProcessGroup
+        ctx: Any,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        teacher_log_sum_exp: torch.Tensor,
+        group: dist.ProcessGroup,
     ) -> torch.Tensor:
         wide = _wide(student)
         maximum = _maximum(wide, group)

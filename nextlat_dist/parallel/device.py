@@ -1,7 +1,7 @@
 """The accelerator: CUDA where there is one, else the CPU as a first-class citizen.
 
-Import this module before Megatron-Core or DeepSpeed. Without CUDA, Megatron-Core still asks `torch.cuda` for the current
-device in about ninety places; `use_cpu_where_no_cuda` answers with the CPU, once, here and nowhere else.
+Import this module before Megatron-Core or DeepSpeed. Without CUDA, Megatron-Core still asks `torch.cuda` for the
+current device in about ninety places; `use_cpu_where_no_cuda` answers with the CPU, once, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def use_cpu_where_no_cuda() -> None:
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda *args, **kwargs: None  # type: ignore[assignment]
+    torch.cuda.synchronize = lambda *args, **kwargs: None
 
 
 def quiet_third_parties() -> None:

@@ -1,8 +1,8 @@
 """One object owns how ranks are laid out: tensor x pipeline x data.
 
 Rank order is Megatron-Core's default (tensor fastest, then data, then pipeline); DeepSpeed's
-`PipeModelDataParallelTopology` gives the same ranks, which `ParallelDims.initialize` asserts through the pipeline grid in
-`training.build`. Model code takes its process groups from here as arguments.
+`PipeModelDataParallelTopology` gives the same ranks, which `ParallelDims.initialize` asserts through the pipeline grid
+in `training.build`. Model code takes its process groups from here as arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from nextlat_dist.config.schema import ParallelConfig
+from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.device import communication_backend, device, use_cpu_where_no_cuda
 
 
@@ -127,9 +128,7 @@ def initialize_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     use = device()
-    dist.init_process_group(
-        communication_backend(), timeout=timeout, device_id=use if use.type == "cuda" else None
-    )
+    dist.init_process_group(communication_backend(), timeout=timeout, device_id=use if use.type == "cuda" else None)
 
 
 def shutdown() -> None:
@@ -140,6 +139,17 @@ def shutdown() -> None:
 
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+def raise_together(error: str) -> None:
+    """Collective: raise the first rank's non-empty `error` as a UserError on every rank, so that none waits for
+    another.
+    """
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    first = next((e for e in errors if e), None)
+    if first:
+        raise UserError(first)
 
 
 def all_reduce_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

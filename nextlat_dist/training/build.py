@@ -1,7 +1,7 @@
 """From a configuration to a DeepSpeed engine: the one place that wraps the layer list.
 
-Order: layer list -> one module or pipeline -> initial weights -> optimizer -> engine. Weights are drawn before DeepSpeed sees
-the module, since ZeRO-3 partitions it; they depend on the seed and on names only.
+Order: layer list -> one module or pipeline -> initial weights -> optimizer -> engine. Weights are drawn before
+DeepSpeed sees the module, since ZeRO-3 partitions it; they depend on the seed and on names only.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Engine:
         weights = torch.zeros(self._terms, device=self.device)
         if self.dims.pipeline_size > 1:
             self.inner.eval_batch(
-                self._pipeline_batches(micro_batches, weights), reduce_output=None, num_micro_batches=len(micro_batches),
-                bcast_loss=False,
+                self._pipeline_batches(micro_batches, weights), reduce_output=None,
+                num_micro_batches=len(micro_batches), bcast_loss=False,
             )  # fmt: skip
         else:
             self.inner.eval()

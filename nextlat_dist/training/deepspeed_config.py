@@ -1,7 +1,7 @@
 """The DeepSpeed configuration: ours, with the user's raw `deepspeed:` settings merged under it.
 
-Ours decide batch arithmetic, ZeRO stage, precision and clipping; a raw setting that contradicts them is an error that names
-our key. Everything else passes through untouched.
+Ours decide batch arithmetic, ZeRO stage, precision and clipping; a raw setting that contradicts them is an error that
+names our key. Everything else passes through untouched.
 """
 
 from __future__ import annotations

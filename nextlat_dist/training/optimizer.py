@@ -36,7 +36,8 @@ def learning_rate(tokens: int, total_tokens: int, peak: float, schedule: Schedul
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """torch AdamW over two groups: matrices with weight decay, norms and biases without."""
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for _, parameter in canonical_parameters(module):
         # Under ZeRO-3 a parameter may already be partitioned to one dimension; its ds_shape is the real one.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
@@ -57,7 +58,8 @@ def set_learning_rate(optimizer: Any, value: float) -> None:
 def clip_before_step(
     optimizer: torch.optim.Optimizer, max_norm: float, model_group: dist.ProcessGroup, tensor_rank: int
 ) -> None:
-    """Give a plain optimizer (ZeRO-0) the exact global gradient norm, as `_global_grad_norm`, and clipping to `max_norm`.
+    """Give a plain optimizer (ZeRO-0) the exact global gradient norm, as `_global_grad_norm`, and clipping to
+    `max_norm`.
 
     DeepSpeed's own fp32 clipping keeps no norm and counts a tied embedding once per pipeline stage that holds it.
     """
@@ -73,9 +75,7 @@ def clip_before_step(
     optimizer.register_step_pre_hook(hook)
 
 
-def global_gradient_norm(
-    parameters: Iterable[nn.Parameter], model_group: dist.ProcessGroup, tensor_rank: int
-) -> float:
+def global_gradient_norm(parameters: Iterable[nn.Parameter], model_group: dist.ProcessGroup, tensor_rank: int) -> float:
     """L2 norm over every distinct parameter of the model: replicated ones count once, tied ones on their first stage."""
     total = None
     for parameter in parameters:

@@ -1,0 +1,200 @@
+"""A checkpoint exists or it does not.
+
+    checkpoints/
+      latest                  name of the newest committed checkpoint, replaced last, atomically
+      step_00000120/          manifest.json lists every other file with its size and sha256
+      step_00000140.writing/  a save that has not been committed; never read
+
+All ranks write into the temporary directory; then every rank digests its share of the files, rank 0 writes the
+manifest, renames the directory and moves the pointer. Nothing is opened whose digest does not match the manifest.
+Needs no torch import beyond `torch.distributed` for the vote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.parallel.dims import raise_together
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LATEST = "latest"
+UNCOMMITTED = ".writing"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+@contextmanager
+def commit(root: Path, step: int, description: dict[str, Any]) -> Iterator[Path]:
+    """Give all ranks a directory to write into; commit it when every rank leaves the block. Collective.
+
+    Args:
+        root: the run's checkpoint directory, on a file system that all ranks share.
+        step: names the checkpoint.
+        description: JSON-able facts for the manifest (topology, format), the same on every rank.
+    """
+    rank = dist.get_rank()
+    final, temporary = root / step_name(step), root / (step_name(step) + UNCOMMITTED)
+    if rank == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    dist.barrier()
+    yield temporary
+    dist.barrier()
+    files = _digest_together(temporary)
+    if rank == 0:
+        manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": files}
+        _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
+            _fsync(directory)
+        if final.exists():  # left by a run that was stopped between this rename and the pointer
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _fsync(root)
+        _write_durably(root / (LATEST + UNCOMMITTED), final.name + "\n")
+        os.replace(root / (LATEST + UNCOMMITTED), root / LATEST)
+        _fsync(root)
+    dist.barrier()
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Rank 0: delete all but the newest `keep_last` committed checkpoints and every abandoned save."""
+    committed = sorted(p for p in root.glob("step_*") if p.is_dir() and (p / MANIFEST).is_file())
+    kept = set(committed[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
+    for path in root.glob("step_*"):
+        if path.is_dir() and path not in kept:
+            # The manifest goes first: a deletion cut short leaves no checkpoint that looks whole.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The committed checkpoint that `path` means: itself, or what the pointer in it names; None if nothing was ever
+    saved.
+
+    Raises:
+        UserError: the save was never committed, or the pointer names nothing. Never a silent start from scratch.
+    """
+    if path.name.endswith(UNCOMMITTED):
+        raise UserError(
+            f"{path} is a save that was never committed; use a checkpoint without {UNCOMMITTED} in its name"
+        )
+    if (path / MANIFEST).is_file():
+        return path
+    pointer = path / LATEST
+    if pointer.is_file():
+        target = path / pointer.read_text().strip()
+        if not (target / MANIFEST).is_file():
+            raise UserError(
+                f"{pointer} names {target.name!r}, which is not a committed checkpoint; put the name of a "
+                f"directory that has a {MANIFEST} into it"
+            )
+        return target
+    committed = sorted(p.parent.name for p in path.glob(f"step_*/{MANIFEST}"))
+    if committed:
+        raise UserError(
+            f"{path} holds {committed[-1]} but no file {LATEST!r}; write that name into {pointer} to use it"
+        )
+    if path.name.startswith("step_") and path.is_dir():
+        raise UserError(f"{path} has no {MANIFEST}: it is half-written and cannot be used; choose another checkpoint")
+    return None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{checkpoint / MANIFEST} cannot be read; choose another checkpoint") from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{checkpoint} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+def verify(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+    """Check size and sha256 of every file of the manifest that is `wanted`; return the manifest.
+
+    Raises:
+        UserError: the first file that is missing, cut short or altered.
+    """
+    manifest = read_manifest(checkpoint)
+    for name, entry in manifest["files"].items():
+        if not wanted(name):
+            continue
+        path = checkpoint / name
+        if not path.is_file():
+            raise UserError(f"{checkpoint} is half-written: {name} is missing; choose another checkpoint")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(
+                f"{checkpoint} is damaged: {name} has {size} bytes, its manifest says {entry['bytes']}; "
+                "choose another checkpoint"
+            )
+        if _sha256(path) != entry["sha256"]:
+            raise UserError(f"{checkpoint} is damaged: {name} does not match its sha256; choose another checkpoint")
+    return manifest
+
+
+def verify_together(checkpoint: Path) -> dict[str, Any]:
+    """`verify`, the files divided over all ranks; every rank raises if any rank found damage. Collective."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    error = ""
+    manifest: dict[str, Any] = {}
+    try:
+        names = sorted(read_manifest(checkpoint)["files"])
+        mine = set(names[rank::size])
+        manifest = verify(checkpoint, mine.__contains__)
+    except UserError as caught:
+        error = str(caught)
+    raise_together(error)
+    return manifest
+
+
+def _digest_together(directory: Path) -> dict[str, dict[str, Any]]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    mine = {}
+    for name in names[rank::size]:
+        path = directory / name
+        _fsync(path)
+        mine[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    gathered: list[dict[str, dict[str, Any]]] = [{}] * size
+    dist.all_gather_object(gathered, mine)
+    return {name: entry for part in gathered for name, entry in sorted(part.items())}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,45 @@
+"""Random state of one rank as a safetensors file: python, numpy, torch CPU and every CUDA device, no pickle."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def rng_file(rank: int) -> str:
+    return f"rng/rank_{rank:05d}.safetensors"
+
+
+def save_rng(checkpoint: Path, rank: int) -> None:
+    path = checkpoint / rng_file(rank)
+    path.parent.mkdir(exist_ok=True)
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    for index, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"cuda_{index}"] = state
+    version, words, gauss = random.getstate()
+    metadata = {
+        "python": json.dumps([version, list(words), gauss]),
+        "numpy": json.dumps([str(name), int(position), int(has_gauss), float(cached)]),
+    }
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_rng(checkpoint: Path, rank: int) -> None:
+    """Restore what `save_rng` wrote for this rank."""
+    with safe_open(checkpoint / rng_file(rank), framework="pt") as file:
+        metadata = file.metadata()
+        torch.set_rng_state(file.get_tensor("torch"))
+        name, position, has_gauss, cached = json.loads(metadata["numpy"])
+        np.random.set_state((name, file.get_tensor("numpy").numpy().astype(np.uint32), position, has_gauss, cached))
+        cuda = [key for key in file.keys() if key.startswith("cuda_")]  # noqa: SIM118
+        for key in cuda:
+            torch.cuda.set_rng_state(file.get_tensor(key), int(key.removeprefix("cuda_")))
+    version, words, gauss = json.loads(metadata["python"])
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,93 @@
+"""Canonical weights <-> Hugging Face Llama: names, the fused matrices taken apart, the vocabulary padding cut off.
+
+The mapping is linear and exact (a permutation of rows), so it carries gradients as well as weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nextlat_dist.config.schema import RunConfig
+
+PREDICTOR_PREFIX = "latent_predictor."
+
+
+def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
+    """{canonical name: full tensor} -> {`LlamaForCausalLM` name: tensor}; predictor tensors are left out."""
+    model = config.model
+    llama: dict[str, torch.Tensor] = {}
+    for name, tensor in canonical.items():
+        if name == "embedding.word_embeddings.weight":
+            llama["model.embed_tokens.weight"] = tensor[: model.vocab_size]
+        elif name == "output_layer.weight":
+            llama["lm_head.weight"] = tensor[: model.vocab_size]
+        elif name == "decoder.final_layernorm.weight":
+            llama["model.norm.weight"] = tensor
+        elif name.startswith("decoder.layers."):
+            _, _, index, part = name.split(".", 3)
+            for suffix, piece in _layer_part(part, tensor, config).items():
+                llama[f"model.layers.{index}.{suffix}.weight"] = piece
+        else:
+            assert name.startswith(PREDICTOR_PREFIX), name
+    return {name: tensor.contiguous() for name, tensor in llama.items()}
+
+
+def predictor_tensors(canonical: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The latent predictor's tensors, without their prefix; empty for a model trained without one."""
+    return {n.removeprefix(PREDICTOR_PREFIX): t for n, t in canonical.items() if n.startswith(PREDICTOR_PREFIX)}
+
+
+def _layer_part(part: str, tensor: torch.Tensor, config: RunConfig) -> dict[str, torch.Tensor]:
+    plain = {
+        "input_layernorm.weight": "input_layernorm",
+        "pre_mlp_layernorm.weight": "post_attention_layernorm",
+        "self_attention.linear_proj.weight": "self_attn.o_proj",
+        "mlp.linear_fc2.weight": "mlp.down_proj",
+    }
+    if part in plain:
+        return {plain[part]: tensor}
+    if part == "mlp.linear_fc1.weight":  # [gate; up]
+        gate, up = tensor.chunk(2)
+        return {"mlp.gate_proj": gate, "mlp.up_proj": up}
+    assert part == "self_attention.linear_qkv.weight", part
+    # One block per query group: its queries, its key, its value.
+    groups, heads = config.model.query_groups, config.model.num_attention_heads
+    head_size = config.model.hidden_size // heads
+    blocks = tensor.view(groups, heads // groups + 2, head_size, -1)
+    queries, key, value = blocks[:, :-2], blocks[:, -2], blocks[:, -1]
+    return {
+        "self_attn.q_proj": queries.reshape(heads * head_size, -1),
+        "self_attn.k_proj": key.reshape(groups * head_size, -1),
+        "self_attn.v_proj": value.reshape(groups * head_size, -1),
+    }
+
+
+def llama_config(config: RunConfig, dtype: torch.dtype, special_ids: dict[str, int | None]) -> dict[str, Any]:
+    """`config.json`; `special_ids` holds bos_token_id, eos_token_id and pad_token_id."""
+    model = config.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.hidden_size // model.num_attention_heads,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "rope_theta": model.rotary_base,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": model.init_method_std,
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "use_cache": True,
+        **special_ids,
+    }

@@ -1,0 +1,41 @@
+"""Parameter and FLOP counts from a configuration, without building anything."""
+
+from __future__ import annotations
+
+from nextlat_dist.config.schema import RunConfig
+
+
+def parameter_counts(config: RunConfig) -> dict[str, int]:
+    """Parameters of each part; `base` is the exported model (real vocabulary, no padding), `total` adds the predictor."""
+    model = config.model
+    hidden, ffn = model.hidden_size, model.ffn_size
+    kv = hidden // model.num_attention_heads * model.query_groups
+    layer = hidden * (2 * hidden + 2 * kv) + 3 * hidden * ffn + 2 * hidden
+    embedding = model.vocab_size * hidden
+    head = 0 if model.tie_embeddings else embedding
+    width = config.predictor_hidden_size
+    predictor = 3 * hidden * width + width**2 + 4 * hidden if config.objective.rollout_steps else 0
+    decoder = model.num_layers * layer + hidden
+    base = embedding + decoder + head
+    return {
+        "embedding": embedding,
+        "decoder": decoder,
+        "output_layer": head,
+        "base": base,
+        "latent_predictor": predictor,
+        "total": base + predictor,
+    }
+
+
+def flops_per_token(config: RunConfig) -> float:
+    """Model FLOPs of one training position, forward and backward, without recomputation.
+
+    6 per matrix weight, 12 * layers * hidden * sequence for (full) attention scores and values, and for each rollout
+    step the predictor's 6 per weight plus the student's head: forward and input gradient only, since its weight is
+    frozen.
+    """
+    model, counts = config.model, parameter_counts(config)
+    head = model.vocab_size * model.hidden_size
+    attention = 12 * model.num_layers * model.hidden_size * config.data.sequence_length
+    base = 6 * (counts["decoder"] + head) + attention
+    return base + config.objective.rollout_steps * (6 * counts["latent_predictor"] + 4 * head)

@@ -1,0 +1,136 @@
+"""The training loop: batch, step, log, validate, save. One screen; everything else is a named call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.objective.terms import named_terms, term_weights
+from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
+from nextlat_dist.training.batches import BatchSource, GlobalBatch
+from nextlat_dist.training.build import Engine
+from nextlat_dist.training.metrics import MetricsLog, Throughput, format_duration
+from nextlat_dist.training.optimizer import learning_rate, set_learning_rate
+from nextlat_dist.training.state import TrainerState, save_state
+
+
+class Trainer:
+    """One run on this rank. `log` is None on every rank but the first."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dims: ParallelDims,
+        engine: Engine,
+        state: TrainerState,
+        train: BatchSource,
+        validation: ValidationSet | None,
+        log: MetricsLog | None,
+        tokenizer: Path | None,
+    ) -> None:
+        self.config, self.dims, self.engine, self.state = config, dims, engine, state
+        self._train, self._validation, self._log, self._tokenizer = train, validation, log, tokenizer
+        self._throughput = Throughput(config, dims.world_size)
+
+    def run(self) -> None:
+        """Train from `state.step` to the end, then validate and save."""
+        config, state = self.config, self.state
+        total = config.total_steps
+        if self._log is not None:
+            print(f"MFU is relative to {self._throughput.peak:.3g} TFLOP/s per device ({self._throughput.peak_source})")
+        self._throughput.restart()
+        while state.step < total:
+            batch = self._train.next()
+            rate, sums = self._step(batch)
+            done = state.step == total
+            if done or state.step == 1 or state.step % config.training.log_interval == 0:
+                self._report(batch, sums, rate)
+            if self._due(config.training.validation_interval, done) and self._validation is not None:
+                self._validate(self._validation)
+            if self._due(config.checkpoint.save_interval, done):
+                self._save()
+
+    def _step(self, batch: GlobalBatch) -> tuple[float, torch.Tensor]:
+        config, state = self.config, self.state
+        rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
+        set_learning_rate(self.engine.optimizer, rate)
+        sums = self.engine.train_step(batch.micro_batches, term_weights(batch.counts, config.objective))
+        state.step += 1
+        state.tokens += config.tokens_per_step
+        state.row += config.training.global_batch_size
+        self._throughput.count(config.tokens_per_step)
+        return rate, sums
+
+    def _due(self, interval: int, done: bool) -> bool:
+        return done or (interval > 0 and self.state.step % interval == 0)
+
+    def _report(self, batch: GlobalBatch, sums: torch.Tensor, rate: float) -> None:
+        terms = named_terms(_over_all_ranks(sums, self.dims), batch.counts, self.config.objective)
+        norm = self.engine.gradient_norm()
+        speed, utilisation = self._throughput.read()
+        if self._log is None:
+            return
+        state, total = self.state, self.config.total_steps
+        self._log.write(
+            {
+                "step": state.step,
+                "tokens": state.tokens,
+                **terms,
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "tokens_per_second": speed,
+                "mfu": utilisation,
+                "time": time.time(),
+            }
+        )
+        left = (total - state.step) * self.config.tokens_per_step / speed
+        text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        print(
+            f"step {state.step}/{total}  {text}  grad norm {norm:.3f}  lr {rate:.2e}  "
+            f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}",
+            flush=True,
+        )
+
+    def _validate(self, validation: ValidationSet) -> None:
+        terms = validation.evaluate(self.engine, self.config, self.dims)
+        if self._log is not None:
+            entry = {f"validation_{name}": value for name, value in terms.items()}
+            self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+            print(f"step {self.state.step}  validation  {text}", flush=True)
+        self._throughput.restart()
+
+    def _save(self) -> None:
+        root = Path(self.config.output_dir) / "checkpoints"
+        save_state(self.config, self.dims, self.engine, self.state, root, self._tokenizer)
+        if self._log is not None:
+            print(f"step {self.state.step}  checkpoint saved", flush=True)
+        self._throughput.restart()
+
+
+class ValidationSet:
+    """The same batches every time, kept in memory: the first rows of the validation dataset in stored order."""
+
+    def __init__(self, source: BatchSource, batches: int) -> None:
+        self._batches = [source.next() for _ in range(batches)]
+
+    def evaluate(self, engine: Engine, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
+        """Loss terms over all batches together, each a mean over what counts. Collective."""
+        sums: Any = 0
+        counts: Any = 0
+        for batch in self._batches:
+            sums = sums + engine.evaluate(batch.micro_batches)
+            counts = counts + batch.counts
+        return named_terms(_over_all_ranks(sums, dims), counts, config.objective)
+
+
+def _over_all_ranks(sums: torch.Tensor, dims: ParallelDims) -> torch.Tensor:
+    """Global term sums from every rank's; tensor-parallel ranks all hold the same ones."""
+    group = dist.group.WORLD
+    assert group is not None
+    return all_reduce_sum(sums.clone(), group) / dims.tensor_size

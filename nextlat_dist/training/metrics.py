@@ -1,0 +1,99 @@
+"""What a run reports: console lines, metrics.jsonl and wandb, written by rank 0; and the arithmetic behind MFU and ETA."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from nextlat_dist.config.load import config_to_dict
+from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.objective.counting import flops_per_token
+from nextlat_dist.parallel.device import peak_tflops
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """One JSON object per logged step; a resume drops what a lost run logged after its last checkpoint."""
+
+    def __init__(self, config: RunConfig, output_dir: Path, start_step: int, wandb_id: str | None = None) -> None:
+        self._path = output_dir / METRICS_FILE
+        kept = []
+        if start_step and self._path.is_file():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= start_step]
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._wandb = _start_wandb(config, output_dir, wandb_id)
+
+    @property
+    def wandb_id(self) -> str | None:
+        return self._wandb.id if self._wandb is not None else None
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut short by a kill
+        return None
+
+
+def _start_wandb(config: RunConfig, output_dir: Path, wandb_id: str | None) -> Any:
+    if config.wandb.mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb.init(
+        project=config.wandb.project,
+        name=config.wandb.name,
+        mode=config.wandb.mode,
+        dir=str(output_dir),
+        config=config_to_dict(config),
+        id=wandb_id,
+        resume="allow" if wandb_id else None,
+    )
+
+
+class Throughput:
+    """Tokens per second and model FLOP utilisation since the last reading; time spent outside training is not counted."""
+
+    def __init__(self, config: RunConfig, devices: int) -> None:
+        self._flops = flops_per_token(config)
+        peak = config.training.peak_tflops_per_device
+        self.peak, self.peak_source = (peak, "training.peak_tflops_per_device") if peak else peak_tflops()
+        self._devices = devices
+        self._tokens = 0
+        self._since = time.perf_counter()
+        self.tokens_per_second = 0.0
+
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def read(self) -> tuple[float, float]:
+        """(tokens per second, MFU in 0..1) since `restart` or the last reading."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        self.tokens_per_second = self._tokens / elapsed
+        self.restart()
+        return self.tokens_per_second, self.tokens_per_second * self._flops / (self.peak * 1e12 * self._devices)
+
+    def restart(self) -> None:
+        self._tokens, self._since = 0, time.perf_counter()
+
+
+def format_duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,183 @@
+"""`nextlat train`: from a configuration to a finished run on this rank."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from nextlat_dist.config.load import dump_config
+from nextlat_dist.config.schema import RunConfig, validate
+from nextlat_dist.data.loader import Cursor, RowLoader
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+from nextlat_dist.objective.counting import parameter_counts
+from nextlat_dist.parallel.dims import ParallelDims, raise_together, world_size_from_environment
+from nextlat_dist.training.batches import BatchSource
+from nextlat_dist.training.build import Engine, build_engine
+from nextlat_dist.training.deepspeed_config import deepspeed_config
+from nextlat_dist.training.loop import Trainer, ValidationSet
+from nextlat_dist.training.metrics import MetricsLog
+from nextlat_dist.training.state import CONFIG_FILE, TrainerState, resume_state
+
+
+def train(config: RunConfig) -> None:
+    """Run `config` to its end on the ranks that the launcher started. Collective.
+
+    Raises:
+        UserError: anything a user can mend, the same sentence on every rank.
+    """
+    validate(config, world_size_from_environment())
+    if config.data.train is None:
+        raise UserError("data.train is not set; give it a directory written by `nextlat-data shard`")
+    dims = ParallelDims.initialize(config.parallel)
+    output_dir = Path(config.output_dir)
+    if dims.rank == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        print(describe(config, dims.world_size), flush=True)
+    # Data first: a missing dataset should not wait for a model to be built.
+    probe = _open_loader(config, dims, Path(config.data.train), config.data.shuffle, Cursor())
+    engine = build_engine(config, dims)
+    state = resume_state(config, dims, engine, output_dir / "checkpoints") or TrainerState()
+    raise_together(_dataset_changed(config, state, probe))
+    train_loader = None
+    if probe is not None:
+        state.dataset_digest = probe.manifest.digest
+        train_loader = _loader(config, dims, Path(config.data.train), config.data.shuffle, Cursor(state.row))
+    log = None
+    if dims.rank == 0:
+        (output_dir / CONFIG_FILE).write_text(dump_config(config))
+        if state.step:
+            print(f"resumed at step {state.step}, {state.tokens:,} tokens", flush=True)
+        log = MetricsLog(config, output_dir, state.step, state.wandb_id)
+        state.wandb_id = log.wandb_id
+    source = _source(config, dims, engine, train_loader)
+    validation = _validation_set(config, dims, engine)
+    tokenizer = Path(config.data.train) / probe.manifest.tokenizer.file if probe is not None else None
+    Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
+    if log is not None:
+        log.close()
+
+
+def describe(config: RunConfig, world_size: int) -> str:
+    """Parameters, layout and batch arithmetic, for the head of a run and for `--dry-run`."""
+    counts, model, training = parameter_counts(config), config.model, config.training
+    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
+    dp = max(1, world_size // (tp * pp))
+    accumulation = training.global_batch_size / (training.micro_batch_size * dp)
+    lines = [
+        f"model       {model.num_layers} layers, hidden {model.hidden_size}, ffn {model.ffn_size}, "
+        f"heads {model.num_attention_heads} (key/value {model.query_groups}), vocabulary {model.vocab_size:,} "
+        f"(padded {model.padded_vocab_size:,})",
+        f"parameters  base {_count(counts['base'])} (embedding {_count(counts['embedding'])}, decoder "
+        f"{_count(counts['decoder'])}, head {_count(counts['output_layer'])}), latent predictor "
+        f"{_count(counts['latent_predictor'])}, with predictor {_count(counts['total'])}",
+        f"objective   {config.objective.name}"
+        + (
+            f", horizon {config.objective.horizon}, lambda_hidden {config.objective.lambda_hidden:g}, "
+            f"lambda_kl {config.objective.lambda_kl:g}"
+            if config.objective.rollout_steps
+            else ""
+        ),
+        f"layout      {world_size} ranks = tensor {tp} x pipeline {pp} x data {dp}, ZeRO {config.parallel.zero_stage}, "
+        f"{training.precision}",
+        f"batch       {training.global_batch_size} rows x {config.data.sequence_length} tokens = "
+        f"{training.micro_batch_size} rows x {accumulation:g} micro-batches x {dp} data-parallel ranks",
+        f"length      {config.total_steps:,} steps, {config.total_steps * config.tokens_per_step:,} tokens",
+    ]
+    return "\n".join(lines)
+
+
+def dry_run(config: RunConfig) -> str:
+    """Everything that can be checked and said without building anything: description, stages, resolved config."""
+    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
+    world = int(os.environ.get("WORLD_SIZE", tp * pp))
+    validate(config, world)
+    deepspeed_config(config, world // (tp * pp))
+    stages = [f"stage {i}     {text}" for i, text in enumerate(_stages(config.model.num_layers, pp))]
+    return "\n".join([describe(config, world), *stages, "", dump_config(config)])
+
+
+def _stages(layers: int, stages: int) -> list[str]:
+    sizes = [layers // stages + (1 if i < layers % stages else 0) for i in range(stages)]
+    texts, start = [], 0
+    for index, size in enumerate(sizes):
+        text = f"decoder layers {start}..{start + size - 1}"
+        text = "token embedding, " + text if index == 0 else text
+        texts.append(text + ", final norm, objective" if index == stages - 1 else text)
+        start += size
+    return texts
+
+
+def _count(value: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}{unit}"
+    return str(value)
+
+
+def _loader(config: RunConfig, dims: ParallelDims, dataset: Path, shuffle: bool, cursor: Cursor) -> RowLoader:
+    tokenizer = Tokenizer(Path(config.data.tokenizer)).sha256 if config.data.tokenizer else None
+    return RowLoader(
+        dataset,
+        sequence_length=config.data.sequence_length,
+        packing=config.data.packing,
+        global_batch_size=config.training.global_batch_size,
+        seed=config.training.seed,
+        shuffle=shuffle,
+        data_parallel_rank=dims.data_rank,
+        data_parallel_size=dims.data_size,
+        cursor=cursor,
+        vocab_size=config.model.vocab_size,
+        tokenizer_sha256=tokenizer,
+    )
+
+
+def _open_loader(
+    config: RunConfig, dims: ParallelDims, dataset: Path, shuffle: bool, cursor: Cursor
+) -> RowLoader | None:
+    """The loader on the model group's first rank, None on the others; an error on any reader is raised on all ranks."""
+    loader, error = None, ""
+    if dims.rank == dims.model_group_source:
+        try:
+            loader = _loader(config, dims, dataset, shuffle, cursor)
+        except UserError as caught:
+            error = str(caught)
+    raise_together(error)
+    return loader
+
+
+def _dataset_changed(config: RunConfig, state: TrainerState, loader: RowLoader | None) -> str:
+    if loader is None or state.dataset_digest in ("", loader.manifest.digest):
+        return ""
+    return (
+        f"data.train={config.data.train} is not the dataset this run was trained on (manifest "
+        f"{loader.manifest.digest[:12]}…, checkpoint {state.dataset_digest[:12]}…); restore data.train or use another "
+        "output_dir"
+    )
+
+
+def _source(config: RunConfig, dims: ParallelDims, engine: Engine, loader: RowLoader | None) -> BatchSource:
+    return BatchSource(
+        loader,
+        dims,
+        rows=config.training.global_batch_size // dims.data_size,
+        micro_batch_size=config.training.micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        rollout_steps=config.objective.rollout_steps,
+        device=engine.device,
+    )
+
+
+def _validation_set(config: RunConfig, dims: ParallelDims, engine: Engine) -> ValidationSet | None:
+    if config.data.validation is None or config.training.validation_batches == 0:
+        return None
+    loader = _open_loader(config, dims, Path(config.data.validation), False, Cursor())
+    batches = torch.zeros(1, dtype=torch.int64)
+    if loader is not None:
+        whole = max(1, loader.rows_per_epoch // config.training.global_batch_size)
+        batches[0] = min(config.training.validation_batches, whole)
+    batches = batches.to(engine.device)
+    torch.distributed.broadcast(batches, src=dims.model_group_source, group=dims.model_group)
+    return ValidationSet(_source(config, dims, engine, loader), int(batches))
