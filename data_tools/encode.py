@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -97,7 +97,7 @@ class Encoder:
 
 def encode_all(
     documents: Iterable[Document], tokenizer: Path, *, bos: bool, eos: bool, on_invalid: OnInvalid, workers: int
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Encode documents in order; with more than one worker in so many processes, with a bounded number under way."""
     settings = (tokenizer, bos, eos, on_invalid)
     if workers == 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -118,7 +119,7 @@ def shard(documents: Iterable[Document], options: ShardOptions, *, total_bytes: 
                 eos=options.eos,
                 overwrite=options.overwrite,
             )
-        encoded_documents = encode_all(
+        encoding = encode_all(
             documents,
             options.tokenizer,
             bos=options.bos,
@@ -126,11 +127,13 @@ def shard(documents: Iterable[Document], options: ShardOptions, *, total_bytes: 
             on_invalid=options.on_invalid,
             workers=options.workers,
         )
-        for encoded in _with_progress(encoded_documents, total_bytes):
-            name = options.split_of(encoded.document)
-            reports[name].add(encoded)
-            if encoded.tokens is not None:
-                writers[name].add(encoded.tokens, encoded.prompt_tokens)
+        # Closing ends the workers at once, also when the error comes from this loop.
+        with closing(encoding):
+            for encoded in _with_progress(encoding, total_bytes):
+                name = options.split_of(encoded.document)
+                reports[name].add(encoded)
+                if encoded.tokens is not None:
+                    writers[name].add(encoded.tokens, encoded.prompt_tokens)
         documents_of = {name: writer.flush() for name, writer in writers.items()}
         empty = [name for name, count in documents_of.items() if not count]
         if len(empty) == len(writers):

@@ -82,6 +82,8 @@ class RowLoader:
         assert 0 <= data_parallel_rank < data_parallel_size
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}; it must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; it must not be negative")
         if packing not in ("concat", "pad"):
             raise UserError(f"packing is {packing!r}; it must be 'concat' or 'pad'")
         if global_batch_size < 1 or global_batch_size % data_parallel_size:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
+from nextlat_dist.data.storage import Storage
+from nextlat_dist.errors import UserError
+from tests.data.datasets import numbered_documents, write_dataset
+
+LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_dataset(tmp_path, numbered_documents(LENGTHS), prompts=[1] * len(LENGTHS), shard_tokens=200)
+    return tmp_path
+
+
+def storage(dataset: Path) -> Storage:
+    return Storage(dataset, read_manifest(dataset))
+
+
+def test_records_come_back_in_the_order_they_were_written(dataset: Path) -> None:
+    opened = storage(dataset)
+    records = [opened.read(number) for number in range(len(opened))]
+    np.testing.assert_array_equal(np.concatenate([r.tokens for r in records]), np.arange(sum(LENGTHS)) + 10)
+    assert np.concatenate([r.lengths for r in records]).tolist() == LENGTHS
+    assert opened.tokens.tolist() == [len(r.tokens) for r in records]
+    assert opened.documents.tolist() == [len(r.ends) for r in records]
+
+
+def test_plain_webdataset_reads_the_same_arrays(dataset: Path) -> None:
+    import webdataset
+
+    opened = storage(dataset)
+    shards = [str(path) for path in sorted(dataset.glob("*.tar"))]
+    assert len(shards) > 1
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    assert len(samples) == len(opened)
+    assert len({sample["__key__"] for sample in samples}) == len(opened)
+    for number, sample in enumerate(samples):
+        record = opened.read(number)
+        for member, array in (("tokens", record.tokens), ("ends", record.ends), ("prompts", record.prompts)):
+            assert sample[f"{member}.npy"].dtype == array.dtype
+            np.testing.assert_array_equal(sample[f"{member}.npy"], array)
+
+
+def test_every_flipped_bit_is_noticed_with_its_place(dataset: Path) -> None:
+    """Any bit inside any record: headers, padding and payload alike."""
+    opened = storage(dataset)
+    shard = sorted(dataset.glob("*.tar"))[0]
+    good = shard.read_bytes()
+    records = [n for n in range(len(opened)) if opened.place(n).endswith(shard.name)]
+    end = sum(int(opened._length[n]) for n in records)
+    generator = np.random.default_rng(0)
+    for bit in generator.integers(0, 8 * end, 300):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << (bit % 8)
+        shard.write_bytes(bad)
+        (hit,) = [n for n in records if opened._offset[n] <= bit // 8 < opened._offset[n] + opened._length[n]]
+        for number in records:
+            if number == hit:
+                offset = opened._offset[number]
+                with pytest.raises(UserError, match=rf"record train-000000-\d+ at offset {offset} of shard .*damaged"):
+                    opened.read(number)
+            else:
+                assert isinstance(opened.read(number), Record)
+
+
+def test_a_shard_that_is_cut_short_is_refused(dataset: Path) -> None:
+    opened = storage(dataset)
+    shard = sorted(dataset.glob("*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:1024])
+    with pytest.raises(UserError, match="has 1024 bytes where the manifest says"):
+        storage(dataset)
+    with pytest.raises(UserError, match="damaged"):  # cut while a run has it open
+        opened.read(0)
+
+
+def test_a_missing_shard_is_refused(dataset: Path) -> None:
+    opened = storage(dataset)
+    sorted(dataset.glob("*.tar"))[0].unlink()
+    with pytest.raises(UserError, match=r"train-000000\.tar is missing"):
+        storage(dataset)
+    with pytest.raises(UserError, match="cannot be read"):
+        opened.read(0)
+
+
+def test_counts_of_the_index_must_hold(dataset: Path) -> None:
+    opened = storage(dataset)
+    opened.tokens[0] += 1
+    with pytest.raises(UserError, match="does not hold the tokens and documents"):
+        opened.read(0)
+
+
+def test_a_dataset_without_shards_opens_empty(tmp_path: Path) -> None:
+    empty: Manifest = write_dataset(tmp_path, [])
+    assert len(Storage(tmp_path, empty)) == 0
