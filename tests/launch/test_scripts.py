@@ -28,9 +28,9 @@ def test_shell_is_sound(script: Path) -> None:
 def test_help_prints_the_usage(project: Project, name: str) -> None:
     result = project.run(f"launch/{name}", "--help")
     assert result.returncode == 0, result.stderr
-    assert f"launch/{name}" in result.stdout
-    assert "Usage: " in result.stdout
-    assert "set -euo" not in result.stdout
+    header = (CHECKOUT / "launch" / name).read_text().partition("\n\n")[0].splitlines()[1:]
+    assert result.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in header]
+    assert f"launch/{name}" in result.stdout.partition("Usage: ")[2]
     assert not (project.root / ".venv").exists(), "help does not set up"
 
 

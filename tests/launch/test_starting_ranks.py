@@ -32,9 +32,10 @@ done
 for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 exit $status
 """
+# A list of nodes longer than a pipe's buffer: whoever reads only its first line must not end the writer's pipeline.
 SCONTROL = """#!/bin/bash
 echo "$*" >>scontrol.log
-[[ "$1" != show ]] || printf 'node7\\nnode8\\n'
+[[ "$1" != show ]] || seq -f node%.0f 7 20000
 """
 # srun OPTION… bash -c TEXT rank …: two tasks on two nodes.
 SRUN = """#!/bin/bash
