@@ -29,13 +29,11 @@ if [[ -e "$run" ]]; then
 fi
 
 headline "1/6 Text and tokenizer: the Python standard library's sources, vocabulary 4096"
-nextlat-data stdlib --output "$run/text"
-nextlat-data tokenizer --input "$run/text/stdlib.jsonl" --output "$run/tokenizer/tokenizer.model" --vocab-size 4096
+nextlat-data stdlib --output "$run"
+nextlat-data tokenizer --input "$run/stdlib.jsonl" --output "$run/tokenizer.model" --vocab-size 4096
 
 headline "2/6 Shards: WebDataset tars for training and validation"
-nextlat-data shard --input "$run/text/stdlib.jsonl" --tokenizer "$run/tokenizer/tokenizer.model" --output "$run/data" \
-    --validation-fraction 0.02
-cp -r "$run/text/prompts" "$run/prompts"
+nextlat-data shard --input "$run/stdlib.jsonl" --tokenizer "$run/tokenizer.model" --output "$run/data" --split-field split
 
 headline "3/6 Training: NextLat, horizon 2"
 bash launch/single_node.sh configs/quickstart.yaml "$@"
