@@ -60,21 +60,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+class _Missing:
+    """Stands for None in a table, whatever the format."""
+
+    def __format__(self, spec: str) -> str:
+        return "–"
+
+
+def _cells(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    shown = [{name: _Missing() if value is None else value for name, value in row.items()} for row in rows]
+    return [list(columns), *([form.format_map(row) for form in columns.values()] for row in shown)]
+
+
 def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned lines; `columns` maps a key of the rows to a format (`"{}"`, `"{:.2f}"`), headed by the key's words."""
-    cells = [[name.replace("_", " ") for name in columns]]
-    cells += [["–" if row[name] is None else form.format(row[name]) for name, form in columns.items()] for row in rows]
+    """Aligned lines; `columns` maps a heading to a format over the fields of a row, such as `"{speedup:.2f}"`."""
+    cells = _cells(columns, rows)
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
 
 
 def markdown_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same as `table`, as a Markdown table."""
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---:|" * len(columns)]
-    for row in rows:
-        cells = ["–" if row[name] is None else form.format(row[name]) for name, form in columns.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The same in Markdown."""
+    heading, *body = ("| " + " | ".join(line) + " |" for line in _cells(columns, rows))
+    return "\n".join([heading, "|" + "---:|" * len(columns), *body])
 
 
 class Progress:

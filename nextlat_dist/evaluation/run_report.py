@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import report, speculative
 
@@ -71,6 +73,7 @@ def draw_loss_terms(entries: list[dict[str, Any]], path: Path) -> None:
                 label = "validation" if name != term else "training"
                 axis.plot(*zip(*points, strict=True), color=report.COLORS[index], label=label, **style)
         axis.set(title=LOSS_TERMS[term], xlabel="tokens (millions)", ylabel="loss")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.legend(frameon=False)
     report.save_picture(figure, path)
 
@@ -151,9 +154,10 @@ def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
         lines += [verdict, "", measured["caveat"], ""]
     lines += [
         f"{summary['prompts']} prompts, {measured['options']['max_new_tokens']} new tokens each, EOS ignored. "
-        "*Accepted tokens per cycle* counts drafted tokens only, *tokens per cycle* also the one that costs no draft; "
-        "*tokens per second* leaves the prefill out. The baseline is draft length 0 of the same code, and all draft "
-        "lengths take turns on each prompt.",
+        "*Accepted/cycle* counts drafted tokens only, *tokens/cycle* also the one that costs no draft; *tokens/s* is the "
+        "median over the prompts, without the prefill. The baseline is draft length 0 of the same code, and all draft "
+        "lengths take turns on each prompt; *speedup* is the median over the prompts of the ratio to the baseline on the "
+        "same prompt, with its 95% bootstrap interval.",
         "",
         report.markdown_table(speculative.COLUMNS, measured["rows"]),
         "",

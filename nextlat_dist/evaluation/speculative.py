@@ -5,8 +5,8 @@
                          json_path=None, picture_dir=None, progress=True) -> dict
 
 The baseline is draft length 0 of the same code. All draft lengths take turns on every prompt within one run, in an
-order that rotates, so a slow spell of the machine falls on all of them. EOS is ignored, so that every side writes
-equally many tokens.
+order that rotates; a speedup is the median over the prompts of the ratio to the baseline on the same prompt, so a slow
+spell of the machine moves neither side. EOS is ignored, so that every side writes equally many tokens.
 
 Command: `nextlat evaluate speculative --export DIR --prompts FILE|DIR… --json FILE`.
 """
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nextlat_dist.errors import UserError
@@ -28,21 +29,31 @@ from nextlat_dist.inference.decoder import Decoder, Generation, load
 
 ALL = "all"
 REPETITION_ORDER = 4
+BOOTSTRAP_SAMPLES = 1000
+SUMMARY_FIELDS = (
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_with_prefill",
+    "accepted_tokens_per_cycle",
+    "tokens_per_cycle",
+)
 CAVEAT = (
     "The greedy text of a small model falls into loops, and a loop is easy to draft: the greedy numbers flatter "
     "acceptance. Read them together with the share of repeated 4-grams and with the numbers at temperature 1."
 )
 COLUMNS = {
-    "domain": "{}",
-    "temperature": "{:g}",
-    "draft_length": "{}",
-    "tokens_per_second": "{:.0f}",
-    "speedup": "{:.2f}",
-    "speedup_with_prefill": "{:.2f}",
-    "accepted_tokens_per_cycle": "{:.2f}",
-    "tokens_per_cycle": "{:.2f}",
-    "greedy_differing": "{}",
-    "repeated_4gram_share": "{:.2f}",
+    "domain": "{domain}",
+    "temperature": "{temperature:g}",
+    "draft length": "{draft_length}",
+    "tokens/s": "{tokens_per_second:.0f}",
+    "speedup": "{speedup:.2f}",
+    "(95%)": "{speedup_low:.2f}–{speedup_high:.2f}",
+    "with prefill": "{speedup_with_prefill:.2f}",
+    "accepted/cycle": "{accepted_tokens_per_cycle:.2f}",
+    "tokens/cycle": "{tokens_per_cycle:.2f}",
+    "greedy differing": "{greedy_differing}",
+    "repeated 4-grams": "{repeated_4gram_share:.2f}",
 }
 
 
@@ -72,12 +83,11 @@ class _Runs:
     generations: list[Generation] = field(default_factory=list)
     differing: int = 0
 
-    def decoded(self) -> int:
-        """Tokens that the cycles wrote; the first of each continuation belongs to the prefill."""
-        return sum(len(g.token_ids) - 1 for g in self.generations)
-
-    def seconds(self, prefill: bool = False) -> float:
-        return sum(g.decode_seconds + (g.prefill_seconds if prefill else 0.0) for g in self.generations)
+    def rates(self, prefill: bool = False) -> np.ndarray:
+        """Tokens per second of each generation; the first token belongs to the prefill, as does its time."""
+        if prefill:
+            return np.array([len(g.token_ids) / (g.prefill_seconds + g.decode_seconds) for g in self.generations])
+        return np.array([(len(g.token_ids) - 1) / g.decode_seconds for g in self.generations])
 
 
 def evaluate_speculative(
@@ -230,6 +240,8 @@ def _row(key: tuple[str, float, int], runs: _Runs, baseline: _Runs) -> dict[str,
     domain, temperature, length = key
     generations = runs.generations
     cycles = sum(g.cycles for g in generations)
+    ratios = runs.rates() / baseline.rates()
+    low, high = _interval_of_median(ratios)
     drafted = [sum(g.drafted_by_position[i] for g in generations) for i in range(length)]
     accepted = [sum(g.accepted_by_position[i] for g in generations) for i in range(length)]
     return {
@@ -238,17 +250,26 @@ def _row(key: tuple[str, float, int], runs: _Runs, baseline: _Runs) -> dict[str,
         "draft_length": length,
         "generations": len(generations),
         "tokens": sum(len(g.token_ids) for g in generations),
-        "tokens_per_second": runs.decoded() / runs.seconds(),
-        "speedup": runs.decoded() / runs.seconds() * baseline.seconds() / baseline.decoded(),
-        "speedup_with_prefill": baseline.seconds(prefill=True) / runs.seconds(prefill=True),
+        "tokens_per_second": float(np.median(runs.rates())),
+        "speedup": float(np.median(ratios)),
+        "speedup_low": low,
+        "speedup_high": high,
+        "speedup_with_prefill": float(np.median(runs.rates(prefill=True) / baseline.rates(prefill=True))),
         "cycles": cycles,
         "accepted_tokens_per_cycle": sum(accepted) / cycles,
-        "tokens_per_cycle": runs.decoded() / cycles,
+        "tokens_per_cycle": sum(len(g.token_ids) - 1 for g in generations) / cycles,
         # Of the cycles that drafted so far, the share that accepted this position too.
         "acceptance_by_position": [a / d for a, d in zip(accepted, drafted, strict=True) if d],
         "greedy_differing": runs.differing if temperature == 0 else None,
         "repeated_4gram_share": sum(repeated_share(g.token_ids) for g in generations) / len(generations),
     }
+
+
+def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap interval of the median."""
+    samples = np.random.default_rng(0).choice(values, (BOOTSTRAP_SAMPLES, len(values)))
+    low, high = np.quantile(np.median(samples, axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _summary(
@@ -266,8 +287,7 @@ def _summary(
             summary[prefix + "baseline_tokens_per_second"] = row["tokens_per_second"]
             summary[prefix + "repeated_4gram_share"] = row["repeated_4gram_share"]
         if row["draft_length"] == length:
-            for name in ("speedup", "speedup_with_prefill", "accepted_tokens_per_cycle", "tokens_per_cycle"):
-                summary[prefix + name] = row[name]
+            summary |= {prefix + name: row[name] for name in SUMMARY_FIELDS}
     if 0 in temperatures:
         summary["greedy_identical"] = not differences
         summary["greedy_differences"] = len(differences)
@@ -296,7 +316,11 @@ def draw_pictures(rows: list[dict[str, Any]], directory: Path) -> None:
             own = [row for row in rows if (row["domain"], row["temperature"]) == (domain, temperature)]
             shares = next(row["acceptance_by_position"] for row in own if row["draft_length"] == longest)
             acceptance_axis.plot(range(1, len(shares) + 1), shares, **style)
-            speed_axis.plot([row["draft_length"] for row in own], [row["speedup"] for row in own], **style)
+            lengths = [row["draft_length"] for row in own]
+            speed_axis.plot(lengths, [row["speedup"] for row in own], **style)
+            if domain == ALL:
+                band = ([row["speedup_low"] for row in own], [row["speedup_high"] for row in own])
+                speed_axis.fill_between(lengths, *band, color=style["color"], alpha=0.2, linewidth=0)
         name = "greedy" if temperature == 0 else f"temperature {temperature:g}"
         acceptance_axis.set(title=name, xlabel="draft position", ylabel="share of cycles that accept it", ylim=(0, 1))
         speed_axis.axhline(1.0, color="black", linewidth=0.8)
