@@ -154,10 +154,10 @@ def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
         lines += [verdict, "", measured["caveat"], ""]
     lines += [
         f"{summary['prompts']} prompts, {measured['options']['max_new_tokens']} new tokens each, EOS ignored. "
-        "*Accepted/cycle* counts drafted tokens only, *tokens/cycle* also the one that costs no draft; *tokens/s* is the "
-        "median over the prompts, without the prefill. The baseline is draft length 0 of the same code, and all draft "
-        "lengths take turns on each prompt; *speedup* is the median over the prompts of the ratio to the baseline on the "
-        "same prompt, with its 95% bootstrap interval.",
+        "*Accepted/cycle* counts drafted tokens only, *tokens/cycle* also the one that costs no draft; *tokens/s* is "
+        "the median over the prompts, without the prefill. The baseline is draft length 0 of the same code, and all "
+        "draft lengths take turns on each prompt; *speedup* is the median over the prompts of the ratio to the "
+        "baseline on the same prompt, with its 95% bootstrap interval.",
         "",
         report.markdown_table(speculative.COLUMNS, measured["rows"]),
         "",

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import report
@@ -306,13 +307,9 @@ def draw_pictures(rows: list[dict[str, Any]], directory: Path) -> None:
     speed, speed_axes = report.panels(len(temperatures), "Decoding speedup over draft length 0")
     for temperature, acceptance_axis, speed_axis in zip(temperatures, acceptance_axes, speed_axes, strict=True):
         for index, domain in enumerate(domains):
-            style = {
-                "color": report.COLORS[index % len(report.COLORS)],
-                "marker": "o",
-                "markersize": 3.5,
-                "label": domain,
-            }
-            style |= {"linewidth": 2.6 if domain == ALL else 1.3}
+            color = "black" if domain == ALL else report.COLORS[index % len(report.COLORS)]
+            style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3.5, "label": domain}
+            style["linewidth"] = 2.2 if domain == ALL else 1.3
             own = [row for row in rows if (row["domain"], row["temperature"]) == (domain, temperature)]
             shares = next(row["acceptance_by_position"] for row in own if row["draft_length"] == longest)
             acceptance_axis.plot(range(1, len(shares) + 1), shares, **style)
@@ -320,12 +317,13 @@ def draw_pictures(rows: list[dict[str, Any]], directory: Path) -> None:
             speed_axis.plot(lengths, [row["speedup"] for row in own], **style)
             if domain == ALL:
                 band = ([row["speedup_low"] for row in own], [row["speedup_high"] for row in own])
-                speed_axis.fill_between(lengths, *band, color=style["color"], alpha=0.2, linewidth=0)
+                speed_axis.fill_between(lengths, *band, color=color, alpha=0.15, linewidth=0)
         name = "greedy" if temperature == 0 else f"temperature {temperature:g}"
         acceptance_axis.set(title=name, xlabel="draft position", ylabel="share of cycles that accept it", ylim=(0, 1))
         speed_axis.axhline(1.0, color="black", linewidth=0.8)
         speed_axis.set(title=name, xlabel="draft length (tokens)", ylabel="speedup", ylim=(0, None))
-        acceptance_axis.legend(frameon=False)
-        speed_axis.legend(frameon=False)
+        for axis in (acceptance_axis, speed_axis):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.legend(frameon=False)
     report.save_picture(acceptance, directory / "acceptance_by_position.png")
     report.save_picture(speed, directory / "speedup_by_draft_length.png")
