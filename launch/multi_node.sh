@@ -44,7 +44,7 @@ trap 'rm -f "$ranks_env"' EXIT
     done
 } >"$ranks_env"
 
-arguments=(--hostfile="$hostfile" --force_multi --master_port="${MASTER_PORT:-29500}" --log_level=warning --no_local_rank)
+arguments=(--hostfile="$hostfile" --force_multi --master_port="${MASTER_PORT:-29500}" --log_level=error --no_local_rank)
 if [[ -n "${MASTER_ADDR-}" ]]; then
     arguments+=(--master_addr="$MASTER_ADDR")
 fi

@@ -30,7 +30,7 @@ with socket.socket() as s:
     print(s.getsockname()[1])')}"
 
 # No hostfile, whatever the launcher's default place holds: this script is for one machine.
-arguments=(--hostfile=/dev/null --master_port="$MASTER_PORT" --log_level=warning --no_local_rank)
+arguments=(--hostfile=/dev/null --master_port="$MASTER_PORT" --log_level=error --no_local_rank)
 if [[ -n "${NPROC-}" ]]; then
     arguments+=(--num_gpus="$NPROC")
 fi
