@@ -25,6 +25,7 @@ from nextlat_dist.errors import UserError
 STDIN = "-"
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_SUFFIX = ".parquet"
+IGNORED_FOLDER = "__pycache__"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def find_files(inputs: Sequence[str], include: Sequence[str] = (), exclude: Sequ
             root, found = path, _walk(path)
         else:
             root = _glob_root(given)
-            found = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
+            matches = map(Path, glob.glob(given, recursive=True))
+            found = [match for match in matches if match.is_file() and IGNORED_FOLDER not in match.parts]
         relative = [(file, file.relative_to(root).as_posix()) for file in found]
         kept = [
             SourceFile(file, name, in_folder=True)
@@ -113,7 +115,7 @@ def find_files(inputs: Sequence[str], include: Sequence[str] = (), exclude: Sequ
 def _walk(root: Path) -> list[Path]:
     found: list[Path] = []
     for directory, subdirectories, names in os.walk(root):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".") and name != "__pycache__"]
+        subdirectories[:] = [name for name in subdirectories if not name.startswith(".") and name != IGNORED_FOLDER]
         paths = (Path(directory, name) for name in names if not name.startswith("."))
         found += [path for path in paths if path.is_file()]
     return found

@@ -6,8 +6,9 @@
 `code` is each module's source, `docstrings` the docstrings of a module, `prose` the language reference in
 `pydoc_data.topics`.
 
-Invariant: a module's docstrings are in the split of its code, and prompts come from the validation split alone, so
-nothing that a prompt asks for was trained on. `nextlat-data shard --split-field split` takes the split from here.
+Invariant: a module's docstrings are in the split of its code, documents that share a passage are in one split, and
+prompts come from the validation split alone, so nothing that a prompt asks for is trained on. `nextlat-data shard
+--split-field split` takes the split from here.
 
     nextlat-data stdlib --output corpus
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from data_tools.files import write_file
-from data_tools.splits import Split, unit_hash
+from data_tools.splits import Split, hold_out, unit_hash
 from nextlat_dist.errors import UserError
 
 # Tests; installed packages; character tables, which a script generated and no one would want to see completed.
@@ -79,37 +80,24 @@ def docstrings_of(source: str) -> str:
     return "\n\n".join(cleaned for d in docstrings if d and (cleaned := inspect.cleandoc(d).strip()))
 
 
-def hold_out(texts: dict[str, str], fraction: float) -> set[str]:
-    """Names to validate on: by hash, until they make up `fraction` of the characters.
-
-    By size and not by a threshold on the hash: there are only a few topics, of very different lengths.
-    """
-    total = sum(map(len, texts.values()))
-    held: set[str] = set()
-    size = 0
-    for name in sorted(texts, key=unit_hash):
-        if size >= fraction * total:
-            break
-        held.add(name)
-        size += len(texts[name])
-    return held
-
-
 def build(root: Path, validation_fraction: float) -> list[Text]:
     """Every document: code, docstrings and prose."""
     sources = read_stdlib(root)
     if not sources:
         raise UserError(f"there are no standard library sources in {root}; use a Python that ships them")
-    documentation = {name: text for name, text in sorted(topics.items()) if text.strip()}
-    held = hold_out(sources, validation_fraction)
-    held_topics = hold_out(documentation, validation_fraction)
+    # Code and docstrings of a module are decided on together. Modules borrow from each other, and some topics contain
+    # others: what shares a passage goes together too.
+    families: list[tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = [
+        (("code", "docstrings"), {name: (source, docstrings_of(source)) for name, source in sources.items()}),
+        (("prose",), {name: (text,) for name, text in sorted(topics.items())}),
+    ]
     texts: list[Text] = []
-    for name, source in sources.items():
-        split: Split = "validation" if name in held else "train"
-        documents = (("code", source), ("docstrings", docstrings_of(source)))
-        texts += [Text(f"{domain}/{name}", domain, split, text) for domain, text in documents if text.strip()]
-    for name, text in documentation.items():
-        texts.append(Text(f"prose/{name}", "prose", "validation" if name in held_topics else "train", text))
+    for domains, family in families:
+        held = hold_out(family, validation_fraction)
+        for name, parts in family.items():
+            split: Split = "validation" if name in held else "train"
+            documents = zip(domains, parts, strict=True)
+            texts += [Text(f"{domain}/{name}", domain, split, text) for domain, text in documents if text.strip()]
     return texts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +80,9 @@ class _Shard:
         )
 
     def abandon(self, error: BaseException) -> None:
-        """Remove the temporary file."""
+        """Remove the temporary file. The tar is closed first: collected later it would write to the closed file."""
+        with suppress(OSError):
+            self._tar.close()
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import inspect
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from data_tools.tokenizer import train_tokenizer
 from data_tools.writer import DatasetWriter
 from nextlat_dist.data.shard_format import Manifest
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -57,3 +64,13 @@ def numbered_documents(lengths: Sequence[int]) -> list[np.ndarray]:
     """Documents of these lengths whose tokens are 10, 11, 12… throughout, so that every token is unique."""
     ends = np.cumsum(lengths)
     return [np.arange(end - length, end) + 10 for length, end in zip(lengths, ends, strict=True)]
+
+
+@cache
+def tiny_tokenizer() -> Path:
+    """A trained tokenizer of 600 ids, one for the whole test run."""
+    directory = Path(tempfile.mkdtemp(prefix="nextlat-test-tokenizer-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = directory / "tokenizer.model"
+    train_tokenizer([inspect.getsource(argparse)], path, vocab_size=600)
+    return path

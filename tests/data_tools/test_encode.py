@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from data_tools.encode import Encoder, OnInvalid, encode_all
+from data_tools.sources import Document
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+from tests.data.datasets import tiny_tokenizer
+
+
+def document(text: bytes, prompt: bytes | None = None, in_folder: bool = False) -> Document:
+    return Document("name", text, prompt, None, len(text), in_folder)
+
+
+def encoder(on_invalid: OnInvalid = "replace", *, bos: bool = True, eos: bool = True) -> Encoder:
+    return Encoder(Tokenizer(tiny_tokenizer()), bos=bos, eos=eos, on_invalid=on_invalid)
+
+
+def test_a_document_is_bos_prompt_text_eos() -> None:
+    tokenizer = Tokenizer(tiny_tokenizer())
+    prompt, text = tokenizer.encode("Question? "), tokenizer.encode("Answer.")
+    found = encoder()(document(b"Answer.", b"Question? "))
+    assert found.tokens is not None
+    assert found.tokens.dtype == np.uint16
+    assert found.tokens.tolist() == [1, *prompt, *text, 2]
+    assert found.prompt_tokens == 1 + len(prompt)
+    assert (found.remark, found.text_bytes) == (None, 17)
+    bare = encoder(bos=False, eos=False)(document(b"Answer.", b"Question? "))
+    assert bare.tokens is not None
+    assert bare.tokens.tolist() == prompt + text
+    assert bare.prompt_tokens == len(prompt)
+
+
+def test_what_is_left_out_says_why() -> None:
+    for found, remark in (
+        (encoder()(document(b"")), "empty"),
+        (encoder()(document(b"", b"")), "empty"),
+        (encoder()(document(b"ELF\0\1", in_folder=True)), "binary"),
+        (encoder("skip")(document(b"a\xff")), "invalid_utf8"),
+    ):
+        assert (found.tokens, found.remark) == (None, remark)
+    assert encoder()(document(b"a\0b")).tokens is not None, "a file that was named is taken as text"
+    assert encoder()(document(b"", b"only a prompt")).tokens is not None
+
+
+def test_bytes_that_are_no_utf8_are_replaced_and_marked() -> None:
+    found = encoder()(document(b"a\xffb"))
+    assert found.tokens is not None
+    assert found.remark == "invalid_utf8"
+    assert Tokenizer(tiny_tokenizer()).decode(found.tokens) == "a\ufffdb"
+    with pytest.raises(UserError, match="name is not UTF-8 at byte 1"):
+        encoder("fail")(document(b"a\xffb"))
+
+
+def foreign_tokenizer(path: Path, **options: object) -> Path:
+    """A model trained as sentencepiece trains by default: it normalises and has unknown characters."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a few words in a line"] * 10),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=25,
+        model_type="bpe",
+        minloglevel=2,
+        **options,
+    )
+    return path
+
+
+def test_text_that_a_foreign_tokenizer_changes_is_marked(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(foreign_tokenizer(tmp_path / "foreign.model"))
+    encode = Encoder(tokenizer, bos=True, eos=True, on_invalid="replace")
+    assert encode(document(b"few words")).remark is None
+    assert encode(document(b"few  words")).remark == "not_lossless"
+    assert encode(document("few wörds".encode())).remark == "not_lossless"
+
+
+def test_a_tokenizer_without_bos_needs_the_option(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(foreign_tokenizer(tmp_path / "foreign.model", bos_id=-1))
+    with pytest.raises(UserError, match="no BOS token; pass --no-bos"):
+        Encoder(tokenizer, bos=True, eos=True, on_invalid="replace")
+    Encoder(tokenizer, bos=False, eos=True, on_invalid="replace")
+
+
+def test_processes_give_the_same_documents_in_the_same_order() -> None:
+    documents = [document(f"{number} ".encode() * (20000 if number % 7 == 0 else 50)) for number in range(200)]
+
+    def run(workers: int) -> list[bytes]:
+        settings = {"bos": True, "eos": True, "on_invalid": "replace"}
+        found = encode_all(iter(documents), tiny_tokenizer(), workers=workers, **settings)  # type: ignore[arg-type]
+        return [each.tokens.tobytes() for each in found if each.tokens is not None]
+
+    expected = run(1)
+    assert len(expected) == 200
+    assert run(3) == expected
+
+
+def test_the_mistake_a_worker_finds_reaches_the_caller() -> None:
+    documents = [document(b"good"), document(b"\xff")]
+    with pytest.raises(UserError, match="not UTF-8 at byte 0"):
+        list(encode_all(documents, tiny_tokenizer(), bos=True, eos=True, on_invalid="fail", workers=2))
