@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
+from functools import partial
 from pathlib import Path
 
+import sentencepiece
 import torch
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from nextlat_dist.export.layout import PredictorConfig, save_base_weights, save_predictor
+from nextlat_dist.export.tokenizer import export_tokenizer
 
 BOS, EOS = 1, 2
 
@@ -54,6 +61,49 @@ def random_predictor(hidden: int, seed: int = 1, width: int = 24, scale: float =
     }
 
 
+def copying_model(config: LlamaConfig, seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Base weights whose h_t is the embedding of x_t alone, and the predictor that is then right about every state.
+
+    The layers add nothing, and the embeddings have mean 0 and mean square 1, so both norms leave them as they are. The
+    predictor has to compute e(x) - h, and gelu(z) - gelu(-z) = z carries that through its two activations.
+    """
+    hidden = config.hidden_size
+    weights = random_weights(config, seed, scale=1.0)
+    for name, tensor in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor.zero_()
+        elif tensor.dim() == 1:
+            tensor.fill_(1.0)
+    embedding = weights["model.embed_tokens.weight"]
+    embedding -= embedding.mean(dim=1, keepdim=True)
+    embedding /= embedding.square().mean(dim=1, keepdim=True).sqrt()
+    one = torch.eye(hidden)
+    difference = torch.cat([-one, one], dim=1)  # [h, e] → e - h
+    halves = torch.cat([one, -one], dim=1)
+    predictor = {
+        "layer_norm.weight": torch.ones(2 * hidden),
+        "layer_norm.bias": torch.zeros(2 * hidden),
+        "linear_in.weight": torch.cat([difference, -difference]),
+        "linear_mid.weight": torch.cat([halves, -halves]),
+        "linear_out.weight": halves.clone(),
+    }
+    return weights, predictor
+
+
+def reference_model(directory: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    """transformers' own model of an export; its norms compute in `dtype` (they would fall back to fp32 in float64)."""
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = partial(
+                functional.rms_norm,
+                normalized_shape=module.weight.shape,
+                weight=module.weight,
+                eps=module.variance_epsilon,
+            )
+    return model
+
+
 def write_export(
     directory: Path,
     config: LlamaConfig,
@@ -71,3 +121,27 @@ def write_export(
         fields = PredictorConfig(config.hidden_size, width, config.vocab_size, 2, 1e-5, digest)
         save_predictor(directory, fields, predictor)
     return directory
+
+
+def write_tokenizer(directory: Path) -> int:
+    """Tokenizer files of a sentencepiece model with byte fallback, as an export has them; returns the size."""
+    words = ["alpha", "beta", "gamma", "delta", "return", "self", "import", "value"]
+    pick = random.Random(0)
+    lines = [" ".join(pick.choices(words, k=8)) for _ in range(200)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path = directory / "tokenizer.source.model"
+    path.write_bytes(model.getvalue())
+    export_tokenizer(path, directory, 128)
+    size: int = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    return size

@@ -1,0 +1,65 @@
+"""The warped distribution against transformers' own warpers, and the draw against the cumulative distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.inference.sampling import Sampling, draw
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 100])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.4, 1e-6])
+def test_probabilities_equal_the_warpers_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        expected = TopKLogitsWarper(min(top_k, 40))(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    result = Sampling(temperature, top_k, top_p).probabilities(logits)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, expected.softmax(dim=-1), rtol=1e-12, atol=1e-14)
+
+
+def test_bf16_logits_are_warped_in_fp32() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    result = Sampling(temperature=0.7).probabilities(logits)
+    torch.testing.assert_close(result, (logits.float() / 0.7).softmax(-1))
+
+
+def test_draw_takes_each_token_over_exactly_its_interval() -> None:
+    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    for uniform, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (math.nextafter(1.0, 0.0), 4)]:
+        assert draw(probabilities, uniform) == token
+
+
+def test_draw_never_leaves_the_support() -> None:
+    """Sums that are not exactly 1, and the largest uniform number there is."""
+    for seed in range(300):
+        probabilities = torch.rand(17, generator=torch.Generator().manual_seed(seed))
+        probabilities[::2] = 0
+        for uniform in (0.0, math.nextafter(1.0, 0.0)):
+            assert probabilities[draw(probabilities, uniform)] > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", math.nan),
+    ],
+)
+def test_options_out_of_range(option: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{option} is .*change {option}"):
+        Sampling(**{option: value})
