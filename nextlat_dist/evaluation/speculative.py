@@ -69,6 +69,8 @@ class _Options:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.draft_lengths[0] < 0:
+            raise UserError(f"a draft length is {self.draft_lengths[0]}, but must be ≥ 0; change draft_lengths")
         if self.repeats < 1 or self.max_new_tokens < 2 or not self.temperatures:
             raise UserError(
                 f"repeats is {self.repeats}, max_new_tokens {self.max_new_tokens} and temperatures has "

@@ -1,0 +1,165 @@
+"""The run report from hand-made files, and the shared pieces of all reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation import report
+from nextlat_dist.evaluation.run_report import write_run_report
+
+STEPS = [
+    {
+        "step": s,
+        "tokens": 100 * s,
+        "loss": 10.0 - s,
+        "next_token": 7.0 - s,
+        "hidden": 2.0,
+        "kl": 1.0,
+        "tokens_per_second": r,
+    }
+    for s, r in zip(range(1, 8), [1, 50, 60, 55, 52, 58, 1000], strict=True)
+]
+VALIDATION = [{"step": 3, "tokens": 300, "validation_loss": 9.5}, {"step": 7, "tokens": 700, "validation_loss": 4.25}]
+
+
+def write_run(directory: Path, entries: list[dict[str, Any]]) -> None:
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def write_speculative(directory: Path, identical: bool) -> None:
+    row = {
+        "domain": "code",
+        "temperature": 0.0,
+        "draft_length": 3,
+        "tokens_per_second": 900.0,
+        "speedup": 1.5,
+        "speedup_low": 1.4,
+        "speedup_high": 1.6,
+        "speedup_with_prefill": 1.4,
+        "accepted_tokens_per_cycle": 1.25,
+        "tokens_per_cycle": 2.25,
+        "greedy_differing": 0,
+        "repeated_4gram_share": 0.5,
+    }
+    summary = {
+        "greedy_identical": identical,
+        "greedy_differences": 0 if identical else 2,
+        "greedy_largest_logit_gap": 0.0 if identical else 3e-6,
+        "draft_length": 3,
+        "prompts": 24,
+        "accepted_tokens_per_cycle": 1.25,
+        "speedup": 1.5,
+        "sampled_accepted_tokens_per_cycle": 0.75,
+        "code_speedup": 1.5,
+    }
+    content = report.envelope("nextlat evaluate speculative", {"max_new_tokens": 128}, summary, [row])
+    costs = {"plain_step_seconds": 0.002, "draft": 0.2, "verify": {"1": 1.0, "4": 1.3}}
+    report.write_json(directory / "speculative.json", content | {"costs": costs, "caveat": "Loops flatter."})
+
+
+def test_full_report(tmp_path: Path) -> None:
+    write_run(tmp_path, [*STEPS[:3], VALIDATION[0], *STEPS[3:], VALIDATION[1]])
+    write_speculative(tmp_path, identical=True)
+    report.write_json(tmp_path / "export" / "export_report.json", {"max_logit_difference": 2e-6})
+    (tmp_path / "speedup_by_draft_length.png").write_bytes(b"")
+    content = write_run_report(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == content
+    assert content["train"] == {
+        "loss_first": 9.0,
+        "loss_last": 5.0,  # the mean of 7, 6, 5, 4, 3
+        "validation_loss": 4.25,
+        "tokens": 700,
+        "tokens_per_second": 55,
+    }
+    assert content["export"] == {"max_logit_difference": 2e-6}
+    assert content["speculative"] == {
+        "greedy_identical": True,
+        "draft_length": 3,
+        "accepted_tokens_per_cycle": 1.25,
+        "speedup": 1.5,
+        "sampled_accepted_tokens_per_cycle": 0.75,
+        "prompts": 24,
+    }
+    text = (tmp_path / "report.md").read_text()
+    for expected in (
+        "9.0000 (first logged) → 5.0000 (mean of the last 5 logged)",
+        "validation loss 4.2500",
+        "2.00e-06",
+        "token for token",
+        "Loops flatter.",
+        "| code | 0 | 3 | 900 | 1.50 | 1.40–1.60 | 1.40 | 1.25 | 2.25 | 0 | 0.50 |",
+        "v(4) = 1.30",
+        "(speedup_by_draft_length.png)",
+    ):
+        assert expected in text
+    assert "acceptance_by_position" not in text  # a picture that is not there is not shown
+    assert (tmp_path / "loss_terms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, STEPS)
+    write_speculative(tmp_path, identical=False)
+    assert write_run_report(tmp_path)["speculative"]["greedy_identical"] is False
+    text = (tmp_path / "report.md").read_text()
+    assert "2 greedy continuations differ" in text
+    assert "at most 3.0e-06 apart" in text
+    assert "token for token" not in text
+
+
+def test_a_run_of_the_baseline(tmp_path: Path) -> None:
+    """No predictor terms, no validation, no export, nothing speculative."""
+    write_run(tmp_path, [{"step": 1, "tokens": 100, "loss": 3.0, "next_token": 3.0}])
+    content = write_run_report(tmp_path)
+    assert content == {
+        "train": {
+            "loss_first": 3.0,
+            "loss_last": 3.0,
+            "validation_loss": None,
+            "tokens": 100,
+            "tokens_per_second": None,
+        }
+    }
+    text = (tmp_path / "report.md").read_text()
+    assert "validation loss not measured" in text
+    assert "speculative" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), ("", "holds no training step"), ('{"step": 1, "loss": 3}\n{"st', "line 2")],
+)
+def test_bad_metrics(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_run_report(tmp_path)
+
+
+def test_tables() -> None:
+    columns = {"name": "{name}", "x": "{value:.1f}"}
+    rows = [{"name": "long name", "value": 1.25}, {"name": "b", "value": None}]
+    assert report.table(columns, rows).split("\n") == ["     name    x", "long name  1.2", "        b    –"]
+    assert report.markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
+
+
+def test_envelope_is_flat_and_names_no_host(tmp_path: Path) -> None:
+    content = report.envelope("command", {}, {"a": 1, "b": True}, [])
+    assert set(content) == {"command", "options", "machine", "versions", "summary", "rows"}
+    assert set(content["versions"]) == {"python", "nextlat-dist", "torch", "transformers"}
+    with pytest.raises(AssertionError, match="flat"):
+        report.envelope("command", {}, {"a": [1]}, [])
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = report.Progress("work", 2, shown=True)
+    shown.add(10)
+    shown.add(10)
+    assert capsys.readouterr().err.startswith("work: 2/2, ")
+    hidden = report.Progress("work", 1, shown=False)
+    hidden.add(10)
+    assert capsys.readouterr().err == ""
