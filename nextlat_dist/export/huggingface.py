@@ -62,7 +62,11 @@ def export_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
-    report = {"checkpoint": source.name, "dtype": str(kind).removeprefix("torch."), "base_weights_sha256": base_sha256}
+    report: dict[str, Any] = {
+        "checkpoint": source.name,
+        "dtype": str(kind).removeprefix("torch."),
+        "base_weights_sha256": base_sha256,
+    }
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     loader = _loader(config)
     if (source / "tokenizer.model").is_file():

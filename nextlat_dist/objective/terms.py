@@ -17,7 +17,9 @@ def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tens
     0.
     """
     steps = objective.rollout_steps
-    lambdas = [1.0] + [objective.lambda_hidden / steps] * steps + [objective.lambda_kl / steps] * steps
+    lambdas = [1.0]
+    for factor in (objective.lambda_hidden, objective.lambda_kl):
+        lambdas += [factor / steps for _ in range(steps)]
     scale = torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
     return torch.where(counts > 0, scale / counts.clamp(min=1), torch.zeros_like(counts))
 
