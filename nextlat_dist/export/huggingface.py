@@ -1,7 +1,7 @@
 """`nextlat export`: a checkpoint of any layout becomes a plain Llama directory with the latent predictor beside it.
 
-Neither DeepSpeed nor the training package is needed. The result is compared with the training forward pass before it is put
-in place, and appears under its name only when it is whole.
+Neither DeepSpeed nor the training package is needed. The result is compared with the training forward pass before it
+is put in place, and appears under its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def export_checkpoint(
 def max_logit_difference(
     canonical: dict[str, torch.Tensor], config: RunConfig, export: Path, tokens: torch.Tensor
 ) -> float:
-    """Largest absolute difference between the training forward pass and `LlamaForCausalLM`, both fp32, on tokens [b, s]."""
+    """Largest absolute difference between the training forward pass and `LlamaForCausalLM`, both fp32, on tokens [b,
+    s].
+    """
     from transformers import LlamaForCausalLM
 
     ours = training_logits(canonical, config, tokens)
@@ -133,7 +135,8 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
 
 
 def _loader(config: RunConfig) -> RowLoader | None:
-    """The run's validation (or training) data if it is still where the config says; the export does not depend on it."""
+    """The run's validation (or training) data if it is still where the config says; the export does not depend on it.
+    """
     for dataset in (config.data.validation, config.data.train):
         if dataset is not None and (Path(dataset) / "manifest.json").is_file():
             return RowLoader(

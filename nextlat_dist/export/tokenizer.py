@@ -1,7 +1,7 @@
 """A sentencepiece model as Hugging Face tokenizer files, loadable by `AutoTokenizer` with no flag.
 
-The pieces, their order and the byte fallback are taken over one to one; the result is checked against sentencepiece itself on
-real text, so a model that cannot be expressed is noticed at export and not at use.
+The pieces, their order and the byte fallback are taken over one to one; the result is checked against sentencepiece
+itself on real text, so a model that cannot be expressed is noticed at export and not at use.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _build(proto: Any) -> Any:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to split a piece into two pieces, best piece first: sentencepiece joins the pair with the best result."""
+    """Every way to split a piece into two pieces, best piece first: sentencepiece joins the pair with the best result.
+    """
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type == NORMAL}
     merges = []
     for piece, index in sorted(ids.items(), key=lambda item: item[1]):

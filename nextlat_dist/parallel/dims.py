@@ -34,7 +34,8 @@ class ParallelDims:
 
     @classmethod
     def initialize(cls, config: ParallelConfig) -> ParallelDims:
-        """Create every process group; `torch.distributed` is initialised here if it is not yet (one rank by default)."""
+        """Create every process group; `torch.distributed` is initialised here if it is not yet (one rank by default).
+        """
         use_cpu_where_no_cuda()
         initialize_distributed()
         from megatron.core import parallel_state

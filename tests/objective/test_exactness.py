@@ -1,0 +1,152 @@
+"""In float64 the loss terms and every gradient equal the straight transcription of the method in `tests/reference.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nextlat_dist.config.load import config_from_dict
+from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.export.llama import to_llama
+from tests.distributed import jobs
+from tests.distributed.harness import Ranks
+from tests.reference import reference_terms
+
+TOLERANCE = 1e-10
+TERMS = ("loss", "next_token", "hidden", "kl")
+
+
+def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
+    """Weights, the value of every term and its gradient for every parameter, from the production path in float64."""
+    from nextlat_dist.model.initialize import canonical_parameters
+    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.objective.masks import term_counts
+    from nextlat_dist.objective.terms import LossRecorder, named_terms, term_weights
+
+    config, dims = jobs.set_up(raw)
+    stack = LayerStack(layer_list(config, dims, torch.float64))
+    initialize(stack, config, dims)
+    parameters = dict(canonical_parameters(stack))
+    with torch.no_grad():  # norms at 1 and biases at 0 would hide a missing factor
+        generator = torch.Generator().manual_seed(9)
+        for parameter in parameters.values():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * noise)
+    rows = jobs.ragged_rows(4, seed=3)
+    steps = config.objective.rollout_steps
+    counts = term_counts(rows, steps)
+    sums = stack(rows)
+    means = torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
+    select = {
+        "loss": term_weights(counts, config.objective),
+        "next_token": means * (torch.arange(1 + 2 * steps) == 0),
+        "hidden": means * ((torch.arange(1 + 2 * steps) >= 1) & (torch.arange(1 + 2 * steps) <= steps)) / steps,
+        "kl": means * (torch.arange(1 + 2 * steps) > steps) / steps,
+    }
+    gradients = {}
+    for name, weights in select.items():
+        loss = LossRecorder()(sums, weights)
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        gradients[name] = {
+            key: torch.zeros_like(p) if g is None else g.detach()
+            for (key, p), g in zip(parameters.items(), found, strict=True)
+        }
+    return {
+        "rows": rows,
+        "weights": {name: p.detach() for name, p in parameters.items()},
+        "terms": named_terms(sums.detach(), counts, config.objective),
+        "gradients": gradients,
+    }
+
+
+def _in_llama_names(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
+    predictor = {name: tensor for name, tensor in canonical.items() if name.startswith("latent_predictor.")}
+    return {**to_llama(canonical, config), **predictor}
+
+
+def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, float], dict[str, dict[str, torch.Tensor]]]:
+    weights = {n: t.clone().requires_grad_() for n, t in _in_llama_names(result["weights"], config).items()}
+    rows = result["rows"]
+    terms = reference_terms(
+        weights,
+        rows[..., 0],
+        rows[..., 1],
+        rows[..., 2].bool(),
+        num_attention_heads=config.model.num_attention_heads,
+        num_query_groups=config.model.query_groups,
+        rotary_base=config.model.rotary_base,
+        norm_epsilon=config.model.norm_epsilon,
+        horizon=config.objective.horizon,
+        lambda_hidden=config.objective.lambda_hidden,
+        lambda_kl=config.objective.lambda_kl,
+    )
+    gradients = {}
+    for name in TERMS:
+        found = torch.autograd.grad(terms[name], list(weights.values()), retain_graph=True, allow_unused=True)
+        gradients[name] = {
+            key: torch.zeros_like(w) if g is None else g for (key, w), g in zip(weights.items(), found, strict=True)
+        }
+    return {name: float(terms[name].detach()) for name in TERMS}, gradients
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def exact(request: pytest.FixtureRequest, one_rank: Ranks) -> tuple[dict[str, Any], RunConfig]:
+    raw = jobs.tiny_config(objective={"horizon": request.param})
+    return one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
+
+
+def test_terms_and_gradients_equal_the_equations(exact: tuple[dict[str, Any], RunConfig]) -> None:
+    result, config = exact
+    terms, gradients = _reference(result, config)
+    for name in TERMS:
+        assert terms[name] > 0
+        assert result["terms"][name] == pytest.approx(terms[name], rel=TOLERANCE), name
+        ours = _in_llama_names(result["gradients"][name], config)
+        assert ours.keys() == gradients[name].keys()
+        for key, expected in gradients[name].items():
+            scale = max(float(expected.norm()), 1e-12)
+            assert float((ours[key] - expected).norm()) <= TOLERANCE * scale, f"{name}: {key}"
+
+
+def test_head_gets_no_gradient_from_the_latent_terms(exact: tuple[dict[str, Any], RunConfig]) -> None:
+    result, _ = exact
+    for name in ("kl", "hidden"):
+        assert not result["gradients"][name]["output_layer.weight"].any(), name
+    assert result["gradients"]["next_token"]["output_layer.weight"].any()
+
+
+def test_gradients_reach_predictor_trunk_and_embedding(exact: tuple[dict[str, Any], RunConfig]) -> None:
+    result, _ = exact
+    for name in ("kl", "hidden"):
+        for key in ("latent_predictor.linear_in.weight", "decoder.layers.0.mlp.linear_fc1.weight"):
+            assert result["gradients"][name][key].any(), (name, key)
+        assert result["gradients"][name]["embedding.word_embeddings.weight"].any(), name
+
+
+def target_gradients(raw: dict[str, Any]) -> list[bool]:
+    """Whether the targets of L_h and L_kl get a gradient: states are a leaf, only the last position is a pure target."""
+    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+
+    config, dims = jobs.set_up(raw)
+    stack = LayerStack(layer_list(config, dims, torch.float64))
+    initialize(stack, config, dims)
+    length = config.data.sequence_length
+    rows = torch.zeros(1, length + 1, 3, dtype=torch.int64)
+    rows[..., 0] = torch.arange(length + 1) % config.model.vocab_size
+    rows[..., 2] = 1
+    hidden, _, embedded = stack.run(rows, stop=-1)
+    leaf = hidden.detach().requires_grad_()
+    sums = stack.layers[-1]((leaf, rows, embedded.detach()))
+    reached = []
+    for index in range(1, len(sums)):
+        (gradient,) = torch.autograd.grad(sums[index], leaf, retain_graph=True)
+        assert gradient[0].any()  # position 0 starts a rollout
+        reached.append(bool(gradient[-1].any()))  # the last position is only ever a target
+    return reached
+
+
+def test_target_states_get_no_gradient(one_rank: Ranks) -> None:
+    reached = one_rank.run(target_gradients, jobs.tiny_config(objective={"horizon": 3}))[0]
+    assert reached == [False] * 6
