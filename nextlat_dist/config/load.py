@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -128,7 +129,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise UserError(f"{key} is {value!r}, it must be one of {', '.join(map(str, arguments))}")
-        return value
+        return arguments[arguments.index(value)]  # 1.0 means 1
     if origin is list:
         if not isinstance(value, list):
             raise UserError(f"{key} is {value!r}, it must be a list")
@@ -153,4 +154,6 @@ def _convert_scalar(value: Any, hint: type, key: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{key} is {value!r}, it must be of type {hint.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} is {value!r}, it must be finite")
     return value

@@ -38,11 +38,11 @@ class ModelConfig:
 
     @property
     def query_groups(self) -> int:
-        return self.num_query_groups or self.num_attention_heads
+        return self.num_attention_heads if self.num_query_groups is None else self.num_query_groups
 
     @property
     def ffn_size(self) -> int:
-        return self.ffn_hidden_size or swiglu_ffn_hidden_size(self.hidden_size)
+        return swiglu_ffn_hidden_size(self.hidden_size) if self.ffn_hidden_size is None else self.ffn_hidden_size
 
     @property
     def padded_vocab_size(self) -> int:
@@ -161,11 +161,12 @@ class RunConfig:
 
     @property
     def predictor_hidden_size(self) -> int:
-        return self.predictor.hidden_size or self.model.hidden_size
+        return self.model.hidden_size if self.predictor.hidden_size is None else self.predictor.hidden_size
 
     @property
     def max_position_embeddings(self) -> int:
-        return self.model.max_position_embeddings or self.data.sequence_length
+        given = self.model.max_position_embeddings
+        return self.data.sequence_length if given is None else given
 
     @property
     def tokens_per_step(self) -> int:
@@ -202,10 +203,14 @@ def _validate_positive(config: RunConfig) -> None:
         "model.num_layers": model.num_layers,
         "model.hidden_size": model.hidden_size,
         "model.num_attention_heads": model.num_attention_heads,
-        "model.query_groups": model.query_groups,
+        "model.num_query_groups": model.query_groups,
         "model.ffn_hidden_size": model.ffn_size,
         "model.vocab_size": model.vocab_size,
         "model.make_vocab_size_divisible_by": model.make_vocab_size_divisible_by,
+        "model.max_position_embeddings": config.max_position_embeddings,
+        "model.rotary_base": model.rotary_base,
+        "model.norm_epsilon": model.norm_epsilon,
+        "model.init_method_std": model.init_method_std,
         "predictor.hidden_size": config.predictor_hidden_size,
         "objective.horizon": config.objective.horizon,
         "data.sequence_length": config.data.sequence_length,
@@ -217,6 +222,7 @@ def _validate_positive(config: RunConfig) -> None:
         "training.log_interval": training.log_interval,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "optimizer.lr": config.optimizer.lr,
+        "optimizer.eps": config.optimizer.eps,
     }.items():
         _require(value > 0, f"{key} is {value}, it must be positive")
     for key, value in {
@@ -227,11 +233,14 @@ def _validate_positive(config: RunConfig) -> None:
         "schedule.warmup_tokens": config.schedule.warmup_tokens,
         "schedule.decay_tokens": config.schedule.decay_tokens,
         "schedule.min_lr": config.schedule.min_lr,
+        "training.seed": training.seed,
         "training.validation_interval": training.validation_interval,
         "training.validation_batches": training.validation_batches,
         "checkpoint.save_interval": config.checkpoint.save_interval,
     }.items():
         _require(value >= 0, f"{key} is {value}, it must not be negative")
+    peak = training.peak_tflops_per_device
+    _require(peak is None or peak > 0, f"training.peak_tflops_per_device is {peak}, it must be positive or null")
     _require(
         len(config.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in config.optimizer.betas),
         f"optimizer.betas is {config.optimizer.betas}, it must be two numbers in [0, 1)",
