@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     sharding.add_argument("--on-invalid", choices=("replace", "skip", "fail"), default="replace", help="not UTF-8")
     sharding.add_argument("--record-tokens", type=int, default=ShardOptions.record_tokens)
     sharding.add_argument("--shard-tokens", type=int, default=ShardOptions.shard_tokens)
-    sharding.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    sharding.add_argument("--workers", type=int, default=_cores(), help="processes (default: all cores)")
     sharding.add_argument("--overwrite", action="store_true", help="replace a dataset in OUTPUT")
     sharding.set_defaults(run=_shard)
 
@@ -135,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_argument("--png", type=Path, metavar="FILE", help="write the histogram of lengths")
     inspection.set_defaults(run=_inspect)
     return parser
+
+
+def _cores() -> int:
+    """Cores this process may use, which in a container or a batch job are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

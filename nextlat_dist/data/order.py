@@ -63,7 +63,7 @@ class GlobalOrder:
         while begin < end:
             epoch, inside = divmod(begin, self.units_per_epoch)
             records, first = self._epoch(epoch)
-            # side="right" steps over records without units, which share their first unit with the next one.
+            # The right side steps over records without units, which share their first unit with the next one.
             at = int(np.searchsorted(first, inside, side="right")) - 1
             take = min(int(first[at + 1]) - inside, end - begin)
             offset = inside - int(first[at])

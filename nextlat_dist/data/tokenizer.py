@@ -41,9 +41,7 @@ class Tokenizer:
             ) from None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            # An empty protobuf parses as an empty model, and the C++ side then aborts the process.
-            if not self.model or not self._processor.LoadFromSerializedProto(self.model):
-                raise RuntimeError
+            self._processor.LoadFromSerializedProto(self.model)
         except RuntimeError:
             raise UserError(
                 f"tokenizer {path} is not a sentencepiece model; train one with `nextlat-data tokenizer`"

@@ -72,5 +72,5 @@ def tiny_tokenizer() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="nextlat-test-tokenizer-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = directory / "tokenizer.model"
-    train_tokenizer([inspect.getsource(argparse)], path, vocab_size=600)
+    train_tokenizer([inspect.getsource(argparse), "1234 " * 500], path, vocab_size=600)
     return path

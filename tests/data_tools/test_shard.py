@@ -188,6 +188,15 @@ def test_a_finished_dataset_is_replaced_only_on_request(corpus: Path, tmp_path: 
     assert len(contents(tmp_path / "out")) < len(before), "shards of the old dataset must not stay"
 
 
+def test_a_replacement_that_fails_leaves_no_manifest_of_the_old_dataset(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "out")
+    (corpus / "4/zzz.py").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        run(corpus, tmp_path / "out", overwrite=True, on_invalid="fail")
+    with pytest.raises(UserError, match="not a finished dataset"):
+        read_manifest(tmp_path / "out")
+
+
 def test_what_an_interrupted_run_left_is_cleared(corpus: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "clean")
     stale = tmp_path / "out"
