@@ -103,10 +103,12 @@ def _build(cls: type, raw: Any, prefix: str) -> Any:
 
 
 def _unknown_key(full: str, key: str, prefix: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    everywhere = difflib.get_close_matches(full, _all_keys(RunConfig, ""), n=1, cutoff=0.0)
-    suggestion = f"{prefix}{nearest[0]}" if nearest else everywhere[0]
-    return f"unknown config key {full!r}; the nearest known key is {suggestion!r}"
+    everywhere = _all_keys(RunConfig, "")
+    same_name = [known_key for known_key in everywhere if known_key.endswith(f".{key}")]
+    siblings = [prefix + name for name in difflib.get_close_matches(key, known, n=1)]
+    # The right name in the wrong section, else a misspelt name in this section, else whatever comes nearest.
+    nearest = [*same_name, *siblings, *difflib.get_close_matches(full, everywhere, n=1, cutoff=0.0)]
+    return f"unknown config key {full!r}; the nearest known key is {nearest[0]!r}"
 
 
 def _all_keys(cls: type, prefix: str) -> list[str]:
