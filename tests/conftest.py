@@ -1,12 +1,23 @@
-"""Pools of real ranks, started when a test first asks for them and shared by all tests of a session."""
+"""What many tests share: pools of real ranks, started when first asked for, and a small dataset of real text."""
 
 from __future__ import annotations
 
+import argparse
+import ast
+import configparser
+import csv
+import inspect
+import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.data.datasets import tiny_tokenizer
 from tests.distributed.harness import Ranks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +44,24 @@ def two_ranks() -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def four_ranks() -> Iterator[Ranks]:
     yield from _pool(4)
+
+
+@pytest.fixture(scope="session")
+def text_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text with prompts as `<dir>/train` and `<dir>/validation`, written by the real commands; 600 token ids."""
+    directory = tmp_path_factory.mktemp("text")
+    lines = []
+    for module in (argparse, ast, configparser, textwrap, csv):
+        source = inspect.getsource(module)
+        for number, start in enumerate(range(0, min(len(source), 12_000), 1_500)):
+            part = source[start : start + 1_500]
+            lines.append(
+                {"name": f"{module.__name__}-{number}", "prompt": part[: 60 + 7 * number], "text": part[60 + 7 * number :]}
+            )
+    text = directory / "text.jsonl"
+    text.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["shard", "--input", str(text), "--tokenizer", str(tiny_tokenizer()), "--output", str(directory)]
+    command += ["--field", "text", "--prompt-field", "prompt", "--validation-fraction", "0.2"]
+    command += ["--record-tokens", "1024"]
+    subprocess.run([sys.executable, "-m", "data_tools.cli", *command], check=True, capture_output=True)
+    return directory

@@ -37,14 +37,13 @@ class TokenEmbedding(nn.Module):
             tp_group=process_groups.tp,
         )
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [b, s] -> [s, b, h]."""
-        return self.word_embeddings(tokens).transpose(0, 1).contiguous()
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """rows [b, s + 1, 3] -> (e(x) of the s input tokens [s, b, h], rows): the first entry of the layer list.
 
-
-def embed_inputs(embedding: TokenEmbedding, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First entry of the layer list: rows -> (hidden [s, b, h], rows)."""
-    return embedding(rows[:, :-1, TOKEN]), rows
+        A plain forward, because DeepSpeed leaves tied layers that are called through a function out of its checkpoints.
+        """
+        tokens = rows[:, :-1, TOKEN]
+        return self.word_embeddings(tokens).transpose(0, 1).contiguous(), rows
 
 
 def embed_for_predictor(
@@ -52,7 +51,8 @@ def embed_for_predictor(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Entry before the objective: (hidden, rows) -> (hidden, rows, e(x) [s, b, h]), a tied layer in a pipeline."""
     hidden, rows = inputs
-    return hidden, rows, embedding(rows[:, :-1, TOKEN])
+    embedded, _ = embedding(rows)
+    return hidden, rows, embedded
 
 
 def lend_weight(embedding: TokenEmbedding, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

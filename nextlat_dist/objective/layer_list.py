@@ -15,7 +15,7 @@ from torch import nn
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.decoder_layer import DecoderLayer, FinalNorm, transformer_config
-from nextlat_dist.model.embedding import TokenEmbedding, embed_for_predictor, embed_inputs, lend_weight
+from nextlat_dist.model.embedding import TokenEmbedding, embed_for_predictor, lend_weight
 from nextlat_dist.model.initialize import initialize_parameters
 from nextlat_dist.objective.next_token import NextTokenObjective
 from nextlat_dist.objective.nextlat import NextLatObjective
@@ -44,7 +44,7 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
         "process_groups": groups,
     }
     head = {**embedding, "vocab_size": model.vocab_size, "tied": model.tie_embeddings}
-    entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_inputs)]
+    entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY)]
     for index in range(model.num_layers):
         arguments = {
             "transformer_config": shared,
