@@ -42,7 +42,8 @@ headline "4/6 Export: Hugging Face layout"
 nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
 
 headline "5/6 Self-speculative decoding on held-out prompts"
-nextlat evaluate speculative --export "$run/export" --prompts "$run/prompts" --json "$run/speculative.json"
+nextlat evaluate speculative --export "$run/export" --prompts "$run/prompts" \
+    --json "$run/speculative.json" --pictures "$run"
 
 headline "6/6 Report"
 nextlat report --run "$run"

@@ -2,6 +2,9 @@
 
     nextlat train --config configs/quickstart.yaml [key=value …] [--dry-run]
     nextlat export --checkpoint runs/NAME/checkpoints --output DIR
+    nextlat generate --export DIR --prompt TEXT
+    nextlat evaluate speculative --export DIR --prompts FILE|DIR …
+    nextlat report --run runs/NAME
 
 A user's mistake is one sentence on stderr and exit status 2. Heavy imports happen inside the commands.
 """
@@ -9,9 +12,11 @@ A user's mistake is one sentence on stderr and exit status 2. Heavy imports happ
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from nextlat_dist.errors import UserError
 
@@ -20,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        options.run_command(options)
         status = 0
     except UserError as error:
         # Every rank fails alike; one of them speaks.
@@ -37,19 +42,77 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nextlat", description=__doc__.split("\n", 1)[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_train(commands)
+    _add_export(commands)
+    _add_generate(commands)
+    _add_evaluate(commands)
+    report = commands.add_parser("report", help="merge a run's measurements into report.json, report.md and pictures")
+    report.add_argument("--run", type=Path, required=True, help="the run's output_dir")
+    report.set_defaults(run_command=_report)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train a model; start it with a script in launch/ for several ranks")
     train.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
     train.add_argument("--dry-run", action="store_true", help="check and describe the run, build nothing")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as training.seed=7")
-    train.set_defaults(run=_train)
+    train.set_defaults(run_command=_train)
 
+
+def _add_export(commands: Any) -> None:
     export = commands.add_parser("export", help="write a checkpoint in Hugging Face layout")
     export.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a directory of checkpoints")
     export.add_argument("--output", type=Path, required=True)
     export.add_argument("--dtype", choices=["fp32", "bf16"], help="default: the precision of the run")
     export.add_argument("--no-verify", action="store_true", help="skip comparing logits with the training forward pass")
-    export.set_defaults(run=_export)
-    return parser
+    export.set_defaults(run_command=_export)
+
+
+def _add_generate(commands: Any) -> None:
+    generate = commands.add_parser("generate", help="continue a text, several tokens a step")
+    generate.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
+    generate.add_argument("--prompt", required=True, help="the text, or - to read it from stdin")
+    generate.add_argument("--max-new-tokens", type=int, default=128)
+    generate.add_argument("--draft-length", type=int, default=3, help="tokens drafted per cycle; 0: plain decoding")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    generate.add_argument("--top-k", type=int, default=0, help="0: off")
+    generate.add_argument("--top-p", type=float, default=1.0, help="1: off")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.set_defaults(run_command=_generate)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure an export")
+    kinds = evaluate.add_subparsers(required=True, metavar="WHAT")
+    speculative = kinds.add_parser("speculative", help="speed and acceptance of self-speculative decoding")
+    speculative.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
+    speculative.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
+    )
+    speculative.add_argument("--draft-lengths", type=_integers, default=list(range(9)), metavar="0..8 | 0,3,5")
+    speculative.add_argument("--report-draft-length", type=int, default=3, help="the length that the summary is about")
+    speculative.add_argument("--temperatures", type=_numbers, default=[0.0, 1.0], metavar="0,1")
+    speculative.add_argument("--max-new-tokens", type=int, default=128)
+    speculative.add_argument("--prompts-per-domain", type=int, default=8)
+    speculative.add_argument("--repeats", type=int, default=1)
+    speculative.add_argument("--seed", type=int, default=0)
+    speculative.add_argument("--json", type=Path, help="where to write the measurements")
+    speculative.add_argument("--pictures", type=Path, metavar="DIR", help="where to write PNGs")
+    speculative.set_defaults(run_command=_evaluate_speculative)
+
+
+def _integers(text: str) -> list[int]:
+    """`0..3,8` -> [0, 1, 2, 3, 8]."""
+    values: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        values += range(int(first), int(last) + 1) if dots else [int(part)]
+    return values
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -83,6 +146,67 @@ def _export(options: argparse.Namespace) -> None:
     )
     for key, value in report.items():
         print(f"{key:24} {value}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from nextlat_dist.inference import load
+
+    decoder = load(options.export)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    ids = decoder.encode(prompt)
+    settled: list[int] = []
+    shown = ""
+
+    def stream(_: int, tokens: list[int]) -> None:
+        nonlocal shown
+        settled.extend(tokens)
+        text = decoder.continuation_text(ids, settled)
+        if text.startswith(shown) and not text.endswith("\ufffd"):  # hold back a character that is still in pieces
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+
+    [generation] = decoder.generate(
+        [ids],
+        max_new_tokens=options.max_new_tokens,
+        draft_length=options.draft_length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        on_tokens=stream,
+    )
+    print(decoder.continuation_text(ids, generation.token_ids)[len(shown) :])
+    tokens, seconds = len(generation.token_ids), generation.decode_seconds
+    print(
+        f"[{tokens} tokens in {generation.cycles} cycles, {generation.accepted} of {generation.drafted} drafted tokens "
+        f"accepted, {tokens / max(seconds, 1e-9):.0f} tokens/s]",
+        file=sys.stderr,
+    )
+
+
+def _evaluate_speculative(options: argparse.Namespace) -> None:
+    from nextlat_dist.evaluation.speculative import evaluate_speculative
+
+    evaluate_speculative(
+        options.export,
+        options.prompts,
+        draft_lengths=options.draft_lengths,
+        report_draft_length=options.report_draft_length,
+        temperatures=options.temperatures,
+        max_new_tokens=options.max_new_tokens,
+        prompts_per_domain=options.prompts_per_domain,
+        repeats=options.repeats,
+        seed=options.seed,
+        json_path=options.json,
+        picture_dir=options.pictures,
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nextlat_dist.evaluation.run_report import write_run_report
+
+    print(json.dumps(write_run_report(options.run), indent=2))
 
 
 if __name__ == "__main__":
