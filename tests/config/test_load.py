@@ -37,7 +37,8 @@ def message(*overrides: str) -> str:
 )
 def test_unknown_key_names_itself_and_the_nearest(key: str, nearest: str) -> None:
     text = message(f"{key}=1")
-    shown = key if key.split(".")[0] in config_to_dict(RunConfig()) else key.split(".")[0]
+    section = key.partition(".")[0]
+    shown = key if section in config_to_dict(RunConfig()) else section
     assert text == f"unknown config key {shown!r}; the nearest known key is {nearest!r}"
 
 
@@ -189,7 +190,7 @@ def test_dump_spells_out_every_key() -> None:
 def test_config_from_dict_rejects_what_load_config_rejects() -> None:
     raw = config_to_dict(RunConfig())
     raw["model"]["num_layres"] = 3
-    with pytest.raises(UserError, match="the nearest known key is 'model.num_layers'"):
+    with pytest.raises(UserError, match=r"the nearest known key is 'model\.num_layers'"):
         config_from_dict(raw)
     with pytest.raises(UserError, match=r"^model.num_layers is 0, it must be positive$"):
         config_from_dict({"model": {"num_layers": 0}})

@@ -1,0 +1,94 @@
+"""From sums to the loss: weights, names, and independence of how the rows were split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextlat_dist.config.schema import ObjectiveConfig
+from nextlat_dist.objective.masks import masked_sum, next_token_mask, rollout_masks, term_counts
+from nextlat_dist.objective.terms import LossRecorder, named_terms, term_weights
+from tests.distributed.jobs import LENGTH, ragged_rows
+
+NEXTLAT = ObjectiveConfig(name="nextlat", horizon=2, lambda_hidden=3.0, lambda_kl=0.5)
+GPT = ObjectiveConfig(name="next_token", horizon=2, lambda_hidden=3.0, lambda_kl=0.5)
+
+
+def float64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_weights_by_hand() -> None:
+    weights = term_weights(float64(4, 8, 2, 5, 1), NEXTLAT)
+    assert weights.dtype == torch.float64
+    assert weights.tolist() == [1 / 4, 3 / 2 / 8, 3 / 2 / 2, 0.5 / 2 / 5, 0.5 / 2 / 1]
+    assert term_weights(float64(4), GPT).tolist() == [0.25]
+
+
+def test_an_empty_term_weighs_nothing() -> None:
+    counts = float64(4, 8, 0, 5, 0)
+    assert term_weights(counts, NEXTLAT).tolist() == [0.25, 3 / 2 / 8, 0, 0.5 / 2 / 5, 0]
+    terms = named_terms(float64(2, 8, 0, 10, 0), counts, NEXTLAT)
+    assert terms == {"loss": 0.5 + 1.5 + 0.5, "next_token": 0.5, "hidden": 0.5, "kl": 1.0}
+    assert named_terms(float64(0, 0, 0, 0, 0), float64(0, 0, 0, 0, 0), NEXTLAT)["loss"] == 0
+
+
+def test_named_terms_by_hand() -> None:
+    terms = named_terms(float64(8, 8, 8, 10, 4), float64(4, 8, 2, 5, 1), NEXTLAT)
+    # next_token 2; hidden (1 + 4) / 2; kl (2 + 4) / 2
+    assert terms == {"loss": 2 + 3 * 2.5 + 0.5 * 3, "next_token": 2.0, "hidden": 2.5, "kl": 3.0}
+    assert named_terms(float64(8), float64(4), GPT) == {"loss": 2.0, "next_token": 2.0}
+
+
+def test_recorder_adds_up_and_forgets() -> None:
+    recorder = LossRecorder()
+    device = torch.device("cpu")
+    assert recorder.take(3, device).tolist() == [0, 0, 0]
+    sums = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    loss = recorder(sums, float64(1, 10, 100))
+    recorder(torch.tensor([0.5, 0.0, 1.0]), float64(0, 0, 0))
+    loss.backward()
+    assert (loss.item(), loss.dtype) == (321.0, torch.float32)
+    assert sums.grad is not None
+    assert sums.grad.tolist() == [1.0, 10.0, 100.0]
+    taken = recorder.take(3, device)
+    assert (taken.tolist(), taken.dtype, taken.requires_grad) == ([1.5, 2.0, 4.0], torch.float64, False)
+    assert recorder.take(3, device).tolist() == [0, 0, 0]
+
+
+def _sums(rows: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
+    """Term sums of some rows whose position t, row b has the given value in every term; `values` [s, b]."""
+    masks = [rollout_masks(rows, step) for step in range(1, steps + 1)]
+    hidden = [masked_sum(values[: mask.shape[0]], mask) for mask, _ in masks]
+    kl = [masked_sum(values[: mask.shape[0]], mask) for _, mask in masks]
+    return torch.stack([masked_sum(values, next_token_mask(rows)), *hidden, *kl])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    cuts=st.sets(st.integers(1, 7)),
+    ranks=st.sampled_from([1, 2, 4]),
+    horizon=st.integers(1, 3),
+)
+def test_loss_does_not_depend_on_how_rows_are_split(seed: int, cuts: set[int], ranks: int, horizon: int) -> None:
+    """Any micro-batches on any number of ranks: counts and sums add up, and the mean of means they are not."""
+    objective = ObjectiveConfig(horizon=horizon, lambda_hidden=0.7, lambda_kl=1.3)
+    rows = ragged_rows(8, seed=seed)
+    values = torch.rand(LENGTH, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    counts = term_counts(rows, horizon)
+    whole = named_terms(_sums(rows, values, horizon), counts, objective)
+
+    added, loss = torch.zeros_like(counts), 0.0
+    recorder = LossRecorder()
+    borders = sorted({0, 8, *cuts, *range(0, 8, 8 // ranks)})
+    for first, last in zip(borders[:-1], borders[1:], strict=True):
+        part = rows[first:last]
+        added += term_counts(part, horizon)
+        loss += float(recorder(_sums(part, values[:, first:last], horizon), term_weights(counts, objective)))
+    sums = recorder.take(len(counts), torch.device("cpu"))
+    assert torch.equal(added, counts)
+    assert named_terms(sums, added, objective) == pytest.approx(whole, rel=1e-12)
+    assert loss == pytest.approx(whole["loss"], rel=1e-12)
