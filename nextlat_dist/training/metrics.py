@@ -41,7 +41,7 @@ class MetricsLog:
 
     def close(self) -> None:
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _step_of(line: str) -> int | None:

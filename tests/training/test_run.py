@@ -1,0 +1,78 @@
+"""A whole run on real text: it learns, logs every term, validates, and writes a real offline wandb run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.harness import Ranks
+from tests.training.test_resume import logged, run_training, training_config
+
+
+def _config(output: Path, dataset: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    raw = training_config(output, dataset, {"zero_stage": 1}, {"micro_batch_size": 2, "log_interval": 5})
+    raw["training"]["train_tokens"] = 40 * 4 * 48
+    raw["optimizer"] = {"lr": 5e-3, "clip_grad": 1.0}
+    raw["checkpoint"] = {"save_interval": 0}
+    for name, values in sections.items():
+        raw[name] = {**raw.get(name, {}), **values}
+    return raw
+
+
+@pytest.mark.parametrize("packing", ["concat", "pad"])
+def test_training_lowers_every_reported_loss(
+    packing: str, tmp_path: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    two_ranks.run(run_training, _config(tmp_path, text_dataset, data={"packing": packing}))
+    lines = logged(tmp_path)
+    assert sorted(lines) == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert lines[40]["loss"] < 0.85 * lines[1]["loss"]
+    assert lines[40]["next_token"] < 0.9 * lines[1]["next_token"]
+    for line in lines.values():
+        # lambda_hidden 0.7 and lambda_kl 1.3, as in the configuration
+        assert line["loss"] == pytest.approx(line["next_token"] + 0.7 * line["hidden"] + 1.3 * line["kl"], rel=1e-9)
+        assert line["gradient_norm"] > 0
+        assert line["tokens"] == line["step"] * 4 * 48
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 40
+    assert last["validation_next_token"] < 0.99 * lines[1]["next_token"]
+
+
+def test_validation_does_not_depend_on_the_layout(
+    tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
+) -> None:
+    found = []
+    for name, ranks, parallel in (
+        ("one", one_rank, {"zero_stage": 0}),
+        ("pipeline", two_ranks, {"pipeline_model_parallel_size": 2, "zero_stage": 1}),
+        ("data", two_ranks, {"zero_stage": 3}),
+    ):
+        raw = _config(tmp_path / name, text_dataset)
+        raw["parallel"] = parallel
+        raw["training"]["train_tokens"] = 2 * 4 * 48
+        ranks.run(run_training, raw)
+        last = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        found.append({key: value for key, value in last.items() if key.startswith("validation_")})
+    assert len(found[0]) == 4
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+
+
+def test_offline_wandb_run_is_written_and_continued(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
+    raw = _config(tmp_path, text_dataset, wandb={"mode": "offline", "project": "test"})
+    raw["training"]["train_tokens"] = 10 * 4 * 48
+    one_rank.run(run_training, raw)
+    [file] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"next_token" in file.read_bytes()
+    state = json.loads((tmp_path / "checkpoints/step_00000010/trainer_state.json").read_text())
+    assert state["wandb_id"]
+    assert state["wandb_id"] in file.name
+
+    raw["training"]["train_tokens"] = 15 * 4 * 48
+    one_rank.run(run_training, raw)
+    files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2 or files == [file]
+    assert all(state["wandb_id"] in path.name for path in files)
