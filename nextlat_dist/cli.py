@@ -28,14 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
         options.run_command(options)
         status = 0
     except UserError as error:
-        # Every rank fails alike; one of them speaks.
-        if os.environ.get("RANK", "0") == "0":
+        # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
+        if os.environ.get("RANK", "0") == "0" or (_ranks_have_met() and not error.shared):
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     return status
+
+
+def _ranks_have_met() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,4 +6,12 @@ keeps its traceback.
 
 
 class UserError(ValueError):
-    """Bad input: the message gives the values, the rule, and the key or option to change."""
+    """Bad input: the message gives the values, the rule, and the key or option to change.
+
+    Attributes:
+        shared: every rank raises it together, so one of them may speak for all.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared

@@ -34,8 +34,7 @@ class ParallelDims:
 
     @classmethod
     def initialize(cls, config: ParallelConfig) -> ParallelDims:
-        """Create every process group; `torch.distributed` is initialised here if it is not yet (one rank by default).
-        """
+        """Create every process group; initialises `torch.distributed` if need be (one rank by default)."""
         use_cpu_where_no_cuda()
         initialize_distributed()
         from megatron.core import parallel_state
@@ -150,7 +149,7 @@ def raise_together(error: str) -> None:
     dist.all_gather_object(errors, error)
     first = next((e for e in errors if e), None)
     if first:
-        raise UserError(first)
+        raise UserError(first, shared=True)
 
 
 def all_reduce_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -41,8 +41,7 @@ class BatchSource:
         rollout_steps: int,
         device: torch.device,
     ) -> None:
-        """`loader` on the model group's first rank, None on the others; `rows` per data-parallel rank and global batch.
-        """
+        """`loader` on the model group's first rank, None elsewhere; `rows` per data-parallel rank and global batch."""
         assert (loader is not None) == (dims.rank == dims.model_group_source)
         self.loader = loader
         self._dims = dims

@@ -1,5 +1,4 @@
-"""What a run reports: console lines, metrics.jsonl and wandb, written by rank 0; and the arithmetic behind MFU and ETA.
-"""
+"""What a run reports: metrics.jsonl and wandb, written by rank 0, and the arithmetic behind MFU and ETA."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ def _start_wandb(config: RunConfig, output_dir: Path, wandb_id: str | None) -> A
 
 
 class Throughput:
-    """Tokens per second and model FLOP utilisation since the last reading; time spent outside training is not counted.
-    """
+    """Tokens per second and model FLOP utilisation since the last reading, time outside training left out."""
 
     def __init__(self, config: RunConfig, devices: int) -> None:
         self._flops = flops_per_token(config)

@@ -76,8 +76,7 @@ def clip_before_step(
 
 
 def global_gradient_norm(parameters: Iterable[nn.Parameter], model_group: dist.ProcessGroup, tensor_rank: int) -> float:
-    """L2 norm over every distinct parameter of the model: replicated ones count once, tied ones on their first stage.
-    """
+    """L2 norm over every distinct parameter: replicated ones count once, tied ones on their first stage."""
     total = None
     for parameter in parameters:
         assert parameter.grad is not None

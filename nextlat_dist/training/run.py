@@ -31,6 +31,8 @@ def train(config: RunConfig) -> None:
     validate(config, world_size_from_environment())
     if config.data.train is None:
         raise UserError("data.train is not set; give it a directory written by `nextlat-data shard`")
+    world_size = world_size_from_environment()
+    deepspeed_config(config, _data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
     dims = ParallelDims.initialize(config.parallel)
     output_dir = Path(config.output_dir)
     if dims.rank == 0:
@@ -64,7 +66,7 @@ def describe(config: RunConfig, world_size: int) -> str:
     """Parameters, layout and batch arithmetic, for the head of a run and for `--dry-run`."""
     counts, model, training = parameter_counts(config), config.model, config.training
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    dp = max(1, world_size // (tp * pp))
+    dp = _data_parallel_size(config, world_size)
     accumulation = training.global_batch_size / (training.micro_batch_size * dp)
     lines = [
         f"model       {model.num_layers} layers, hidden {model.hidden_size}, ffn {model.ffn_size}, "
@@ -94,9 +96,13 @@ def dry_run(config: RunConfig) -> str:
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     world = int(os.environ.get("WORLD_SIZE", tp * pp))
     validate(config, world)
-    deepspeed_config(config, world // (tp * pp))
+    deepspeed_config(config, _data_parallel_size(config, world))
     stages = [f"stage {i}     {text}" for i, text in enumerate(_stages(config.model.num_layers, pp))]
     return "\n".join([describe(config, world), *stages, "", dump_config(config)])
+
+
+def _data_parallel_size(config: RunConfig, world_size: int) -> int:
+    return world_size // (config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size)
 
 
 def _stages(layers: int, stages: int) -> list[str]:

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nextlat_dist.checkpoint.commit import commit, find_checkpoint, prune, verify_together
+from nextlat_dist.checkpoint.commit import commit, find_checkpoint, prune, read_manifest, verify, verify_together
 from nextlat_dist.checkpoint.rng import load_rng, save_rng
 from nextlat_dist.checkpoint.weights import save_weights
 from nextlat_dist.config.load import config_to_dict, dump_config
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 from nextlat_dist.model.initialize import canonical_parameters
-from nextlat_dist.parallel.dims import ParallelDims
+from nextlat_dist.parallel.dims import ParallelDims, raise_together
 from nextlat_dist.training.build import Engine
 
 DEEPSPEED_TAG = "deepspeed"
@@ -97,16 +97,15 @@ def resume_state(config: RunConfig, dims: ParallelDims, engine: Engine, root: Pa
     """
     if config.checkpoint.resume == "never":
         return None
-    checkpoint = find_checkpoint(root)
+    error, checkpoint = "", None
+    try:
+        checkpoint = _find_compatible(config, dims, root)
+    except UserError as caught:
+        error = str(caught)
+    raise_together(error)
     if checkpoint is None:
-        if config.checkpoint.resume == "must":
-            raise UserError(
-                f"checkpoint.resume=must, but there is no checkpoint under {root}; correct output_dir or set "
-                "checkpoint.resume=auto"
-            )
         return None
     manifest = verify_together(checkpoint)
-    _check_compatible(config, dims, checkpoint, manifest)
     with _quiet():
         loaded, _ = engine.inner.load_checkpoint(
             str(checkpoint), tag=DEEPSPEED_TAG, load_module_strict=True, load_lr_scheduler_states=False
@@ -117,6 +116,19 @@ def resume_state(config: RunConfig, dims: ParallelDims, engine: Engine, root: Pa
     assert state.step == manifest["step"]
     dist.barrier()
     return state
+
+
+def _find_compatible(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
+    checkpoint = find_checkpoint(root)
+    if checkpoint is not None:
+        verify(checkpoint, lambda name: "/" not in name)
+        _check_compatible(config, dims, checkpoint, read_manifest(checkpoint))
+    elif config.checkpoint.resume == "must":
+        raise UserError(
+            f"checkpoint.resume=must, but there is no checkpoint under {root}; correct output_dir or set "
+            "checkpoint.resume=auto"
+        )
+    return checkpoint
 
 
 def _check_compatible(config: RunConfig, dims: ParallelDims, checkpoint: Path, manifest: dict[str, Any]) -> None:
