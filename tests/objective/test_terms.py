@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,7 +86,7 @@ def test_loss_does_not_depend_on_how_rows_are_split(seed: int, cuts: set[int], r
     added, loss = torch.zeros_like(counts), 0.0
     recorder = LossRecorder()
     borders = sorted({0, 8, *cuts, *range(0, 8, 8 // ranks)})
-    for first, last in zip(borders[:-1], borders[1:], strict=True):
+    for first, last in pairwise(borders):
         part = rows[first:last]
         added += term_counts(part, horizon)
         loss += float(recorder(_sums(part, values[:, first:last], horizon), term_weights(counts, objective)))
