@@ -135,7 +135,7 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
 
 
 def _loader(config: RunConfig) -> RowLoader | None:
-    """The run's validation (or training) data if it is still where the config says; the export does not depend on it."""
+    """The run's validation (or training) data if it is still where the config says; else None, and export goes on."""
     for dataset in (config.data.validation, config.data.train):
         if dataset is not None and (Path(dataset) / "manifest.json").is_file():
             return RowLoader(

@@ -98,7 +98,7 @@ def _build(proto: Any) -> Any:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to split a piece into two pieces, best piece first: sentencepiece joins the pair with the best result."""
+    """Every way to cut a piece in two, best piece first: sentencepiece joins the pair with the best result."""
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type == NORMAL}
     merges = []
     for piece, index in sorted(ids.items(), key=lambda item: item[1]):

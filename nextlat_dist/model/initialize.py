@@ -18,7 +18,7 @@ from nextlat_dist.model.sharding import shard, sharding_of
 
 
 def canonical_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(canonical name, parameter) of every parameter this rank holds, each once, whatever container holds the layers."""
+    """(canonical name, parameter) of every parameter on this rank, each once, whatever container holds the layers."""
     seen: set[int] = set()
     for layer in module.modules():
         prefix = getattr(layer, "canonical_prefix", None)

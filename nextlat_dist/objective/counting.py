@@ -6,7 +6,7 @@ from nextlat_dist.config.schema import RunConfig
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Parameters of each part; `base` is the exported model (real vocabulary, no padding), `total` adds the predictor."""
+    """Parameters by part; `base` is the exported model (real vocabulary, no padding), `total` adds the predictor."""
     model = config.model
     hidden, ffn = model.hidden_size, model.ffn_size
     kv = hidden // model.num_attention_heads * model.query_groups

@@ -1,4 +1,4 @@
-"""In float64 the loss terms and every gradient equal the straight transcription of the method in `tests/reference.py`."""
+"""In float64 the loss terms and every gradient equal the transcription of the method in `tests/reference.py`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _in_llama_names(canonical: dict[str, torch.Tensor], config: RunConfig) -> di
     return {**to_llama(canonical, config), **predictor}
 
 
-def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, float], dict[str, dict[str, torch.Tensor]]]:
+def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
     weights = {n: t.clone().requires_grad_() for n, t in _in_llama_names(result["weights"], config).items()}
     rows = result["rows"]
     terms = reference_terms(
@@ -126,7 +126,7 @@ def test_gradients_reach_predictor_trunk_and_embedding(exact: tuple[dict[str, An
 
 
 def target_gradients(raw: dict[str, Any]) -> list[bool]:
-    """Whether the targets of L_h and L_kl get a gradient: states are a leaf, only the last position is a pure target."""
+    """Whether the targets of L_h and L_kl get a gradient: states are a leaf, the last position is a pure target."""
     from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
 
     config, dims = jobs.set_up(raw)
