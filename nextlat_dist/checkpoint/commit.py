@@ -2,7 +2,7 @@
 
     checkpoints/
       latest                  name of the newest committed checkpoint, replaced last, atomically
-      step_00000120/          manifest.json lists every other file with its size and sha256
+      step_00000120/          manifest.json lists every other file with its size and sha256, and carries its own digest
       step_00000140.writing/  a save that has not been committed; never read
 
 All ranks write into the temporary directory; then every rank digests its share of the files, rank 0 writes the
@@ -57,6 +57,7 @@ def commit(root: Path, step: int, description: dict[str, Any]) -> Iterator[Path]
     files = _digest_together(temporary)
     if rank == 0:
         manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": files}
+        manifest["digest"] = manifest_digest(manifest)
         _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
             _fsync(directory)
@@ -72,8 +73,7 @@ def commit(root: Path, step: int, description: dict[str, Any]) -> Iterator[Path]
 
 def prune(root: Path, keep_last: int) -> None:
     """Rank 0: delete all but the newest `keep_last` committed checkpoints and every abandoned save."""
-    committed = sorted(p for p in root.glob("step_*") if p.is_dir() and (p / MANIFEST).is_file())
-    kept = set(committed[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
+    kept = set(_committed(root)[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
     for path in root.glob("step_*"):
         if path.is_dir() and path not in kept:
             # The manifest goes first: a deletion cut short leaves no checkpoint that looks whole.
@@ -103,24 +103,53 @@ def find_checkpoint(path: Path) -> Path | None:
                 f"directory that has a {MANIFEST} into it"
             )
         return target
-    committed = sorted(p.parent.name for p in path.glob(f"step_*/{MANIFEST}"))
+    committed = _committed(path)
     if committed:
         raise UserError(
-            f"{path} holds {committed[-1]} but no file {LATEST!r}; write that name into {pointer} to use it"
+            f"{path} holds {committed[-1].name} but no file {LATEST!r}; write that name into {pointer} to use it"
         )
-    if path.name.startswith("step_") and path.is_dir():
-        raise UserError(f"{path} has no {MANIFEST}: it is half-written and cannot be used; choose another checkpoint")
+    for directory in [path, *sorted(path.glob("step_*"))]:
+        if directory.name.startswith("step_") and directory.is_dir() and not directory.name.endswith(UNCOMMITTED):
+            raise UserError(
+                f"{directory} has no {MANIFEST}: it is half-written and cannot be used; choose another checkpoint or "
+                "delete it"
+            )
     return None
 
 
+def _committed(root: Path) -> list[Path]:
+    """Oldest first. A save that was stopped just before its rename has a manifest too, but not its final name."""
+    found = (path.parent for path in root.glob(f"step_*/{MANIFEST}"))
+    return sorted(path for path in found if not path.name.endswith(UNCOMMITTED))
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest's content, its own digest left out."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a committed checkpoint.
+
+    Raises:
+        UserError: it cannot be read, has another format version, or was edited.
+    """
+    path = checkpoint / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+        manifest: Any = json.loads(path.read_text())
     except (OSError, ValueError):
-        raise UserError(f"{checkpoint / MANIFEST} cannot be read; choose another checkpoint") from None
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} cannot be read; choose another checkpoint")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{checkpoint} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"
+        )
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise UserError(
+            f"{path} was changed after it was written: its content no longer matches its digest; choose another "
+            "checkpoint"
         )
     return manifest
 

@@ -107,7 +107,10 @@ def _rewrite(checkpoint: Path, name: str, text: str) -> None:
     """Change a file and its entry in the manifest."""
     import hashlib
 
+    from nextlat_dist.checkpoint.commit import manifest_digest
+
     (checkpoint / name).write_text(text)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    manifest["digest"] = manifest_digest(manifest)
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
