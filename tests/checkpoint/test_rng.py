@@ -1,0 +1,58 @@
+"""Random state on disk: after loading it the next numbers are those that would have come."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nextlat_dist.checkpoint.rng import load_rng, rng_file, save_rng
+
+
+def draw() -> list[float]:
+    """The next numbers of every generator, normal ones too: those keep a second value in store."""
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.rand()),
+        float(np.random.randn()),
+        float(torch.rand(())),
+        float(torch.randn(())),
+        *torch.randperm(20).double().tolist(),
+    ]
+
+
+@pytest.mark.parametrize("draws_before", [0, 1, 700])
+def test_next_numbers_are_those_that_would_have_come(tmp_path: Path, draws_before: int) -> None:
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    for _ in range(draws_before):
+        draw()
+    save_rng(tmp_path, 0)
+    expected = [draw() for _ in range(3)]
+    random.seed(4), np.random.seed(5), torch.manual_seed(6)
+    assert draw() != expected[0]
+    load_rng(tmp_path, 0)
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_saving_takes_no_number(tmp_path: Path) -> None:
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    expected = draw()
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    save_rng(tmp_path, 0)
+    assert draw() == expected
+
+
+def test_every_rank_has_its_own(tmp_path: Path) -> None:
+    states = []
+    for rank in (0, 1):
+        random.seed(rank), np.random.seed(rank), torch.manual_seed(rank)
+        save_rng(tmp_path, rank)
+        states.append(draw())
+    assert rng_file(0) != rng_file(1)
+    for rank in (1, 0):
+        load_rng(tmp_path, rank)
+        assert draw() == states[rank]
