@@ -210,12 +210,14 @@ def test_what_an_interrupted_run_left_is_cleared(corpus: Path, tmp_path: Path) -
 
 def test_an_error_in_the_middle_leaves_no_manifest_and_no_temporary_file(corpus: Path, tmp_path: Path) -> None:
     (corpus / "4/zzz.py").write_bytes(b"\xff")  # the last one
-    with pytest.raises(UserError, match=r"4/zzz\.py is not UTF-8 at byte 0"):
-        run(corpus, tmp_path / "out", on_invalid="fail")
+    # The exception is kept, so that nothing is tidied up by mere garbage collection.
+    with pytest.raises(UserError, match=r"4/zzz\.py is not UTF-8 at byte 0") as caught:
+        run(corpus, tmp_path / "out", on_invalid="fail", record_tokens=50)
     left = contents(tmp_path / "out")
     assert left.keys() == {
         name for n in range(len(left) // 2) for name in (f"train-{n:06d}.tar", f"train-{n:06d}.index.json")
     }
+    assert caught.value
     with pytest.raises(UserError, match="not a finished dataset"):
         read_manifest(tmp_path / "out")
 
