@@ -30,7 +30,10 @@ def make_export(directory: Path, right: bool) -> Path:
     directory.mkdir()
     config = tiny_config(vocab_size=write_tokenizer(directory), hidden_size=64)
     weights, predictor = copying_model(config) if right else (random_weights(config), random_predictor(64))
-    return write_export(directory, config, weights, predictor)
+    write_export(directory, config, weights, predictor)
+    stops = {"eos_token_id": list(range(config.vocab_size))}  # every token would stop a run that does not ignore EOS
+    (directory / "generation_config.json").write_text(json.dumps(stops))
+    return directory
 
 
 @pytest.fixture(scope="module")
