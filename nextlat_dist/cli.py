@@ -182,10 +182,11 @@ def _generate(options: argparse.Namespace) -> None:
         on_tokens=stream,
     )
     print(decoder.continuation_text(ids, generation.token_ids)[len(shown) :])
-    tokens, seconds = len(generation.token_ids), generation.decode_seconds
+    # The first token belongs to the prefill.
+    tokens, seconds = len(generation.token_ids), max(generation.decode_seconds, 1e-9)
     print(
         f"[{tokens} tokens in {generation.cycles} cycles, {generation.accepted} of {generation.drafted} drafted tokens "
-        f"accepted, {tokens / max(seconds, 1e-9):.0f} tokens/s]",
+        f"accepted, {(tokens - 1) / seconds:.0f} tokens/s]",
         file=sys.stderr,
     )
 
