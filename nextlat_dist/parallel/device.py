@@ -36,7 +36,7 @@ def use_cpu_where_no_cuda() -> None:
 
 def quiet_third_parties() -> None:
     """Silence import-time remarks about optional GPU packages, so that a run's own lines can be read."""
-    for pattern in (".*Apex.*", ".*Transformer Engine.*", ".*transformer_engine.*", ".*pynvml.*", ".*NVIDIA.*"):
+    for pattern in (".*Apex.*", ".*Transformer Engine.*", ".*transformer_engine.*", ".*pynvml.*", ".*NVIDIA.*", "full scope.*"):
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -19,7 +19,7 @@ from nextlat_dist.training.build import Engine, build_engine
 from nextlat_dist.training.deepspeed_config import deepspeed_config
 from nextlat_dist.training.loop import Trainer, ValidationSet
 from nextlat_dist.training.metrics import MetricsLog
-from nextlat_dist.training.state import CONFIG_FILE, TrainerState, resume_state
+from nextlat_dist.training.state import CONFIG_FILE, TrainerState, find_resumable, resume_state
 
 
 def train(config: RunConfig) -> None:
@@ -38,10 +38,13 @@ def train(config: RunConfig) -> None:
     if dims.rank == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
         print(describe(config, dims.world_size), flush=True)
-    # Data first: a missing dataset should not wait for a model to be built.
-    probe = _open_loader(config, dims, Path(config.data.train), config.data.shuffle, Cursor())
+    # Data and checkpoint first: what is missing should not be found out after a model was built.
+    probe = _open_loader(config, dims, config.data.train, config.data.shuffle)
+    validation_data = config.data.validation if config.training.validation_batches > 0 else None
+    validation_loader = _open_loader(config, dims, validation_data, False) if validation_data is not None else None
+    checkpoint = find_resumable(config, dims, output_dir / "checkpoints")
     engine = build_engine(config, dims)
-    state = resume_state(config, dims, engine, output_dir / "checkpoints") or TrainerState()
+    state = resume_state(dims, engine, checkpoint) if checkpoint is not None else TrainerState()
     raise_together(_dataset_changed(config, state, probe))
     train_loader = None
     if probe is not None:
@@ -55,7 +58,7 @@ def train(config: RunConfig) -> None:
         log = MetricsLog(config, output_dir, state.step, state.wandb_id)
         state.wandb_id = log.wandb_id
     source = _source(config, dims, engine, train_loader)
-    validation = _validation_set(config, dims, engine)
+    validation = _validation_set(config, dims, engine, validation_loader) if validation_data is not None else None
     tokenizer = Path(config.data.train) / probe.manifest.tokenizer.file if probe is not None else None
     Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
     if log is not None:
@@ -140,14 +143,12 @@ def _loader(config: RunConfig, dims: ParallelDims, dataset: Path, shuffle: bool,
     )
 
 
-def _open_loader(
-    config: RunConfig, dims: ParallelDims, dataset: Path, shuffle: bool, cursor: Cursor
-) -> RowLoader | None:
+def _open_loader(config: RunConfig, dims: ParallelDims, dataset: str, shuffle: bool) -> RowLoader | None:
     """The loader on the model group's first rank, None on the others; an error on any reader is raised on all ranks."""
     loader, error = None, ""
     if dims.rank == dims.model_group_source:
         try:
-            loader = _loader(config, dims, dataset, shuffle, cursor)
+            loader = _loader(config, dims, Path(dataset), shuffle, Cursor())
         except UserError as caught:
             error = str(caught)
     raise_together(error)
@@ -176,10 +177,7 @@ def _source(config: RunConfig, dims: ParallelDims, engine: Engine, loader: RowLo
     )
 
 
-def _validation_set(config: RunConfig, dims: ParallelDims, engine: Engine) -> ValidationSet | None:
-    if config.data.validation is None or config.training.validation_batches == 0:
-        return None
-    loader = _open_loader(config, dims, Path(config.data.validation), False, Cursor())
+def _validation_set(config: RunConfig, dims: ParallelDims, engine: Engine, loader: RowLoader | None) -> ValidationSet:
     batches = torch.zeros(1, dtype=torch.int64)
     if loader is not None:
         whole = max(1, loader.rows_per_epoch // config.training.global_batch_size)

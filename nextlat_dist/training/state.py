@@ -89,11 +89,12 @@ def local_weights(engine: Engine, config: RunConfig) -> dict[str, torch.Tensor]:
     return weights
 
 
-def resume_state(config: RunConfig, dims: ParallelDims, engine: Engine, root: Path) -> TrainerState | None:
-    """Load the newest committed checkpoint under `root` into `engine`; None when there is none and none is required.
+def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
+    """The newest committed checkpoint under `root`; None when there is none and none is required. Collective.
 
     Raises:
-        UserError: nothing to resume though `checkpoint.resume=must`; a damaged checkpoint; another model or topology.
+        UserError: nothing to resume though `checkpoint.resume=must`; a half-written checkpoint; another model or
+            topology.
     """
     if config.checkpoint.resume == "never":
         return None
@@ -103,8 +104,15 @@ def resume_state(config: RunConfig, dims: ParallelDims, engine: Engine, root: Pa
     except UserError as caught:
         error = str(caught)
     raise_together(error)
-    if checkpoint is None:
-        return None
+    return checkpoint
+
+
+def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path) -> TrainerState:
+    """Load what `find_resumable` found into `engine`. Collective.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
     manifest = verify_together(checkpoint)
     with _quiet():
         loaded, _ = engine.inner.load_checkpoint(
