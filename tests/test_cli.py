@@ -1,0 +1,122 @@
+"""`nextlat` as a user types it: the dry run of the paper's configuration, help, arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nextlat_dist.cli import main
+from nextlat_dist.config import config_from_dict, load_config
+
+CHECKOUT = Path(__file__).parents[1]
+PAPER = CHECKOUT / "configs" / "fineweb_edu_1p3b.yaml"
+
+
+def dry_run(tmp_path: Path, *overrides: str, ranks: str | None = None) -> tuple[int, list[str], str]:
+    """Exit status, lines on standard output and standard error of a dry run far from any data."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    result = subprocess.run(
+        [sys.executable, "-m", "nextlat_dist.cli", "train", "--config", str(PAPER), "--dry-run", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(CHECKOUT), **({"WORLD_SIZE": ranks} if ranks else {})},
+        timeout=240,
+        check=False,
+    )
+    assert list(tmp_path.iterdir()) == []  # nothing is built, nothing is written
+    return result.returncode, result.stdout.splitlines(), result.stderr
+
+
+def test_dry_run_of_the_papers_run(tmp_path: Path) -> None:
+    status, lines, errors = dry_run(tmp_path)
+    assert (status, errors) == (0, "")
+    text = "\n".join(lines)
+    assert "parameters  base 1.32B" in text
+    assert "with predictor 1.40B" in text
+    assert "layout      1 ranks = tensor 1 x pipeline 1 x data 1, ZeRO 1, bf16" in lines
+    assert "length      190,735 steps, 100,000,071,680 tokens" in lines
+    resolved = yaml.safe_load("\n".join(lines[lines.index("") :]))
+    assert config_from_dict(resolved) == load_config(PAPER)
+
+
+def test_dry_run_of_a_layout(tmp_path: Path) -> None:
+    overrides = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=4"]
+    status, lines, _ = dry_run(tmp_path, *overrides, ranks="64")
+    assert status == 0
+    assert "layout      64 ranks = tensor 2 x pipeline 4 x data 8, ZeRO 1, bf16" in lines
+    assert ("batch       512 rows x 1024 tokens = 8 rows x 8 micro-batches x 8 data-parallel ranks") in lines
+    stages = [line for line in lines if line.startswith("stage ")]
+    assert stages == [
+        "stage 0     token embedding, decoder layers 0..5",
+        "stage 1     decoder layers 6..11",
+        "stage 2     decoder layers 12..16",
+        "stage 3     decoder layers 17..21, final norm, objective",
+    ]
+
+
+def test_dry_run_finds_what_a_run_would(tmp_path: Path) -> None:
+    status, lines, errors = dry_run(tmp_path, "deepspeed.train_batch_size=7", ranks="8")
+    assert (status, lines) == (2, [])
+    assert errors.startswith("error: deepspeed.train_batch_size is 7 but training.global_batch_size makes it 512")
+    status, lines, errors = dry_run(tmp_path, ranks="5")
+    assert (status, lines) == (2, [])
+    assert errors.startswith("error: training.global_batch_size=512 is not a multiple of")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["trian"], ["train"], ["train", "--config"], ["export", "--checkpoint", "x"]],
+    ids=["nothing", "unknown-command", "no-config", "no-value", "no-output"],
+)
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: nextlat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "export", "generate", "evaluate", "report"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert command in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line_and_only_the_first_rank_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", "--config", str(PAPER), "training.sede=1"]
+    monkeypatch.setenv("RANK", "0")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown config key 'training.sede'; the nearest known key is 'training.seed'\n"
+    )
+    monkeypatch.setenv("RANK", "1")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_that_is_no_users_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("nextlat_dist.config.load.load_config", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        main(["train", "--config", str(PAPER)])
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nextlat_dist.config.load.load_config", interrupted)
+    assert main(["train", "--config", str(PAPER)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
