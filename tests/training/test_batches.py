@@ -1,0 +1,98 @@
+"""A global batch reaches every rank: broadcast inside a model group, counted over all, and an error is everyone's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from nextlat_dist.data.loader import RowBatch, RowLoader
+from nextlat_dist.errors import UserError
+from nextlat_dist.objective.masks import term_counts
+from nextlat_dist.training.batches import BatchSource
+from tests.distributed import jobs
+from tests.distributed.harness import Ranks
+
+ROWS, HORIZON, BIG = 8, 2, 2**24 + 1  # a token id that fp32 could not carry
+
+
+def global_rows() -> torch.Tensor:
+    rows = jobs.ragged_rows(ROWS, seed=4)
+    rows[0, 0, 0] = BIG
+    return rows
+
+
+@dataclass
+class FakeLoader:
+    """This data-parallel rank's part of `global_rows`, or an error from the given batch on."""
+
+    rank: int
+    size: int
+    fails_at: int | None
+    batches: int = 0
+
+    def next_batch(self) -> RowBatch:
+        self.batches += 1
+        if self.fails_at is not None and self.batches >= self.fails_at:
+            raise UserError(f"reader {self.rank} found a damaged record")
+        mine = global_rows().chunk(self.size)[self.rank].numpy()
+        return RowBatch(
+            tokens=mine[..., 0], document_ids=mine[..., 1].astype(np.int32), loss_mask=mine[..., 2].astype(bool)
+        )
+
+
+def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[str, Any]:
+    """Two batches on this rank: its micro-batches and the counts, or the error of each."""
+    config, dims = jobs.set_up(jobs.tiny_config(parallel=parallel))
+    reads = dims.rank == dims.model_group_source
+    loader = FakeLoader(dims.data_rank, dims.data_size, 2 if failing_reader == dims.data_rank else None)
+    source = BatchSource(
+        cast(RowLoader, loader) if reads else None,
+        dims,
+        rows=ROWS // dims.data_size,
+        micro_batch_size=2,
+        sequence_length=config.data.sequence_length,
+        rollout_steps=HORIZON,
+        device=torch.device("cpu"),
+    )
+    answer: dict[str, Any] = {"data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
+    for _ in range(2):
+        try:
+            batch = source.next()
+            answer |= {"rows": batch.micro_batches, "counts": batch.counts}
+            answer["errors"].append("")
+        except UserError as error:
+            answer["errors"].append(str(error))
+    return answer
+
+
+LAYOUTS: dict[str, tuple[str, dict[str, int]]] = {
+    "dp2": ("two_ranks", {}),
+    "tp2": ("two_ranks", {"tensor_model_parallel_size": 2}),
+    "pp2": ("two_ranks", {"pipeline_model_parallel_size": 2}),
+    "tp2-dp2": ("four_ranks", {"tensor_model_parallel_size": 2}),
+    "pp2-dp2": ("four_ranks", {"pipeline_model_parallel_size": 2}),
+    "tp2-pp2": ("four_ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, request: pytest.FixtureRequest) -> None:
+    pool, parallel = LAYOUTS[layout]
+    ranks: Ranks = request.getfixturevalue(pool)
+    whole = global_rows()
+    for answer in ranks.run(read, parallel):
+        assert answer["errors"] == ["", ""]
+        assert torch.equal(torch.cat(answer["rows"]), whole.chunk(answer["data_size"])[answer["data_rank"]])
+        assert {len(rows) for rows in answer["rows"]} == {2}
+        assert torch.equal(answer["counts"], term_counts(whole, HORIZON))
+
+
+@pytest.mark.parametrize("failing_reader", [0, 1])
+@pytest.mark.parametrize("layout", ["tp2-dp2", "pp2-dp2"])
+def test_an_error_of_one_reader_is_an_error_on_every_rank(layout: str, failing_reader: int, four_ranks: Ranks) -> None:
+    for answer in four_ranks.run(read, LAYOUTS[layout][1], failing_reader):
+        assert answer["errors"] == ["", f"reader {failing_reader} found a damaged record"]

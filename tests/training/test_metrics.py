@@ -1,0 +1,65 @@
+"""What is logged and how fast a run says it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nextlat_dist.config import load_config
+from nextlat_dist.objective.counting import flops_per_token
+from nextlat_dist.training import metrics
+from nextlat_dist.training.metrics import METRICS_FILE, MetricsLog, Throughput, format_duration
+
+
+def test_throughput_and_mfu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    config = load_config(None, ["training.peak_tflops_per_device=2"])
+    throughput = Throughput(config, devices=4)
+    assert throughput.peak_source == "training.peak_tflops_per_device"
+    throughput.count(1000)
+    throughput.count(3000)
+    now = 102.0
+    speed, utilisation = throughput.read()
+    assert speed == 2000
+    assert utilisation == pytest.approx(2000 * flops_per_token(config) / (4 * 2e12))
+    throughput.count(500)
+    now = 112.0  # a validation run, which does not count
+    throughput.restart()
+    throughput.count(600)
+    now = 113.0
+    assert throughput.read()[0] == 600
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (path / METRICS_FILE).read_text().splitlines()]
+
+
+def test_a_resume_drops_what_was_lost_and_goes_on(tmp_path: Path) -> None:
+    config = load_config(None)
+    log = MetricsLog(config, tmp_path, 0)
+    for step in (1, 2, 3, 4):
+        log.write({"step": step, "loss": 1.0 / step})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 5, "lo')  # the kill
+    log = MetricsLog(config, tmp_path, 2)
+    log.write({"step": 3, "loss": 0.5})
+    assert steps(tmp_path) == [1, 2, 3]
+    assert json.loads((tmp_path / METRICS_FILE).read_text().splitlines()[2]) == {"step": 3, "loss": 0.5}
+    assert log.wandb_id is None
+
+
+def test_a_fresh_run_starts_an_empty_log(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 1}\n')
+    MetricsLog(load_config(None), tmp_path, 0)
+    assert steps(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0m00s"), (59.9, "0m59s"), (61, "1m01s"), (3600, "1h00m"), (7384, "2h03m"), (1e6, "277h46m")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
