@@ -36,14 +36,22 @@ headline "2/6 Shards: WebDataset tars for training and validation"
 nextlat-data shard --input "$run/stdlib.jsonl" --tokenizer "$run/tokenizer.model" --output "$run/data" --split-field split
 
 headline "3/6 Training: NextLat, horizon 2"
-bash launch/single_node.sh configs/quickstart.yaml "$@"
+ranks="${NPROC:-2}"
+if has_gpu; then
+    ranks="${NPROC:-$(nvidia-smi -L | wc -l)}"
+fi
+scale=() # the config is for two ranks; every further one needs a row of its own
+if ((ranks > 2)); then
+    scale=(training.global_batch_size="$ranks")
+fi
+bash launch/single_node.sh configs/quickstart.yaml "${scale[@]}" "$@"
 
 headline "4/6 Export: Hugging Face layout"
 nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
 
 headline "5/6 Self-speculative decoding on held-out prompts"
 nextlat evaluate speculative --export "$run/export" --prompts "$run/prompts" \
-    --json "$run/speculative.json" --pictures "$run"
+    --draft-lengths 0..6 --prompts-per-domain 4 --max-new-tokens 96 --json "$run/speculative.json" --pictures "$run"
 
 headline "6/6 Report"
 nextlat report --run "$run"

@@ -36,6 +36,8 @@ class Trainer:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
         self._train, self._validation, self._log, self._tokenizer = train, validation, log, tokenizer
         self._throughput = Throughput(config, dims.world_size)
+        self._sums: Any = 0  # term sums and counts [1 + 2d] since the last report
+        self._counts: Any = 0
 
     def run(self) -> None:
         """Train from `state.step` to the end, then validate and save."""
@@ -45,32 +47,38 @@ class Trainer:
             print(f"MFU is relative to {self._throughput.peak:.3g} TFLOP/s per device ({self._throughput.peak_source})")
         self._throughput.restart()
         while state.step < total:
-            batch = self._train.next()
-            rate, sums = self._step(batch)
+            rate = self._step(self._train.next())
             done = state.step == total
-            if done or state.step == 1 or state.step % config.training.log_interval == 0:
-                self._report(batch, sums, rate)
+            save = self._due(config.checkpoint.save_interval, done)
+            # Also before a save, so that a checkpoint never falls inside an average.
+            if save or state.step == 1 or state.step % config.training.log_interval == 0:
+                self._report(rate)
             if self._due(config.training.validation_interval, done) and self._validation is not None:
                 self._validate(self._validation)
-            if self._due(config.checkpoint.save_interval, done):
+            if save:
                 self._save()
 
-    def _step(self, batch: GlobalBatch) -> tuple[float, torch.Tensor]:
+    def _step(self, batch: GlobalBatch) -> float:
         config, state = self.config, self.state
         rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
         set_learning_rate(self.engine.optimizer, rate)
-        sums = self.engine.train_step(batch.micro_batches, term_weights(batch.counts, config.objective))
+        self._sums = self._sums + self.engine.train_step(
+            batch.micro_batches, term_weights(batch.counts, config.objective)
+        )
+        self._counts = self._counts + batch.counts
         state.step += 1
         state.tokens += config.tokens_per_step
         state.row += config.training.global_batch_size
         self._throughput.count(config.tokens_per_step)
-        return rate, sums
+        return rate
 
     def _due(self, interval: int, done: bool) -> bool:
         return done or (interval > 0 and self.state.step % interval == 0)
 
-    def _report(self, batch: GlobalBatch, sums: torch.Tensor, rate: float) -> None:
-        terms = named_terms(_over_all_ranks(sums, self.dims), batch.counts, self.config.objective)
+    def _report(self, rate: float) -> None:
+        """Log the loss terms as means over everything since the last report."""
+        terms = named_terms(_over_all_ranks(self._sums, self.dims), self._counts, self.config.objective)
+        self._sums, self._counts = 0, 0
         norm = self.engine.gradient_norm()
         speed, utilisation = self._throughput.read()
         if self._log is None:
