@@ -59,7 +59,7 @@ class Generation:
         return sum(self.accepted_by_position)
 
 
-def load(export: Path, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder:
+def load(export: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder:
     """The decoder of an export directory.
 
     Args:
@@ -70,6 +70,7 @@ def load(export: Path, device: str | None = None, dtype: torch.dtype | None = No
     Raises:
         UserError: no export, no plain Llama, or a predictor that belongs to other base weights.
     """
+    export = Path(export)
     weights = load_base_weights(export)
     predictor = load_predictor(export, weights_sha256(weights))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
