@@ -56,7 +56,11 @@ def text_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, start in enumerate(range(0, min(len(source), 12_000), 1_500)):
             part = source[start : start + 1_500]
             lines.append(
-                {"name": f"{module.__name__}-{number}", "prompt": part[: 60 + 7 * number], "text": part[60 + 7 * number :]}
+                {
+                    "name": f"{module.__name__}-{number}",
+                    "prompt": part[: 60 + 7 * number],
+                    "text": part[60 + 7 * number :],
+                }
             )
     text = directory / "text.jsonl"
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -35,8 +35,13 @@ def use_cpu_where_no_cuda() -> None:
 
 
 def quiet_third_parties() -> None:
-    """Silence import-time remarks about optional GPU packages, so that a run's own lines can be read."""
-    for pattern in (".*Apex.*", ".*Transformer Engine.*", ".*transformer_engine.*", ".*pynvml.*", ".*NVIDIA.*", "full scope.*"):
+    """Silence remarks about optional GPU packages and deprecations, so that a run's own lines can be read."""
+    optional = (".*Apex.*", ".*Transformer Engine.*", ".*transformer_engine.*", ".*pynvml.*", ".*NVIDIA.*")
+    deprecated = (
+        "full scope is deprecated",
+        ".*torch.distributed.* is deprecated",
+    )  # inside Megatron-Core and DeepSpeed
+    for pattern in (*optional, *deprecated):
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
