@@ -1,6 +1,6 @@
 """The real text that every machine has: the Python standard library, as documents and held-out prompts.
 
-    OUTPUT/stdlib.jsonl                                {"name", "domain", "split", "text"}
+    OUTPUT/stdlib.jsonl                                {"name", "domain", "split", "text"}, a few pages each
     OUTPUT/prompts/{code,docstrings,prose}.jsonl       {"name", "prompt"}, cut from documents of the validation split
 
 `code` is each module's source, `docstrings` the docstrings of a module, `prose` the language reference in
@@ -22,7 +22,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -37,6 +37,8 @@ DOMAINS = ("code", "docstrings", "prose")
 PROMPTS_PER_DOMAIN = 32
 PROMPT_CHARACTERS = (400, 800)
 WINDOW_CHARACTERS = 1600
+# Whole modules would give a small training run hundreds of rows of one topic in a row.
+DOCUMENT_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,23 @@ def build(root: Path, validation_fraction: float) -> list[Text]:
     return texts
 
 
+def pages(text: Text) -> list[Text]:
+    """The text in documents of at most about `DOCUMENT_CHARACTERS`, cut at blank lines where there are any.
+
+    Joined in order they give the text back.
+    """
+    pieces = re.split(r"(?<=\n\n)", text.text)
+    lines: list[str] = []
+    for piece in pieces:
+        lines += piece.splitlines(keepends=True) if len(piece) > DOCUMENT_CHARACTERS else [piece]
+    documents: list[str] = [""]
+    for line in lines:
+        if documents[-1] and len(documents[-1]) + len(line) > DOCUMENT_CHARACTERS:
+            documents.append("")
+        documents[-1] += line
+    return [replace(text, name=f"{text.name}#{number}", text=part) for number, part in enumerate(documents)]
+
+
 def cut_prompts(texts: Sequence[Text]) -> list[Prompt]:
     """Up to `PROMPTS_PER_DOMAIN` prompts from validation documents; a second place of one only after a place of each.
 
@@ -142,7 +161,7 @@ def write_stdlib(output: Path, validation_fraction: float) -> dict[str, dict[str
     if not 0 < validation_fraction < 1:
         raise UserError(f"--validation-fraction is {validation_fraction}; it must lie between 0 and 1")
     texts = build(Path(sysconfig.get_paths()["stdlib"]), validation_fraction)
-    write_file(output / "stdlib.jsonl", _jsonl(texts))
+    write_file(output / "stdlib.jsonl", _jsonl(page for text in texts for page in pages(text) if page.text.strip()))
     counts: dict[str, dict[str, int]] = {}
     for domain in DOMAINS:
         of_domain = [text for text in texts if text.domain == domain]

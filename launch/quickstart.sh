@@ -33,7 +33,8 @@ nextlat-data stdlib --output "$run"
 nextlat-data tokenizer --input "$run/stdlib.jsonl" --output "$run/tokenizer.model" --vocab-size 4096
 
 headline "2/6 Shards: WebDataset tars for training and validation"
-nextlat-data shard --input "$run/stdlib.jsonl" --tokenizer "$run/tokenizer.model" --output "$run/data" --split-field split
+nextlat-data shard --input "$run/stdlib.jsonl" --tokenizer "$run/tokenizer.model" --output "$run/data" --split-field split \
+    --record-tokens 1024
 
 headline "3/6 Training: NextLat, horizon 2"
 ranks="${NPROC:-2}"

@@ -28,13 +28,24 @@ def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def documents(corpus: Path) -> list[dict[str, str]]:
+    """Whole documents: the pages of `stdlib.jsonl` joined in order."""
+    joined: dict[str, dict[str, str]] = {}
+    for page in rows(corpus / "stdlib.jsonl"):
+        name = page["name"].partition("#")[0]
+        whole = joined.setdefault(name, {**page, "name": name, "text": ""})
+        assert whole["split"] == page["split"]
+        whole["text"] += page["text"]
+    return list(joined.values())
+
+
 def squeezed(text: str) -> str:
     """Without indentation and blank lines: a copy at another depth is a copy."""
     return "\n".join(stripped for line in text.splitlines() if (stripped := line.strip()))
 
 
 def test_the_three_domains_are_there_without_tests_and_packages(corpus: Path) -> None:
-    texts = rows(corpus / "stdlib.jsonl")
+    texts = documents(corpus)
     names = {text["name"] for text in texts}
     assert {text["domain"] for text in texts} == {"code", "docstrings", "prose"}
     assert {"code/argparse.py", "docstrings/argparse.py", "code/asyncio/base_events.py", "prose/with"} <= names
@@ -47,8 +58,16 @@ def test_the_three_domains_are_there_without_tests_and_packages(corpus: Path) ->
     assert all(text["text"].strip() for text in texts)
 
 
+def test_pages_are_short_and_give_the_document_back(corpus: Path) -> None:
+    pages = rows(corpus / "stdlib.jsonl")
+    assert max(len(page["text"]) for page in pages) <= stdlib.DOCUMENT_CHARACTERS
+    code = "".join(page["text"] for page in pages if page["name"].startswith("code/argparse.py#"))
+    assert code == Path(sys.modules["argparse"].__file__ or "").read_bytes().decode()
+    assert "code/argparse.py#7" in {page["name"] for page in pages}
+
+
 def test_docstrings_are_held_out_with_their_module(corpus: Path) -> None:
-    splits = {text["name"]: text["split"] for text in rows(corpus / "stdlib.jsonl")}
+    splits = {text["name"]: text["split"] for text in documents(corpus)}
     for name, split in splits.items():
         domain, _, module = name.partition("/")
         if domain == "docstrings":
@@ -60,7 +79,7 @@ def test_docstrings_are_held_out_with_their_module(corpus: Path) -> None:
 
 def test_prompts_come_from_validation_documents_alone(corpus: Path) -> None:
     """No prompt occurs in anything that a model would be trained on."""
-    texts = rows(corpus / "stdlib.jsonl")
+    texts = documents(corpus)
     train = squeezed("\0".join(text["text"] for text in texts if text["split"] == "train"))
     held = {text["name"]: text["text"] for text in texts if text["split"] == "validation"}
     seen: set[str] = set()

@@ -21,6 +21,8 @@ from typing import Any
 
 START_SECONDS = 120.0
 GRACE_SECONDS = 3.0
+# Every layout leaves its process groups behind, each with gloo threads; after this many jobs fresh processes are cheaper.
+JOBS_PER_START = 8
 
 
 def free_port() -> int:
@@ -36,12 +38,16 @@ class Ranks:
         self.size = size
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._jobs = 0
         self._logs = Path(tempfile.mkdtemp(prefix=f"ranks{size}_"))
 
     def run(self, job: Callable[..., Any], *arguments: Any, timeout: float = 150.0) -> list[Any]:
         """Results of `job(*arguments)` by rank. An exception on any rank fails the test with its traceback."""
+        if self._jobs == JOBS_PER_START:
+            self.stop()
         if not self._processes:
             self._start()
+        self._jobs += 1
         for pipe in self._pipes:
             pipe.send((job, arguments))
         deadline = time.monotonic() + timeout
@@ -72,7 +78,7 @@ class Ranks:
             process.kill()
         for process in self._processes:
             process.join()
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self._jobs = [], [], 0
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
