@@ -1,4 +1,4 @@
-"""What many tests share: pools of real ranks, started when first asked for, and a small dataset of real text."""
+"""What many tests share: pools of real ranks for each test module, and a small dataset of real text."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def _pool(size: int) -> Iterator[Ranks]:
     ranks.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_rank() -> Iterator[Ranks]:
     yield from _pool(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_ranks() -> Iterator[Ranks]:
     yield from _pool(2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def four_ranks() -> Iterator[Ranks]:
     yield from _pool(4)
 

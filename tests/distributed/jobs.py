@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
@@ -68,13 +69,19 @@ def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) 
 
 
 def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:
-    """Process groups of this layout, replacing those of the job before."""
+    """Process groups of this layout, in place of those of the job before."""
     from deepspeed.utils import groups
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    groups.mpu = None
+    # A gloo group wakes its threads a hundred times a second for as long as it lives: a few hundred groups take a core.
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    for name, value in vars(groups).items():  # DeepSpeed keeps what it created
+        if isinstance(value, dist.ProcessGroup) or name == "mpu":
+            setattr(groups, name, None)
     config = config_from_dict(raw)
     return config, ParallelDims.initialize(config.parallel)
 

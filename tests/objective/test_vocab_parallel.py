@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nextlat_dist.objective.output_head import OutputHead
 from nextlat_dist.objective.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_kl
@@ -176,35 +178,30 @@ def test_bf16_gradient_survives_where_student_and_teacher_agree(noise: float, tw
         assert ((gradients["torch.bfloat16"] - expected).abs() <= 2**-8 * expected.abs()).all()
 
 
-def traffic() -> list[int]:
-    """Elements of every collective of one forward and backward pass."""
-    seen: list[int] = []
-    original = dist.all_reduce
+class Traffic(TorchDispatchMode):
+    """Name and number of elements of every collective, whoever calls it."""
 
-    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(tensor.numel())
-        return original(tensor, *args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
 
-    def refused(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("nothing is gathered")
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.seen.append((func._opname, max(tensor.numel() for tensor in tensors)))
+        return func(*args, **(kwargs or {}))
 
-    names = ("all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "all_to_all_single")
-    saved = {name: getattr(dist, name) for name in names}
-    dist.all_reduce = counted
-    for name in names:
-        setattr(dist, name, refused)
-    try:
+
+def traffic() -> list[tuple[str, int]]:
+    """What crosses ranks in one forward and backward pass."""
+    with Traffic() as mode:
         on_shards(torch.float32, 64)
-    finally:
-        dist.all_reduce = original
-        for name, function in saved.items():
-            setattr(dist, name, function)
-    return seen
+    return mode.seen
 
 
 def test_only_numbers_per_position_cross_ranks(two_ranks: Ranks) -> None:
     """Forward: a maximum, and sums; backward: the gradient of the states. Never the vocabulary."""
     positions = LENGTH * BATCH
     for seen in two_ranks.run(traffic):
-        assert seen
-        assert max(seen) <= positions * HIDDEN < positions * VOCAB / 2
+        assert {name for name, _ in seen} == {"allreduce_"}
+        assert max(size for _, size in seen) == positions * HIDDEN < positions * VOCAB / 2
