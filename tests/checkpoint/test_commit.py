@@ -210,22 +210,30 @@ def test_an_edited_manifest_with_a_new_digest_is_what_it_says(root: Path) -> Non
     assert read_manifest(root / step_name(6))["step"] == 7
 
 
-def refused(checkpoint: Path) -> str:
-    """What `verify_together` says on this rank."""
-    try:
-        verify_together(checkpoint)
-    except UserError as error:
-        return str(error)
-    return ""
+def refused(checkpoints: list[Path]) -> list[str]:
+    """What `verify_together` says of each checkpoint on this rank."""
+    answers = []
+    for checkpoint in checkpoints:
+        try:
+            verify_together(checkpoint)
+            answers.append("")
+        except UserError as error:
+            answers.append(str(error))
+    return answers
 
 
-@pytest.mark.parametrize("file", ["parts/rank0.bin", "parts/rank1.bin", "rank0.txt", "rank1.txt", MANIFEST])
-def test_damage_that_one_rank_finds_stops_all(file: str, root: Path, two_ranks: Ranks) -> None:
-    assert two_ranks.run(refused, root / step_name(6)) == ["", ""]
-    flip(root / step_name(6) / file)
-    first, second = two_ranks.run(refused, root / step_name(6))
-    assert file in first
+def test_damage_that_one_rank_finds_stops_all(saved: Path, tmp_path: Path, two_ranks: Ranks) -> None:
+    files = ["parts/rank0.bin", "parts/rank1.bin", "rank0.txt", "rank1.txt", MANIFEST]
+    damaged = []
+    for number, file in enumerate(files):
+        damaged.append(tmp_path / str(number))
+        shutil.copytree(saved / step_name(6), damaged[-1])
+        flip(damaged[-1] / file)
+    first, second = two_ranks.run(refused, [saved / step_name(6), *damaged])
     assert first == second
+    assert first[0] == ""
+    for file, text in zip(files, first[1:], strict=True):
+        assert file in text
 
 
 # Crashes.

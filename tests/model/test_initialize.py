@@ -59,11 +59,6 @@ def test_weights_do_not_depend_on_the_layout(size: str, single: dict[str, torch.
     assert_same(two_ranks.run(full_weights, config(**{size: 2}))[0], single)
 
 
-def test_weights_do_not_depend_on_tensor_and_pipeline(single: dict[str, torch.Tensor], four_ranks: Ranks) -> None:
-    layout = config(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
-    assert_same(four_ranks.run(full_weights, layout)[0], single)
-
-
 def test_a_gpt_twin_starts_from_the_same_base(single: dict[str, torch.Tensor], one_rank: Ranks) -> None:
     twin = one_rank.run(full_weights, jobs.tiny_config(objective={"name": "next_token"}))[0]
     predictor = {name for name in single if name.startswith("latent_predictor.")}

@@ -69,22 +69,18 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
     return answer
 
 
-LAYOUTS: dict[str, tuple[str, dict[str, int]]] = {
-    "dp2": ("two_ranks", {}),
-    "tp2": ("two_ranks", {"tensor_model_parallel_size": 2}),
-    "pp2": ("two_ranks", {"pipeline_model_parallel_size": 2}),
-    "tp2-dp2": ("four_ranks", {"tensor_model_parallel_size": 2}),
-    "pp2-dp2": ("four_ranks", {"pipeline_model_parallel_size": 2}),
-    "tp2-pp2": ("four_ranks", {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+LAYOUTS: dict[str, dict[str, int]] = {
+    "dp4": {},
+    "tp2-dp2": {"tensor_model_parallel_size": 2},
+    "pp2-dp2": {"pipeline_model_parallel_size": 2},
+    "tp2-pp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, request: pytest.FixtureRequest) -> None:
-    pool, parallel = LAYOUTS[layout]
-    ranks: Ranks = request.getfixturevalue(pool)
+def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: Ranks) -> None:
     whole = global_rows()
-    for answer in ranks.run(read, parallel):
+    for answer in four_ranks.run(read, LAYOUTS[layout]):
         assert answer["errors"] == ["", ""]
         assert torch.equal(torch.cat(answer["rows"]), whole.chunk(answer["data_size"])[answer["data_rank"]])
         assert {len(rows) for rows in answer["rows"]} == {2}
@@ -94,5 +90,5 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, request: pyt
 @pytest.mark.parametrize("failing_reader", [0, 1])
 @pytest.mark.parametrize("layout", ["tp2-dp2", "pp2-dp2"])
 def test_an_error_of_one_reader_is_an_error_on_every_rank(layout: str, failing_reader: int, four_ranks: Ranks) -> None:
-    for answer in four_ranks.run(read, LAYOUTS[layout][1], failing_reader):
+    for answer in four_ranks.run(read, LAYOUTS[layout], failing_reader):
         assert answer["errors"] == ["", f"reader {failing_reader} found a damaged record"]
