@@ -121,6 +121,22 @@ def test_bf16_export_rounds_the_same_weights(trained: Path) -> None:
         assert torch.equal(tensor.bfloat16(), narrow[name]), name
 
 
+def test_trained_predictor_changes_no_greedy_token(trained: Path) -> None:
+    from nextlat_dist.inference import load
+
+    if not (trained / "export").exists():
+        export(trained / "checkpoints", trained / "export")
+    decoder = load(trained / "export", dtype=torch.float64)
+    prompts = ["def f(", "class Error(Exception):\n    ", "import "]
+    # The context is 48 positions; up to there, or to EOS.
+    plain = decoder.generate(prompts, max_new_tokens=30, draft_length=0)
+    for draft_length in (1, 3, 8):
+        drafted = decoder.generate(prompts, max_new_tokens=30, draft_length=draft_length)
+        assert [row.token_ids for row in drafted] == [row.token_ids for row in plain]
+        assert sum(row.accepted for row in drafted) > 0
+        assert sum(row.cycles for row in drafted) < sum(row.cycles for row in plain)
+
+
 def test_predictor_of_another_base_is_refused(trained: Path, tmp_path: Path) -> None:
     from nextlat_dist.errors import UserError
     from nextlat_dist.export.layout import load_predictor
