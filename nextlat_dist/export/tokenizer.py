@@ -29,6 +29,7 @@ def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # "<s>" in a text is text, as in training; BOS is put in front all the same
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
         **special,

@@ -77,7 +77,7 @@ def test_trained_run_exports_and_loads_with_no_flag(trained: Path, text_dataset:
     model = AutoModelForCausalLM.from_pretrained(trained / "export")
     assert model.config.vocab_size == 600
     tokenizer = AutoTokenizer.from_pretrained(trained / "export")
-    text = "def f(x):\n\treturn  [x, 'é', '日本', 1234]\r\n"
+    text = "def f(x):\n\treturn  [x, 'é', '日本', 1234]\r\n# <s>, </s> and <pad> are text here"
     ids = tokenizer(text)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id == model.config.bos_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
