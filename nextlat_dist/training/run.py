@@ -28,10 +28,10 @@ def train(config: RunConfig) -> None:
     Raises:
         UserError: anything a user can mend, the same sentence on every rank.
     """
-    validate(config, world_size_from_environment())
+    world_size = world_size_from_environment()
+    validate(config, world_size)
     if config.data.train is None:
         raise UserError("data.train is not set; give it a directory written by `nextlat-data shard`")
-    world_size = world_size_from_environment()
     deepspeed_config(config, _data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
     dims = ParallelDims.initialize(config.parallel)
     output_dir = Path(config.output_dir)

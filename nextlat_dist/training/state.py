@@ -49,13 +49,7 @@ def save_state(
     config: RunConfig, dims: ParallelDims, engine: Engine, state: TrainerState, root: Path, tokenizer: Path | None
 ) -> None:
     """Commit a checkpoint of this step and prune old ones. Collective."""
-    topology = {
-        "tensor": dims.tensor_size,
-        "pipeline": dims.pipeline_size,
-        "data": dims.data_size,
-        "zero_stage": config.parallel.zero_stage,
-    }
-    with commit(root, state.step, {"topology": topology}) as directory:
+    with commit(root, state.step, {"topology": _topology(config, dims)}) as directory:
         with _quiet():
             engine.inner.save_checkpoint(str(directory), tag=DEEPSPEED_TAG, save_latest=False)
         weights = local_weights(engine, config)
@@ -72,8 +66,7 @@ def save_state(
 
 
 def local_weights(engine: Engine, config: RunConfig) -> dict[str, torch.Tensor]:
-    """This rank's tensor-parallel shards {canonical name: fp32 master weight}; a tied copy on a later stage is left
-    out.
+    """This rank's tensor-parallel shards {canonical name: fp32 master weight}, without tied copies of later stages.
 
     Collective over data-parallel ranks under ZeRO-3 and for bf16 master weights.
     """
@@ -142,16 +135,10 @@ def _find_compatible(config: RunConfig, dims: ParallelDims, root: Path) -> Path 
 def _check_compatible(config: RunConfig, dims: ParallelDims, checkpoint: Path, manifest: dict[str, Any]) -> None:
     import yaml
 
-    theirs = manifest["topology"]
-    ours = {
-        "tensor": dims.tensor_size,
-        "pipeline": dims.pipeline_size,
-        "data": dims.data_size,
-        "zero_stage": config.parallel.zero_stage,
-    }
+    theirs, ours = manifest["topology"], _topology(config, dims)
     if theirs != ours:
         raise UserError(
-            f"{checkpoint} was saved with {_topology(theirs)}, this run has {_topology(ours)}; "
+            f"{checkpoint} was saved with {_describe(theirs)}, this run has {_describe(ours)}; "
             "a resume needs the same topology: change the parallel section or the number of ranks"
         )
     saved = yaml.safe_load((checkpoint / CONFIG_FILE).read_text())
@@ -171,7 +158,16 @@ def _check_compatible(config: RunConfig, dims: ParallelDims, checkpoint: Path, m
                 )
 
 
-def _topology(values: dict[str, Any]) -> str:
+def _topology(config: RunConfig, dims: ParallelDims) -> dict[str, int]:
+    return {
+        "tensor": dims.tensor_size,
+        "pipeline": dims.pipeline_size,
+        "data": dims.data_size,
+        "zero_stage": config.parallel.zero_stage,
+    }
+
+
+def _describe(values: dict[str, Any]) -> str:
     layout = f"tensor {values['tensor']} x pipeline {values['pipeline']} x data {values['data']}"
     return f"{layout}, ZeRO {values['zero_stage']}"
 

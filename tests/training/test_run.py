@@ -41,6 +41,22 @@ def test_training_lowers_every_reported_loss(
     assert last["validation_next_token"] < 0.99 * lines[1]["next_token"]
 
 
+def test_logged_losses_are_means_since_the_last_line(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
+    found = []
+    for interval in (1, 5):
+        raw = _config(tmp_path / str(interval), text_dataset)
+        raw["training"] |= {"log_interval": interval, "train_tokens": 10 * 4 * 48}
+        one_rank.run(run_training, raw)
+        found.append({step: line["next_token"] for step, line in logged(tmp_path / str(interval)).items()})
+    every, fifth = found
+    assert sorted(fifth) == [1, 5, 10]
+    assert fifth[1] == every[1]
+    last, whole = (sum(every[step] for step in range(first, 11)) / (11 - first) for first in (6, 1))
+    # Steps weigh by their loss tokens, which differ a little; including the first five steps would differ by far more.
+    assert abs(fifth[10] - last) < 0.1 * abs(whole - last)
+    assert abs(fifth[10] - last) < 0.1 * abs(every[10] - last)
+
+
 def test_validation_does_not_depend_on_the_layout(
     tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
 ) -> None:
