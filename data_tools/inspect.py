@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.shard import describe
+from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -60,8 +61,9 @@ def inspect(dataset: Path, *, samples: int, sample_tokens: int, png: Path | None
     Raises:
         UserError: the dataset is missing or damaged.
     """
-    manifest = read_manifest(dataset)
-    storage = Storage(dataset, manifest)
+    place = open_place(dataset)
+    manifest = read_manifest(place)
+    storage = Storage(place, manifest)
     tokenizer = Tokenizer(dataset / manifest.tokenizer.file)
     if tokenizer.sha256 != manifest.tokenizer.sha256:
         raise UserError(

@@ -51,7 +51,7 @@ class _Shard:
         begin = self._tar.tarstream.offset
         self._tar.write({"__key__": key, **record.members()})
         length = self._tar.tarstream.offset - begin
-        self.entries.append(IndexEntry(key, begin, length, len(record.ends), len(record.tokens), 0))
+        self.entries.append(IndexEntry(begin, length, len(record.ends), len(record.tokens), 0))
         self.tokens += len(record.tokens)
 
     def finish(self) -> ShardEntry:
@@ -66,7 +66,7 @@ class _Shard:
             self.entries[number] = IndexEntry(**{**vars(entry), "crc32": zlib.crc32(data)})
         digest.update(self._file.read())
         size = self._file.tell()
-        index = index_bytes(self.path.name, self.entries)
+        index = index_bytes(self.entries)
         self._stack.close()
         write_file(self.path.with_name(index_name(self.path.name)), index)
         return ShardEntry(
@@ -134,7 +134,7 @@ class DatasetWriter:
                 raise UserError(f"{self.directory} already holds a dataset; pass --overwrite or another --output")
             manifest.unlink()
         self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in (f"{self.split}-[0-9]*.tar", f"{self.split}-[0-9]*.index.json", f".{self.split}-[0-9]*.tmp"):
+        for pattern in (f"{self.split}-[0-9]*.tar", f"{self.split}-[0-9]*.index.npy", f".{self.split}-[0-9]*.tmp"):
             for stale in list(self.directory.glob(pattern)):
                 stale.unlink()
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from nextlat_dist.data.order import GlobalOrder, Span
 from nextlat_dist.data.packing import Block, RowBatch, arrange, concat_rows, pad_rows
+from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage import Storage
 from nextlat_dist.errors import UserError
@@ -91,10 +92,11 @@ class RowLoader:
                 f"global_batch_size {global_batch_size} is not divisible by the data-parallel size {data_parallel_size}"
                 "; change global_batch_size or the number of ranks"
             )
-        self._manifest = read_manifest(dataset)
+        place = open_place(dataset)
+        self._manifest = read_manifest(place)
         self._check_tokenizer(dataset, vocab_size, tokenizer_sha256)
         self._vocab_size = vocab_size or self._manifest.tokenizer.vocab_size
-        self._storage = Storage(dataset, self._manifest)
+        self._storage = Storage(place, self._manifest)
         self._row_tokens = sequence_length + 1
         self._packing = packing
         self._batch_rows = global_batch_size

@@ -1,13 +1,15 @@
 """The shard format: what `nextlat-data shard` writes and `nextlat_dist.data.loader` reads.
 
     dataset/manifest.json              shards, hashes, tokenizer, report; written last, so a dataset without one is
-    unfinished dataset/tokenizer.model            a copy of the sentencepiece model that made the tokens
+                                       unfinished
+    dataset/tokenizer.model            a copy of the sentencepiece model that made the tokens
     dataset/train-000000.tar           WebDataset shard; one record is a block of whole consecutive documents
-    dataset/train-000000.index.json    byte range, counts and crc32 of every record
+    dataset/train-000000.index.npy     byte range, counts and crc32 of every record: int64 [records, 5]
 
 A record has the members `tokens.npy` (uint16 or uint32), `ends.npy` (int64, exclusive end of each document in tokens)
 and optionally `prompts.npy` (int64, leading tokens of each document that are never predicted, BOS included). A document
-is never split over two records and holds at least one token.
+is never split over two records and holds at least one token. Tars that others wrote can be adopted by `nextlat-data
+index`: their manifest says which member holds the tokens or the text of a record's one document.
 
 Invariant: the manifest carries its own digest and the hash of every index, an index carries the crc32 of every record,
 so no byte below a manifest can change without being noticed. Imports neither torch nor webdataset.
@@ -18,20 +20,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from nextlat_dist.data.places import LocalPlace, Place
 from nextlat_dist.errors import UserError
 
 FORMAT = "nextlat_dist.dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
-INDEX_COLUMNS = ("key", "offset", "length", "documents", "tokens", "crc32")
+INDEX_COLUMNS = ("offset", "length", "documents", "tokens", "crc32")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -44,7 +48,7 @@ def shard_name(split: str, number: int) -> str:
 
 
 def index_name(shard: str) -> str:
-    return shard.removesuffix(".tar") + ".index.json"
+    return shard.removesuffix(".tar") + ".index.npy"
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,24 @@ def _npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+# What `numpy.save` writes for one row of numbers. Reading it here is much faster than `numpy.load`, which parses the
+# header as Python.
+_NPY_HEADER = re.compile(rb"\{'descr': '(<u2|<u4|<i8)', 'fortran_order': False, 'shape': \((\d+),\), \} *\n")
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+
+
 def _npy_array(data: bytes) -> np.ndarray:
-    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    begin = len(_NPY_MAGIC) + 2
+    header = _NPY_HEADER.fullmatch(data, begin, begin + int.from_bytes(data[begin - 2 : begin], "little"))
+    if not data.startswith(_NPY_MAGIC) or header is None:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    return np.frombuffer(data, header[1].decode(), int(header[2]), header.end())
 
 
 @dataclass(frozen=True)
 class IndexEntry:
     """One record: its byte range in the tar (all members, headers and padding), its counts, the crc32 of that range."""
 
-    key: str
     offset: int
     length: int
     documents: int
@@ -122,7 +135,7 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the manifest lists it; `name` is relative to the dataset directory."""
+    """One shard as the manifest lists it; `name` is relative to the dataset directory, or a full path or URL."""
 
     name: str
     bytes: int
@@ -146,6 +159,21 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True)
+class MembersEntry:
+    """Where a record has its documents: `block` is what `nextlat-data shard` writes; a record of an adopted tar is one
+    document, of `tokens` or of `text`.
+
+    Attributes:
+        member: extension of the member that holds the tokens or the text.
+        field: of a text member that is JSON, None for plain text.
+    """
+
+    kind: Literal["block", "tokens", "text"] = "block"
+    member: str = "tokens.npy"
+    field: str | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json`. `bos` and `eos` say whether each document starts and ends with that token."""
 
@@ -156,6 +184,7 @@ class Manifest:
     bos: bool
     eos: bool
     report: dict[str, Any]
+    members: MembersEntry = MembersEntry()
 
     @property
     def records(self) -> int:
@@ -192,19 +221,22 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(manifest.to_json(), indent=1) + "\n").encode()
 
 
-def read_manifest(dataset: Path) -> Manifest:
-    """Read and check `dataset/manifest.json`.
+def read_manifest(dataset: Path | Place) -> Manifest:
+    """Read and check `manifest.json` of a dataset.
 
     Raises:
         UserError: there is none, it belongs to something else or to another format version, or it was edited.
     """
-    path = dataset / MANIFEST_FILE
+    place = LocalPlace(dataset) if isinstance(dataset, Path) else dataset
+    path = place.full_name(MANIFEST_FILE)
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(place.read(MANIFEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        inside = sorted(child.parent.name for child in dataset.glob(f"*/{MANIFEST_FILE}"))
+        inside = [split for split in ("train", "validation") if place.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
         hint = f"name one of its splits ({', '.join(inside)})" if inside else "write one with `nextlat-data shard`"
-        raise UserError(f"{dataset} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
+        raise UserError(f"{place.url} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); correct the dataset's address or try again") from None
     except ValueError:
         raise UserError(f"{path} is not a dataset manifest: it is not JSON; shard the data again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -227,31 +259,37 @@ def read_manifest(dataset: Path) -> Manifest:
         bos=raw["bos"],
         eos=raw["eos"],
         report=raw["report"],
+        members=MembersEntry(**raw["members"]),
     )
 
 
-def index_bytes(shard: str, entries: Sequence[IndexEntry]) -> bytes:
-    """The sidecar of one shard: JSON with one record per line."""
-    rows = ",\n".join(json.dumps([getattr(entry, column) for column in INDEX_COLUMNS]) for entry in entries)
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "shard": shard, "columns": INDEX_COLUMNS}
-    return f'{json.dumps(head)[:-1]}, "records": [\n{rows}\n]}}\n'.encode()
+def index_bytes(entries: Sequence[IndexEntry]) -> bytes:
+    """The sidecar of one shard: int64 [records, 5], columns as `INDEX_COLUMNS`."""
+    table = np.array([[getattr(entry, column) for column in INDEX_COLUMNS] for entry in entries], dtype=np.int64)
+    return _npy_bytes(table.reshape(-1, len(INDEX_COLUMNS)))
 
 
-def read_index(dataset: Path, shard: ShardEntry) -> list[list[Any]]:
-    """Rows of `INDEX_COLUMNS`, one per record of the shard, in file order.
+def read_index(place: Place, shard: ShardEntry) -> np.ndarray:
+    """int64 [records, 5]: offset, length, documents, tokens and crc32 of the records of a shard, in file order.
 
     Raises:
         UserError: the index is missing or is not the one the manifest was written with.
     """
-    path = dataset / index_name(shard.name)
+    name = index_name(shard.name)
     try:
-        data = path.read_bytes()
+        data = place.read(name)
     except FileNotFoundError:
-        raise UserError(f"index {path} of shard {shard.name} is missing; copy it or shard the data again") from None
+        raise UserError(
+            f"index {place.full_name(name)} of shard {shard.name} is missing; copy it or write it again with "
+            "`nextlat-data index` or `shard`"
+        ) from None
+    except OSError as error:
+        raise UserError(f"index {place.full_name(name)} cannot be read ({error}); try again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UserError(
-            f"index {path} does not match {MANIFEST_FILE}: expected sha256 {shard.index_sha256[:12]}…; "
-            "copy the dataset again or shard the data again"
+            f"index {place.full_name(name)} does not match {MANIFEST_FILE}: expected sha256 "
+            f"{shard.index_sha256[:12]}…; copy the dataset again or write its index again"
         )
-    rows: list[list[Any]] = json.loads(data)["records"]
-    return rows
+    table = _npy_array(data)
+    assert table.shape == (shard.records, len(INDEX_COLUMNS)), table.shape
+    return table

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import io
 import zlib
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
-from nextlat_dist.data.shard_format import Manifest, Record, read_index
+from nextlat_dist.data.members import record_decoder
+from nextlat_dist.data.places import Place
+from nextlat_dist.data.shard_format import INDEX_COLUMNS, Manifest, Record, read_index
 from nextlat_dist.errors import UserError
+
+INDEX_READERS = 16
 
 
 class Storage:
-    """All records of one dataset, numbered 0, 1, 2… in shard order.
+    """All records of one dataset, numbered 0, 1, 2… in shard order. `read` may be called from several threads.
 
     Attributes:
         documents: int64 [records], documents of each record.
@@ -28,33 +33,32 @@ class Storage:
         UserError: an index or shard is missing, or does not match the manifest.
     """
 
-    def __init__(self, dataset: Path, manifest: Manifest) -> None:
-        self._dataset = dataset
+    def __init__(self, place: Place, manifest: Manifest) -> None:
+        self._place = place
         self._manifest = manifest
-        self._keys: list[str] = []
-        columns: list[np.ndarray] = [np.empty((0, 5), np.int64)]
-        for shard in manifest.shards:
-            self._check_size(shard.name, shard.bytes)
-            rows = read_index(dataset, shard)
-            self._keys += [row[0] for row in rows]
-            columns.append(np.array([row[1:] for row in rows], dtype=np.int64))
-        table = np.concatenate(columns)
+        self._check_sizes()
+        with ThreadPoolExecutor(INDEX_READERS) as pool:
+            tables = list(pool.map(partial(read_index, place), manifest.shards))
+        table = np.concatenate([np.empty((0, len(INDEX_COLUMNS)), np.int64), *tables])
         self._offset, self._length, self.documents, self.tokens, self._crc32 = np.ascontiguousarray(table.T)
-        self._shard = np.repeat(np.arange(len(manifest.shards)), [shard.records for shard in manifest.shards])
-        assert len(self._shard) == len(self._keys)
+        self._first_record = np.cumsum([0, *(shard.records for shard in manifest.shards)])
+        tokenizer = place.read(manifest.tokenizer.file) if manifest.members.kind == "text" else None
+        self._decode = record_decoder(manifest, tokenizer)
 
-    def _check_size(self, name: str, expected: int) -> None:
-        path = self._dataset / name
-        if not path.is_file():
-            raise UserError(f"shard {path} is missing; copy it or shard the data again")
-        if path.stat().st_size != expected:
-            raise UserError(
-                f"shard {path} has {path.stat().st_size} bytes where the manifest says {expected}; "
-                "copy it or shard the data again"
-            )
+    def _check_sizes(self) -> None:
+        shards = self._manifest.shards
+        for shard, size in zip(shards, self._place.sizes([shard.name for shard in shards]), strict=True):
+            path = self._place.full_name(shard.name)
+            if size is None:
+                raise UserError(f"shard {path} is missing; copy it or shard the data again")
+            if size != shard.bytes:
+                raise UserError(
+                    f"shard {path} has {size} bytes where the manifest says {shard.bytes}; "
+                    "copy it or shard the data again"
+                )
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._offset)
 
     def read(self, record: int) -> Record:
         """The record with this number.
@@ -63,29 +67,37 @@ class Storage:
             UserError: its bytes cannot be read or differ from those written, naming shard, record and offset; or it
                 holds a token id that its tokenizer does not have.
         """
-        path = self._dataset / self._manifest.shards[self._shard[record]].name
-        offset, length = int(self._offset[record]), int(self._length[record])
-        place = f"record {self._keys[record]} at offset {offset} of shard {path}"
+        offset, length, crc32 = int(self._offset[record]), int(self._length[record]), int(self._crc32[record])
+        place = self.place(record)
         try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(length)
+            data = self._place.read_range(self._shard_name(record), offset, length, crc32)
         except OSError as error:
-            raise UserError(f"{place} cannot be read ({error.strerror}); copy the shard again") from error
-        if len(data) != length or zlib.crc32(data) != self._crc32[record]:
+            raise UserError(f"{place} cannot be read ({error.strerror or error}); copy the shard again") from error
+        if len(data) != length or zlib.crc32(data) != crc32:
             raise UserError(f"{place} is damaged: its crc32 is not the one in the index; copy the shard again")
-        decoded = _decode(data)
+        try:
+            decoded = self._decode(_members(data))
+        except ValueError as error:
+            raise UserError(f"{place} is not what its manifest says: {error}; shard the data again") from None
         if len(decoded.tokens) != self.tokens[record] or len(decoded.ends) != self.documents[record]:
             raise UserError(f"{place} does not hold the tokens and documents of the index; shard the data again")
         return decoded
 
+    def _shard_of(self, record: int) -> int:
+        return int(np.searchsorted(self._first_record, record, side="right")) - 1
+
+    def _shard_name(self, record: int) -> str:
+        return self._manifest.shards[self._shard_of(record)].name
+
     def place(self, record: int) -> str:
-        """Key and shard of a record, for messages."""
-        return f"record {self._keys[record]} of shard {self._manifest.shards[self._shard[record]].name}"
+        """Number, offset and shard of a record, for messages."""
+        shard = self._shard_of(record)
+        path = self._place.full_name(self._manifest.shards[shard].name)
+        return f"record {record - self._first_record[shard]} at offset {self._offset[record]} of shard {path}"
 
 
-def _decode(data: bytes) -> Record:
+def _members(data: bytes) -> dict[str, bytes]:
     # Imported here because the package imports torch where torch is installed.
     from webdataset.tariterators import base_plus_ext, tar_file_iterator
 
-    return Record.from_members({base_plus_ext(m["fname"])[1]: m["data"] for m in tar_file_iterator(io.BytesIO(data))})
+    return {base_plus_ext(member["fname"])[1]: member["data"] for member in tar_file_iterator(io.BytesIO(data))}

@@ -114,7 +114,7 @@ def bad_input(folder: Path) -> dict[str, tuple[list[object], str]]:
     manifest.write_text(manifest.read_text().replace('"documents": 8', '"documents": 9'))
     shard = "train-000000.tar"
     (folder / "cut" / shard).write_bytes((folder / "cut" / shard).read_bytes()[:2048])
-    (folder / "unindexed/train-000000.index.json").unlink()
+    (folder / "unindexed/train-000000.index.npy").unlink()
 
     def shard_of(name: str, *more: object) -> list[object]:
         return ["shard", "--input", folder / name, "--tokenizer", tiny_tokenizer(), "--output", folder / "out", *more]

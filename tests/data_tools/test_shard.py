@@ -14,6 +14,7 @@ import pytest
 from data_tools.shard import ShardOptions, describe, shard
 from data_tools.sources import Fields, find_files, read_documents
 from data_tools.splits import unit_hash
+from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def contents(directory: Path) -> dict[str, str]:
 
 
 def texts_of(dataset: Path) -> list[str]:
-    storage, tokenizer = Storage(dataset, read_manifest(dataset)), Tokenizer(dataset / "tokenizer.model")
+    storage, tokenizer = Storage(open_place(dataset), read_manifest(dataset)), Tokenizer(dataset / "tokenizer.model")
     records = [storage.read(number) for number in range(len(storage))]
     return [tokenizer.decode(part) for record in records for part in np.split(record.tokens, record.ends[:-1])]
 
@@ -65,7 +66,7 @@ def test_every_text_comes_back_in_order(corpus: Path, tmp_path: Path) -> None:
 
 def test_sizes_of_records_and_shards_are_kept(corpus: Path, tmp_path: Path) -> None:
     (manifest,) = run(corpus, tmp_path / "out")
-    storage = Storage(tmp_path / "out", manifest)
+    storage = Storage(open_place(tmp_path / "out"), manifest)
     longest = max(int(storage.read(number).lengths.max()) for number in range(len(storage)))
     assert all(300 <= tokens < 300 + longest for tokens in storage.tokens[:-1])
     assert all(2000 <= entry.tokens < 2300 + longest for entry in manifest.shards[:-1])
@@ -127,7 +128,7 @@ def test_prompts_become_masked_lengths(tmp_path: Path) -> None:
     rows = [{"text": "answer", "q": "question " * n} for n in range(5)]
     (manifest,) = run(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path / "out", Fields(prompt="q"))
     assert manifest.has_prompts
-    record = Storage(tmp_path / "out", manifest).read(0)
+    record = Storage(open_place(tmp_path / "out"), manifest).read(0)
     tokenizer = Tokenizer(tiny_tokenizer())
     assert record.prompts is not None
     assert record.prompts.tolist() == [1 + len(tokenizer.encode("question " * n)) for n in range(5)]
@@ -201,7 +202,7 @@ def test_what_an_interrupted_run_left_is_cleared(corpus: Path, tmp_path: Path) -
     run(corpus, tmp_path / "clean")
     stale = tmp_path / "out"
     stale.mkdir()
-    for name in ("train-000099.tar", "train-000099.index.json", ".train-000003.tar.tmp"):
+    for name in ("train-000099.tar", "train-000099.index.npy", ".train-000003.tar.tmp"):
         (stale / name).write_bytes(b"stale")
     (stale / "notes.txt").write_text("mine")
     run(corpus, stale)
@@ -215,7 +216,7 @@ def test_an_error_in_the_middle_leaves_no_manifest_and_no_temporary_file(corpus:
         run(corpus, tmp_path / "out", on_invalid="fail", record_tokens=50)
     left = contents(tmp_path / "out")
     assert left.keys() == {
-        name for n in range(len(left) // 2) for name in (f"train-{n:06d}.tar", f"train-{n:06d}.index.json")
+        name for n in range(len(left) // 2) for name in (f"train-{n:06d}.tar", f"train-{n:06d}.index.npy")
     }
     assert caught.value
     with pytest.raises(UserError, match="not a finished dataset"):

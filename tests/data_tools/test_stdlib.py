@@ -10,6 +10,7 @@ from data_tools import stdlib
 from data_tools.shard import ShardOptions, shard
 from data_tools.sources import Fields, find_files, read_documents
 from data_tools.stdlib import Text, cut_prompts, docstrings_of, write_stdlib
+from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -105,7 +106,7 @@ def test_shard_takes_the_split_from_the_documents(corpus: Path, tmp_path: Path) 
     options = ShardOptions(tiny_tokenizer(), tmp_path / "data", split_by_field=True)
     shard(read_documents(find_files([str(source)]), Fields(split="split")), options)
     validation = tmp_path / "data/validation"
-    storage, tokenizer = Storage(validation, read_manifest(validation)), Tokenizer(tiny_tokenizer())
+    storage, tokenizer = Storage(open_place(validation), read_manifest(validation)), Tokenizer(tiny_tokenizer())
     found = "".join(tokenizer.decode(storage.read(number).tokens) for number in range(len(storage)))
     assert found == "".join(row["text"] for row in texts if row["split"] == "validation")
 
