@@ -18,7 +18,7 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 from data_tools.encode import Encoded, OnInvalid, encode_all
-from data_tools.sources import Document, SourceFile
+from data_tools.sources import Document
 from data_tools.splits import Split, split_of
 from data_tools.writer import DatasetWriter
 from nextlat_dist.data.shard_format import Manifest
@@ -159,12 +159,6 @@ def _with_progress(encoded_documents: Iterator[Encoded], total_bytes: int | None
             elapsed = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{tokens / max(elapsed, 1e-3) / 1e6:.2f}M tokens/s", refresh=False)
             yield encoded
-
-
-def input_bytes(files: Iterable[SourceFile]) -> int | None:
-    """Bytes of all files; None when standard input is one of them."""
-    paths = [file.path for file in files]
-    return None if None in paths else sum(path.stat().st_size for path in paths if path is not None)
 
 
 def describe(manifest: Manifest, directory: Path) -> str:

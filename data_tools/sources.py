@@ -135,6 +135,25 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split("/")))
 
 
+@dataclass(frozen=True)
+class FileSource:
+    """Documents of files, in their order."""
+
+    files: Sequence[SourceFile]
+    fields: Fields = Fields()
+    stdin_format: Literal["lines", "jsonl"] = "lines"
+
+    def documents(self) -> Iterator[Document]:
+        """Every document; raises UserError for a file that cannot be read or has not the fields asked for."""
+        return read_documents(self.files, self.fields, self.stdin_format)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes of all files; None when standard input is one of them."""
+        paths = [file.path for file in self.files]
+        return None if None in paths else sum(path.stat().st_size for path in paths if path is not None)
+
+
 def read_documents(
     files: Sequence[SourceFile], fields: Fields, stdin_format: Literal["lines", "jsonl"] = "lines"
 ) -> Iterator[Document]:
