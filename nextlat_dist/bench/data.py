@@ -1,0 +1,124 @@
+"""How fast the data path is: loading, resuming, sharding.
+
+    python -m nextlat_dist.bench.data [--json FILE] [--quick]
+
+`tokens_per_second_per_core`      shuffled `concat` rows of 1024 + 1 tokens with document ids and loss masks, one core
+`ratio_to_webdataset`             the same over plain `webdataset` streaming one document per record
+`resume_seconds`                  opening a dataset of two billion tokens at sample 10,000,000 and reading that batch
+`shard_ratio_to_sentencepiece`    `nextlat-data shard` with one worker over sentencepiece alone
+
+Everything is written to a temporary directory first and is read from the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_tools.tokenizer import train_tokenizer
+from nextlat_dist import report
+from nextlat_dist.bench.loading import SETTINGS, measure_loading, random_documents, write_blocks, write_documents
+from nextlat_dist.bench.resuming import measure_resuming, multiply
+from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
+from nextlat_dist.bench.timing import COLUMNS
+from nextlat_dist.errors import UserError
+
+COMMAND = "python -m nextlat_dist.bench.data"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        dataset_tokens: of the dataset that the loader reads; `round_tokens` of it count in a round.
+        resume_shard_tokens, resume_tokens: of a shard, and of all, of the dataset that is resumed at row
+            `resume_sample`.
+        text_characters: to shard.
+    """
+
+    rounds: int = 5
+    vocab_size: int = 4096
+    dataset_tokens: int = 1 << 24
+    round_tokens: int = 1 << 24
+    resume_shard_tokens: int = 1 << 26
+    resume_tokens: int = 2_000_000_000
+    resume_sample: int = 10_000_000
+    text_characters: int = 6_000_000
+
+
+QUICK = Sizes(
+    rounds=2,
+    vocab_size=600,
+    dataset_tokens=1 << 20,
+    round_tokens=1 << 20,
+    resume_shard_tokens=1 << 20,
+    resume_tokens=1 << 24,
+    resume_sample=100_000,
+    text_characters=300_000,
+)
+
+
+def bench_data(sizes: Sizes, directory: Path) -> dict[str, Any]:
+    """The content of the JSON file; writes what it measures on below `directory`."""
+    turns = (sizes.rounds + 1) * (len(SETTINGS) + 3) + sizes.rounds
+    with tqdm(total=turns + 2, desc="bench data", file=sys.stderr, unit="turn") as bar:
+
+        def done(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        texts = stdlib_texts(sizes.text_characters)
+        tokenizer = train_tokenizer(texts, directory / "tokenizer.model", sizes.vocab_size)
+        documents = random_documents(sizes.dataset_tokens, tokenizer.vocab_size)
+        write_blocks(directory / "blocks", documents, tokenizer, sizes.dataset_tokens // 4)
+        write_documents(directory / "documents", documents)
+        done("dataset written")
+        long = random_documents(sizes.resume_shard_tokens, tokenizer.vocab_size)
+        write_blocks(directory / "long", long, tokenizer, sizes.resume_shard_tokens)
+        multiply(directory / "long", sizes.resume_tokens)
+        done("long dataset written")
+        parts = [
+            measure_loading(
+                directory / "blocks",
+                directory / "documents",
+                rounds=sizes.rounds,
+                round_tokens=sizes.round_tokens,
+                done=done,
+            ),
+            measure_resuming(directory / "long", sizes.resume_sample, rounds=sizes.rounds, done=done),
+            measure_sharding(
+                directory / "sharding", texts, directory / "tokenizer.model", rounds=sizes.rounds, done=done
+            ),
+        ]
+    summary = {name: value for part, _ in parts for name, value in part.items()}
+    return report.envelope(COMMAND, asdict(sizes), summary, [row for _, rows in parts for row in rows])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="How fast data is loaded, resumed and sharded.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
+            content = bench_data(QUICK if options.quick else Sizes(), Path(directory))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.table(COLUMNS, content["rows"]))
+    for name, value in content["summary"].items():
+        print(f"{name} = {value:,.4g}" if value < 1000 else f"{name} = {value:,.0f}")
+    if options.json is not None:
+        report.write_json(options.json, content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

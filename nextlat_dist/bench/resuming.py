@@ -1,0 +1,80 @@
+"""Seconds to resume at a sample far into a dataset of two billion tokens.
+
+Every shard name is a hard link to one real shard, so that the dataset has the manifest, the indices, the file sizes and
+the readable records of two billion tokens on the disk space of one shard. A fresh process opens it with the cursor and
+reads the batch that begins there; what it imports is not counted, since a training process has that anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nextlat_dist.bench.loading import open_loader
+from nextlat_dist.bench.timing import cores, row
+from nextlat_dist.data.shard_format import MANIFEST_FILE, index_name, manifest_bytes, read_manifest, shard_name
+
+SEQUENCE_LENGTH = 127  # two billion tokens are 15.6 million rows of 128
+GLOBAL_BATCH_SIZE = 64
+CHILD = "import sys; from nextlat_dist.bench.resuming import resume; resume(sys.argv[1], int(sys.argv[2]))"
+
+
+def resume(dataset: str, row: int) -> None:
+    """Open the dataset at this row, read a batch, and print how long that took as JSON."""
+    import webdataset  # noqa: F401  (imports torch, as every training process has done)
+
+    started = time.perf_counter()
+    loader = open_loader(
+        Path(dataset),
+        packing="concat",
+        sequence_length=SEQUENCE_LENGTH,
+        global_batch_size=GLOBAL_BATCH_SIZE,
+        row=row,
+    )
+    opened = time.perf_counter()
+    batch = loader.next_batch()
+    read = time.perf_counter()
+    assert batch.tokens.shape == (GLOBAL_BATCH_SIZE, SEQUENCE_LENGTH + 1)
+    print(json.dumps({"seconds": read - started, "open": opened - started, "first_batch": read - opened}))
+
+
+def multiply(dataset: Path, tokens: int) -> int:
+    """Make a dataset of one shard one of at least `tokens` tokens by hard links; returns how many shards it has."""
+    manifest = read_manifest(dataset)
+    (shard,) = manifest.shards
+    shards = [shard]
+    while len(shards) * shard.tokens < tokens:
+        name = shard_name(manifest.split, len(shards))
+        os.link(dataset / shard.name, dataset / name)
+        os.link(dataset / index_name(shard.name), dataset / index_name(name))
+        shards.append(dataclasses.replace(shard, name=name))
+    (dataset / MANIFEST_FILE).write_bytes(manifest_bytes(dataclasses.replace(manifest, shards=tuple(shards))))
+    return len(shards)
+
+
+def measure_resuming(
+    dataset: Path, sample: int, *, rounds: int, done: Callable[[str], None]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Summary and rows of resuming at row `sample` of the dataset."""
+    manifest = read_manifest(dataset)
+    name = (
+        f"resume at sample {sample:,} of {manifest.tokens // (SEQUENCE_LENGTH + 1):,} "
+        f"({len(manifest.shards)} shards, {manifest.records:,} records, {manifest.tokens:,} tokens)"
+    )
+    command = [sys.executable, "-c", CHILD, str(dataset), str(sample)]
+    runs = []
+    for _ in range(rounds):
+        with cores(1):
+            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        done(name)
+    median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    rows = [row(name, seconds=median["seconds"]), row("  of which opening", seconds=median["open"])]
+    return {"resume_seconds": median["seconds"]}, rows

@@ -1,0 +1,80 @@
+"""Fair timing on a noisy machine: one core, and sides that take turns.
+
+Invariant: what is compared was measured in the same run, round by round and in an order that rotates, so a slow spell
+of the machine moves neither side of a ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Keep this thread, and the threads and processes it starts, on `count` of the cores it may use."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[-count:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Units per second of one side, round by round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def ratio_to(self, other: Rates) -> float:
+        """Median over the rounds of the ratio within a round."""
+        return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
+
+
+def take_turns(sides: Mapping[str, Callable[[], int]], rounds: int, done: Callable[[str], None]) -> dict[str, Rates]:
+    """Run every side `rounds` times after one that does not count; each returns how many units it handled.
+
+    `done` is told the name of a side after each of its `rounds + 1` turns.
+    """
+    names = list(sides)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            units = sides[name]()
+            seconds = time.perf_counter() - started
+            if turn:
+                rates[name].append(units / seconds)
+            done(name)
+    return {name: Rates(tuple(values)) for name, values in rates.items()}
+
+
+COLUMNS = {
+    "measurement": "{measurement}",
+    "tokens/s": "{tokens_per_second:,.0f}",
+    "lowest": "{lowest:,.0f}",
+    "highest": "{highest:,.0f}",
+    "seconds": "{seconds:.3f}",
+}
+
+
+def row(measurement: str, *, rates: Rates | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """A row of the table of `COLUMNS`."""
+    return {
+        "measurement": measurement,
+        "tokens_per_second": rates and rates.median,
+        "lowest": rates and min(rates.rounds),
+        "highest": rates and max(rates.rounds),
+        "seconds": seconds,
+    }
