@@ -1,12 +1,13 @@
-"""`nextlat-data`: from text to shards.
+"""`nextlat-data`: from text to shards, and what can be done with them.
 
-    nextlat-data stdlib    --output corpus
-    nextlat-data tokenizer --input corpus/stdlib.jsonl --output corpus/tokenizer.model --vocab-size 4096
-    nextlat-data shard     --input corpus/stdlib.jsonl --tokenizer corpus/tokenizer.model --output data --split-field
-    split nextlat-data inspect   data/validation
+nextlat-data stdlib    --output corpus
+nextlat-data tokenizer --input corpus/stdlib.jsonl --output corpus/tokenizer.model --vocab-size 4096
+nextlat-data shard     --input corpus/stdlib.jsonl --tokenizer corpus/tokenizer.model --output data
+nextlat-data index     tars/ --tokenizer corpus/tokenizer.model
+nextlat-data inspect   data
 
 Invariant: bad input ends with one sentence on standard error and exit status 2; results go to standard output, progress
-to standard error.
+to standard error. A command that finds what it looks for, as `verify` does, may end with status 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import shard_command
+from data_tools import index, shard_command
 from data_tools.inputs import input_options, open_source
 from data_tools.inspect import inspect
 from data_tools.stdlib import write_stdlib
@@ -27,14 +28,13 @@ from nextlat_dist.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _stdlib(options: argparse.Namespace) -> None:
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.set_defaults(run=_tokenizer)
 
     shard_command.add_command(commands, inputs)
+    index.add_command(commands)
 
     inspection = commands.add_parser("inspect", help="counts, document lengths and decoded samples of a dataset")
     inspection.add_argument("dataset", type=Path)

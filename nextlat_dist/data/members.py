@@ -1,22 +1,127 @@
 """From the members of a WebDataset record to its documents.
 
-Invariant: what a record decodes to depends on its bytes, the manifest and the tokenizer alone.
+A record of `nextlat-data shard` is a block of documents and decodes to itself. A record of an adopted tar is one
+document: of token ids (`.npy`, any integer type), of text, or of a text field in JSON. Text is tokenised whenever a
+record is read, which is slow: `nextlat-data reshard` makes a dataset of tokens of it.
+
+Invariant: what a record decodes to depends on its bytes, the manifest and the tokenizer alone; nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from nextlat_dist.data.shard_format import Manifest, Record
+import numpy as np
+
+from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, token_dtype
+from nextlat_dist.data.tokenizer import Tokenizer
+
+Decoder = Callable[[Mapping[str, bytes]], Record]
 
 
-def record_decoder(manifest: Manifest, tokenizer: bytes | None) -> Callable[[Mapping[str, bytes]], Record]:
+class EmptyDocument(ValueError):
+    """A member without a token or character: no record can hold it."""
+
+
+def record_decoder(manifest: Manifest, tokenizer: bytes | None) -> Decoder:
     """The function that makes a `Record` of a record's members, given as {extension: content}.
+
+    Adopted documents start with BOS and end with EOS where the manifest says so; tokens that have them keep them.
 
     Args:
         tokenizer: content of the sentencepiece model, needed for `text` members only.
 
-    The function raises ValueError for members that are not what the manifest says.
+    The function raises ValueError for members that are not what the manifest says, EmptyDocument for empty ones.
     """
-    assert manifest.members.kind == "block"
-    return Record.from_members
+    entry = manifest.members
+    if entry.kind == "block":
+        return Record.from_members
+    if entry.kind == "tokens":
+        ids_of = _ids_of_array
+    else:
+        assert tokenizer is not None
+        encode = load_tokenizer(tokenizer).encode
+
+        def ids_of(content: bytes) -> np.ndarray:
+            return np.array(encode(text_of(content, entry.field)), dtype=np.int64)
+
+    return lambda members: _document(ids_of(_member(members, entry.member)), manifest)
+
+
+def load_tokenizer(model: bytes) -> Tokenizer:
+    """The tokenizer with this content of a file. Raises UserError when it is no sentencepiece model."""
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model)
+        file.flush()
+        return Tokenizer(Path(file.name))
+
+
+def _member(members: Mapping[str, bytes], wanted: str) -> bytes:
+    """WebDataset takes `.TXT` for `.txt`, so this does too."""
+    for name, content in members.items():
+        if name is not None and name.lower() == wanted:
+            return content
+    raise ValueError(f"the record has no member {wanted}")
+
+
+def text_of(content: bytes, field: str | None) -> str:
+    """Text of a member: all of it, or one field of a JSON object.
+
+    Raises:
+        ValueError: it is not UTF-8, not a JSON object, or has no such field of text.
+        EmptyDocument: there is no text.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the text is not UTF-8 at byte {error.start}") from None
+    if field is not None:
+        text = _json_text(text, field)
+    if not text:
+        raise EmptyDocument("the text is empty")
+    return text
+
+
+def _json_text(text: str, field: str) -> str:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the member is not JSON ({error})") from None
+    if not isinstance(raw, dict) or field not in raw:
+        there = f"only {', '.join(raw) or 'none'}" if isinstance(raw, dict) else f"it is a JSON {type(raw).__name__}"
+        raise ValueError(f"the member has no field {field!r}, {there}")
+    value = raw[field] or ""
+    if not isinstance(value, str):
+        raise ValueError(f"field {field!r} is a {type(value).__name__}, not a string")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"field {field!r} is not UTF-8: it holds half of a surrogate pair")
+    return value
+
+
+def _ids_of_array(content: bytes) -> np.ndarray:
+    try:
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy raises nearly anything for bytes that are no array
+        raise ValueError(f"the member is no .npy array of numbers ({str(error).splitlines()[0]})") from None
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"the member is {array.dtype} {list(array.shape)}, not one row of integers")
+    return array
+
+
+def _document(ids: np.ndarray, manifest: Manifest) -> Record:
+    tokenizer: TokenizerEntry = manifest.tokenizer
+    if not len(ids):
+        raise EmptyDocument("the document has no token")
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= tokenizer.vocab_size:
+        outside = lowest if lowest < 0 else highest
+        raise ValueError(f"token id {outside} is not in the tokenizer's vocabulary of {tokenizer.vocab_size} ids")
+    dtype = token_dtype(tokenizer.vocab_size)
+    before = [tokenizer.bos_id] if manifest.bos and ids[0] != tokenizer.bos_id else []
+    after = [tokenizer.eos_id] if manifest.eos and ids[-1] != tokenizer.eos_id else []
+    tokens = np.concatenate([np.array(before, dtype), ids.astype(dtype), np.array(after, dtype)])
+    return Record(tokens, np.array([len(tokens)], dtype=np.int64))
