@@ -1,15 +1,25 @@
 """Where a dataset's files lie, and how their bytes are read.
 
 Invariant: a place hands out bytes as they are there; whoever reads them checks them. Missing files raise
-FileNotFoundError, everything else that goes wrong another OSError. All methods may be called from several threads.
+FileNotFoundError, everything else that goes wrong another OSError. All methods may be called from several threads,
+and from a process forked or spawned later.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from nextlat_dist.data.cache import CacheSettings
+from nextlat_dist.data.remote import RemotePlace
+from nextlat_dist.errors import UserError
+
+# Of one place: ten sources at once stay below the usual limit of 1024 for a process.
+OPEN_FILES = 64
 
 
 class Place(Protocol):
@@ -17,11 +27,11 @@ class Place(Protocol):
 
     @property
     def url(self) -> str:
-        """Full path or URL of the directory."""
+        """Full path or URL of the directory, without user, password and query: for messages."""
         ...
 
     def full_name(self, name: str) -> str:
-        """Full path or URL of a file, for messages."""
+        """Full path or URL of a file, without user, password and query: for messages."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -41,41 +51,145 @@ class Place(Protocol):
         ...
 
 
+class _OpenFile:
+    """A file descriptor, closed when nobody uses it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        # Absent when the file could not be opened.
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class LocalPlace:
-    """A directory of a local or network file system."""
+    """A directory of a local or network file system.
+
+    Files stay open between two range reads. One that is replaced by another meanwhile is read on as it was; one that is
+    written to shows its new bytes.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory = str(directory)
+        # A reader holds the file that it reads, so one that falls out of here is never closed under it. Two threads may
+        # open the same file at once; the loser's descriptor is closed by its reference count.
+        self._open = lru_cache(OPEN_FILES)(lambda name: _OpenFile(self.full_name(name)))
+
+    def __reduce__(self) -> tuple[type[LocalPlace], tuple[Path]]:
+        return LocalPlace, (Path(self._directory),)
 
     @property
     def url(self) -> str:
-        return str(self._directory)
+        return self._directory
 
     def full_name(self, name: str) -> str:
-        return str(self._directory / name)
+        return os.path.join(self._directory, name)
 
     def read(self, name: str) -> bytes:
-        return (self._directory / name).read_bytes()
+        return Path(self.full_name(name)).read_bytes()
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self._size(name) for name in names]
 
     def _size(self, name: str) -> int | None:
-        path = self._directory / name
-        return path.stat().st_size if path.is_file() else None
+        path = self.full_name(name)
+        return os.path.getsize(path) if os.path.isfile(path) else None
 
     def stamp(self, name: str) -> str:
-        status = (self._directory / name).stat()
+        status = os.stat(self.full_name(name))
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def read_range(self, name: str, offset: int, length: int, crc32: int) -> bytes:
-        descriptor = os.open(self._directory / name, os.O_RDONLY)
         try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+            return _pread(self._open(name), offset, length)
+        except OSError:
+            # A network file system forgets a file that was replaced (ESTALE), or there are too many open files.
+            self._open.cache_clear()
+            return _pread(self._open(name), offset, length)
 
 
-def open_place(url: str | Path) -> Place:
-    """The place of a dataset."""
-    return LocalPlace(Path(url))
+def _pread(file: _OpenFile, offset: int, length: int) -> bytes:
+    data = os.pread(file.descriptor, length, offset)
+    if len(data) == length:
+        return data
+    # A network file system may give less than it has.
+    parts = [data]
+    while data and length > len(data):
+        offset, length = offset + len(data), length - len(data)
+        data = os.pread(file.descriptor, length, offset)
+        parts.append(data)
+    return b"".join(parts)
+
+
+class _AnyPlace:
+    """A place whose names may be full paths and URLs of other places too: an adopted tar stays where it is."""
+
+    def __init__(self, home: Place, cache: CacheSettings | None) -> None:
+        self._home = home
+        self._cache = cache
+        self._local = home if isinstance(home, LocalPlace) else LocalPlace(Path("/"))
+        self._remote = home if isinstance(home, RemotePlace) else None
+
+    def _find(self, name: str) -> tuple[Place, str]:
+        if "://" not in name:
+            return (self._local if name.startswith("/") else self._home), name
+        if name.startswith("file:"):
+            return self._local, str(_file_path(name))
+        if self._remote is None:
+            self._remote = RemotePlace(name.rpartition("/")[0], self._cache)
+        return self._remote, name
+
+    def __reduce__(self) -> tuple[type[_AnyPlace], tuple[Place, CacheSettings | None]]:
+        return _AnyPlace, (self._home, self._cache)
+
+    @property
+    def url(self) -> str:
+        return self._home.url
+
+    def full_name(self, name: str) -> str:
+        place, name = self._find(name)
+        return place.full_name(name)
+
+    def read(self, name: str) -> bytes:
+        place, name = self._find(name)
+        return place.read(name)
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        found = [self._find(name) for name in names]
+        known: dict[tuple[Place, str], int | None] = {}
+        for place in {place for place, _ in found}:
+            inside = [name for other, name in found if other is place]
+            known |= {(place, name): size for name, size in zip(inside, place.sizes(inside), strict=True)}
+        return [known[key] for key in found]
+
+    def stamp(self, name: str) -> str:
+        place, name = self._find(name)
+        return place.stamp(name)
+
+    def read_range(self, name: str, offset: int, length: int, crc32: int) -> bytes:
+        place, name = self._find(name)
+        return place.read_range(name, offset, length, crc32)
+
+
+def _file_path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(f"{url} names the host {parts.netloc!r}; a local file is file:///full/path")
+    return Path(unquote(parts.path))
+
+
+def open_place(url: str | Path, cache: CacheSettings | None = None) -> Place:
+    """The place of a dataset: a path, or a file://, http://, https://, s3:// or gs:// URL.
+
+    Args:
+        cache: where ranges of remote files are kept, None for nowhere.
+
+    Raises:
+        UserError: the scheme is none of these, its library is not installed, or the cache directory cannot be used.
+    """
+    if isinstance(url, str) and "://" in url:
+        home = LocalPlace(_file_path(url)) if url.startswith("file:") else RemotePlace(url, cache)
+    else:
+        home = LocalPlace(Path(url))
+    return _AnyPlace(home, cache)
