@@ -1,11 +1,13 @@
 """Make rows of tokens from documents: `concat` cuts the stream into full rows, `pad` gives every document its own row.
 
 Invariant: whether a token is a training target depends on its place in its *document* alone, so a document that goes on
-in the next row keeps its mask. The first token of a document and its prompt are never targets; padding never is.
+in the next row keeps its mask. The first token of a document and its prompt are never targets; padding never is. Units
+that could not be read keep their place, as padding: what comes after them does not move.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,71 +32,133 @@ class RowBatch:
     document_ids: np.ndarray
     loss_mask: np.ndarray
 
+    def row_digests(self) -> list[bytes]:
+        """SHA-256 of each row's tokens, document ids and loss mask."""
+        rows = zip(self.tokens.astype("<i4"), self.document_ids.astype("<i4"), self.loss_mask, strict=True)
+        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in rows]
+
+
+def batch_digest(row_digests: Sequence[bytes]) -> str:
+    """SHA-256 of a global batch from its rows' digests: the same for every number of ranks."""
+    return hashlib.sha256(b"".join(row_digests)).hexdigest()
+
 
 @dataclass(frozen=True)
 class Block:
-    """A record with its documents in the order of one epoch.
+    """The documents of a window in the order of one epoch.
 
     Attributes:
         tokens: [tokens], as stored.
-        starts: bool [tokens], True on the first token of a document.
-        targets: bool [tokens], True where a token may be a training target.
         ends: int64 [documents], cumulative and exclusive.
+        masked: int64 [documents], leading tokens of each that are never a training target, or None for one each.
     """
 
     tokens: np.ndarray
-    starts: np.ndarray
-    targets: np.ndarray
     ends: np.ndarray
+    masked: np.ndarray | None
 
 
-def arrange(record: Record, order: np.ndarray | None) -> Block:
-    """The documents of a record in `order` (int64 [documents], None for as stored)."""
-    lengths, prompts, tokens = record.lengths, record.prompts, record.tokens
+def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
+    """The documents of some records in `order` (int64 [documents], None for as stored)."""
+    if not records:
+        return Block(np.empty(0, np.uint16), np.empty(0, np.int64), None)
+    tokens = records[0].tokens if len(records) == 1 else np.concatenate([record.tokens for record in records])
+    lengths = np.concatenate([record.lengths for record in records])
+    masked = None
+    if any(record.prompts is not None for record in records):
+        ones = [np.ones(len(r.ends), np.int64) if r.prompts is None else np.maximum(r.prompts, 1) for r in records]
+        masked = np.concatenate(ones)
     if order is not None:
-        old_first = (record.ends - lengths)[order]
+        ends = np.cumsum(lengths)
+        begins = (ends - lengths)[order].tolist()
+        pieces = [tokens[begin:end] for begin, end in zip(begins, ends[order].tolist(), strict=True)]
+        tokens = np.concatenate(pieces)
         lengths = lengths[order]
-        prompts = None if prompts is None else prompts[order]
-        new_first = np.cumsum(lengths) - lengths
-        tokens = tokens[np.repeat(old_first - new_first, lengths) + np.arange(len(tokens))]
-    ends = np.cumsum(lengths)
-    starts = np.zeros(len(tokens), bool)
-    starts[ends - lengths] = True
-    if prompts is None:
-        targets = ~starts
-    else:
-        masked = np.maximum(prompts, 1)
-        targets = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths) >= np.repeat(masked, lengths)
-    return Block(tokens, starts, targets, ends)
+        masked = None if masked is None else masked[order]
+    return Block(tokens, np.cumsum(lengths), masked)
 
 
-def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int) -> RowBatch:
-    """Rows of `row_tokens` consecutive tokens of the pieces (block, first token, end), which fill whole rows."""
-    tokens = np.concatenate([block.tokens[begin:end] for block, begin, end in pieces], dtype=np.int32)
-    targets = np.concatenate([block.targets[begin:end] for block, begin, end in pieces])
-    starts = np.concatenate([block.starts[begin:end] for block, begin, end in pieces]).reshape(-1, row_tokens)
-    # A row's first token opens its document 0, whether or not the document began in an earlier row.
-    starts[:, 0] = False
-    return RowBatch(
-        tokens.reshape(-1, row_tokens), np.cumsum(starts, axis=1, dtype=np.int32), targets.reshape(-1, row_tokens)
-    )
+def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: int) -> RowBatch:
+    """Rows cut from consecutive pieces (block, first token, end), whose total is a multiple of `row_tokens`.
+
+    Tokens of a piece beyond its block's are padding.
+    """
+    total = sum(end - begin for _, begin, end in pieces)
+    tokens = np.empty(total, np.int32)
+    targets = np.ones(total, bool)
+    borders: list[np.ndarray] = []  # where a document or padding begins, and 0
+    padding: list[np.ndarray] = []  # whether it is padding
+    at = 0
+    for block, begin, end in pieces:
+        kept = max(min(end, len(block.tokens)), begin)
+        tokens[at : at + kept - begin] = block.tokens[begin:kept]
+        if kept > begin:
+            first = int(np.searchsorted(block.ends, begin, side="right"))
+            last = int(np.searchsorted(block.ends, kept, side="left"))
+            # Of the documents in the piece: the first may have begun before it, the others begin inside.
+            begins = np.concatenate([[block.ends[first - 1] if first else 0], block.ends[first:last]])
+            _mask(targets, block, first, begins, at - begin, (at, at + kept - begin))
+            if begins[0] < begin:  # a document goes on: no border, but that the first row begins here
+                begins = begins[1:] if at else np.maximum(begins, begin)
+            borders.append(begins + (at - begin))
+            padding.append(np.zeros(len(begins), bool))
+        if end > kept:
+            tokens[at + kept - begin : at + end - begin] = pad_id
+            targets[at + kept - begin : at + end - begin] = False
+            borders.append(np.array([at + kept - begin]))
+            padding.append(np.ones(1, bool))
+        at += end - begin
+    document_ids = _document_ids(np.concatenate(borders), np.concatenate(padding), total, row_tokens)
+    shape = (-1, row_tokens)
+    return RowBatch(tokens.reshape(shape), document_ids.reshape(shape), targets.reshape(shape))
+
+
+def _mask(
+    targets: np.ndarray, block: Block, first: int, begins: np.ndarray, shift: int, limits: tuple[int, int]
+) -> None:
+    """Unmark the leading tokens of the documents from number `first` on, which begin at `begins` of the block."""
+    low, high = limits
+    places = begins + shift
+    if block.masked is None:
+        targets[places[places >= low]] = False
+        return
+    for place, masked in zip(places.tolist(), block.masked[first : first + len(places)].tolist(), strict=True):
+        targets[max(place, low) : max(min(place + masked, high), low)] = False
+
+
+def _document_ids(borders: np.ndarray, padding: np.ndarray, total: int, row_tokens: int) -> np.ndarray:
+    """int32 [total]: numbers of the segments that begin at `borders`, from 0 in every row, -1 for padding."""
+    rows = np.arange(0, total, row_tokens)
+    segments = np.union1d(borders, rows)
+    is_padding = padding[np.searchsorted(borders, segments, side="right") - 1]
+    before = np.cumsum(~is_padding) - ~is_padding  # documents that began before each segment
+    ids = before - before[np.searchsorted(segments, rows)][segments // row_tokens]
+    ids[is_padding] = -1
+    return np.repeat(ids.astype(np.int32), np.diff(segments, append=total))
 
 
 def pad_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: int) -> tuple[RowBatch, int]:
-    """One row per document of the pieces (block, first document, end), and how many had to be cut to `row_tokens`."""
+    """One row per document of the pieces (block, first document, end), and how many had to be cut to `row_tokens`.
+
+    Documents of a piece beyond its block's are rows of padding.
+    """
     rows = sum(end - begin for _, begin, end in pieces)
     tokens = np.full((rows, row_tokens), pad_id, np.int32)
-    document_ids = np.full((rows, row_tokens), -1, np.int32)
-    loss_mask = np.zeros((rows, row_tokens), bool)
-    row = truncated = 0
+    lengths = np.zeros(rows, np.int64)
+    masked = np.ones(rows, np.int64)
+    row = 0
     for block, begin, end in pieces:
-        for document in range(begin, end):
-            first = int(block.ends[document - 1]) if document else 0
-            length = int(block.ends[document]) - first
-            truncated += length > row_tokens
-            kept = min(length, row_tokens)
-            tokens[row, :kept] = block.tokens[first : first + kept]
-            document_ids[row, :kept] = 0
-            loss_mask[row, :kept] = block.targets[first : first + kept]
-            row += 1
-    return RowBatch(tokens, document_ids, loss_mask), truncated
+        kept = max(min(end, len(block.ends)), begin)
+        ends = block.ends[begin:kept]
+        begins = np.concatenate([block.ends[begin - 1 : begin] if begin else [0], ends[:-1]])[: len(ends)]
+        lengths[row : row + len(ends)] = ends - begins
+        if block.masked is not None:
+            masked[row : row + len(ends)] = block.masked[begin:kept]
+        cuts = np.minimum(ends, begins + row_tokens)
+        for number, (first, cut) in enumerate(zip(begins.tolist(), cuts.tolist(), strict=True), row):
+            tokens[number, : cut - first] = block.tokens[first:cut]
+        row += end - begin
+    place = np.arange(row_tokens)
+    inside = place < lengths[:, None]
+    document_ids = inside.astype(np.int32) - 1
+    return RowBatch(tokens, document_ids, inside & (place >= masked[:, None])), int((lengths > row_tokens).sum())

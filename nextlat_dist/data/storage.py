@@ -7,6 +7,7 @@ the byte range (on its own it would end a damaged shard in silence).
 
 from __future__ import annotations
 
+import errno
 import io
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +15,26 @@ from functools import partial
 
 import numpy as np
 
+from nextlat_dist.data.integrity import ShardChecker, Verify
 from nextlat_dist.data.members import record_decoder
 from nextlat_dist.data.places import Place
-from nextlat_dist.data.shard_format import INDEX_COLUMNS, Manifest, Record, read_index
+from nextlat_dist.data.shard_format import INDEX_COLUMNS, Manifest, Record, ShardEntry, read_index
 from nextlat_dist.errors import UserError
 
 INDEX_READERS = 16
 
 
+class DamagedRecord(UserError):
+    """A record whose bytes are gone or are not those that were written. What may pass, such as a network that is down,
+    is a plain UserError."""
+
+
 class Storage:
     """All records of one dataset, numbered 0, 1, 2… in shard order. `read` may be called from several threads.
+
+    Args:
+        verify: when to check the sha256 of whole shards (see `ShardChecker`).
+        tolerant: open a dataset with missing, cut or altered shards too; reading what they lost raises DamagedRecord.
 
     Attributes:
         documents: int64 [records], documents of each record.
@@ -33,10 +44,13 @@ class Storage:
         UserError: an index or shard is missing, or does not match the manifest.
     """
 
-    def __init__(self, place: Place, manifest: Manifest) -> None:
+    def __init__(self, place: Place, manifest: Manifest, *, verify: Verify = "first", tolerant: bool = False) -> None:
         self._place = place
         self._manifest = manifest
-        self._check_sizes()
+        # Where damage is tolerated, the crc32 of each record tells which ones are lost.
+        self._checker = ShardChecker(place, "never" if tolerant else verify)
+        if not tolerant:
+            self._check_sizes()
         with ThreadPoolExecutor(INDEX_READERS) as pool:
             tables = list(pool.map(partial(read_index, place), manifest.shards))
         table = np.concatenate([np.empty((0, len(INDEX_COLUMNS)), np.int64), *tables])
@@ -53,8 +67,8 @@ class Storage:
                 raise UserError(f"shard {path} is missing; copy it or shard the data again")
             if size != shard.bytes:
                 raise UserError(
-                    f"shard {path} has {size} bytes where the manifest says {shard.bytes}; "
-                    "copy it or shard the data again"
+                    f"shard {path} has {size} bytes where the manifest says {shard.bytes}{self._checker.age(shard)}; "
+                    "copy the shard again, or write its index again with `nextlat-data index`"
                 )
 
     def __len__(self) -> int:
@@ -64,17 +78,30 @@ class Storage:
         """The record with this number.
 
         Raises:
-            UserError: its bytes cannot be read or differ from those written, naming shard, record and offset; or it
-                holds a token id that its tokenizer does not have.
+            DamagedRecord: its bytes differ from those written, naming shard, record and offset.
+            UserError: its shard cannot be read, or is altered as a whole.
         """
         offset, length, crc32 = int(self._offset[record]), int(self._length[record]), int(self._crc32[record])
+        shard = self._shard(record)
         place = self.place(record)
         try:
-            data = self._place.read_range(self._shard_name(record), offset, length, crc32)
+            problem = self._checker.problem(shard)
+            data = self._place.read_range(shard.name, offset, length, crc32)
         except OSError as error:
-            raise UserError(f"{place} cannot be read ({error.strerror or error}); copy the shard again") from error
+            gone = isinstance(error, FileNotFoundError) or error.errno == errno.EIO
+            raise (DamagedRecord if gone else UserError)(
+                f"{place} cannot be read ({error.strerror or error}); copy the shard again"
+            ) from error
         if len(data) != length or zlib.crc32(data) != crc32:
-            raise UserError(f"{place} is damaged: its crc32 is not the one in the index; copy the shard again")
+            raise DamagedRecord(
+                f"{place} is damaged: its crc32 is not the one in the index{self._checker.age(shard)}; copy the shard "
+                "again"
+            )
+        if problem is not None:
+            raise UserError(
+                f"shard {self._place.full_name(shard.name)} {problem}; copy the shard again, or write its index again "
+                "with `nextlat-data index`"
+            )
         try:
             decoded = self._decode(_members(data))
         except ValueError as error:
@@ -83,15 +110,12 @@ class Storage:
             raise UserError(f"{place} does not hold the tokens and documents of the index; shard the data again")
         return decoded
 
-    def _shard_of(self, record: int) -> int:
-        return int(np.searchsorted(self._first_record, record, side="right")) - 1
-
-    def _shard_name(self, record: int) -> str:
-        return self._manifest.shards[self._shard_of(record)].name
+    def _shard(self, record: int) -> ShardEntry:
+        return self._manifest.shards[int(np.searchsorted(self._first_record, record, side="right")) - 1]
 
     def place(self, record: int) -> str:
         """Number, offset and shard of a record, for messages."""
-        shard = self._shard_of(record)
+        shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
         path = self._place.full_name(self._manifest.shards[shard].name)
         return f"record {record - self._first_record[shard]} at offset {self._offset[record]} of shard {path}"
 

@@ -48,7 +48,7 @@ def train(config: RunConfig) -> None:
     raise_together(_dataset_changed(config, state, probe))
     train_loader = None
     if probe is not None:
-        state.dataset_digest = probe.manifest.digest
+        state.dataset_digest = probe.manifests["train"].digest
         train_loader = _loader(config, dims, Path(config.data.train), config.data.shuffle, Cursor(state.row))
     log = None
     if dims.rank == 0:
@@ -59,7 +59,7 @@ def train(config: RunConfig) -> None:
         state.wandb_id = log.wandb_id
     source = _source(config, dims, engine, train_loader)
     validation = _validation_set(config, dims, engine, validation_loader) if validation_data is not None else None
-    tokenizer = Path(config.data.train) / probe.manifest.tokenizer.file if probe is not None else None
+    tokenizer = Path(config.data.train) / probe.manifests["train"].tokenizer.file if probe is not None else None
     Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
     if log is not None:
         log.close()
@@ -156,11 +156,11 @@ def _open_loader(config: RunConfig, dims: ParallelDims, dataset: str, shuffle: b
 
 
 def _dataset_changed(config: RunConfig, state: TrainerState, loader: RowLoader | None) -> str:
-    if loader is None or state.dataset_digest in ("", loader.manifest.digest):
+    if loader is None or state.dataset_digest in ("", loader.manifests["train"].digest):
         return ""
     return (
         f"data.train={config.data.train} is not the dataset this run was trained on (manifest "
-        f"{loader.manifest.digest[:12]}…, checkpoint {state.dataset_digest[:12]}…); restore data.train or use another "
+        f"{loader.manifests['train'].digest[:12]}…, checkpoint {state.dataset_digest[:12]}…); restore it or use another "
         "output_dir"
     )
 
