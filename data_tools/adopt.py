@@ -181,3 +181,9 @@ def merged(lists: list[dict[str, Any]]) -> dict[str, Any]:
     """One {"count", "names"} of several."""
     names = [name for found in lists for name in found["names"]]
     return {"count": sum(found["count"] for found in lists), "names": names[:REPORTED_NAMES]}
+
+
+def left_out(manifest: Manifest) -> dict[str, int]:
+    """Records of each adopted tar that are not in its index."""
+    tars = [AdoptedTar.from_json(raw) for raw in manifest.report.get("tars", [])]
+    return {tar.entry.name: tar.empty["count"] for tar in tars}

@@ -4,6 +4,7 @@ nextlat-data stdlib    --output corpus
 nextlat-data tokenizer --input corpus/stdlib.jsonl --output corpus/tokenizer.model --vocab-size 4096
 nextlat-data shard     --input corpus/stdlib.jsonl --tokenizer corpus/tokenizer.model --output data
 nextlat-data index     tars/ --tokenizer corpus/tokenizer.model
+nextlat-data verify    data
 nextlat-data inspect   data
 
 Invariant: bad input ends with one sentence on standard error and exit status 2; results go to standard output, progress
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, shard_command
+from data_tools import index, shard_command, verify
 from data_tools.inputs import input_options, open_source
 from data_tools.inspect import inspect
 from data_tools.stdlib import write_stdlib
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     shard_command.add_command(commands, inputs)
     index.add_command(commands)
+    verify.add_command(commands)
 
     inspection = commands.add_parser("inspect", help="counts, document lengths and decoded samples of a dataset")
     inspection.add_argument("dataset", type=Path)

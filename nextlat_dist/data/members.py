@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, token_dtype
+from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, npy_array, token_dtype
 from nextlat_dist.data.tokenizer import Tokenizer
 
 Decoder = Callable[[Mapping[str, bytes]], Record]
@@ -44,12 +44,20 @@ def record_decoder(manifest: Manifest, tokenizer: bytes | None) -> Decoder:
         ids_of = _ids_of_array
     else:
         assert tokenizer is not None
-        encode = load_tokenizer(tokenizer).encode
+        encode = load_tokenizer(tokenizer).encode_array
 
         def ids_of(content: bytes) -> np.ndarray:
-            return np.array(encode(text_of(content, entry.field)), dtype=np.int64)
+            return encode(text_of(content, entry.field))
 
     return lambda members: _document(ids_of(_member(members, entry.member)), manifest)
+
+
+def split_members(data: bytes) -> dict[str, bytes]:
+    """{extension: content} of the files in a record's byte range, parsed by webdataset's own tar iterator."""
+    # Imported here because the package imports torch where torch is installed.
+    from webdataset.tariterators import base_plus_ext, tar_file_iterator
+
+    return {base_plus_ext(member["fname"])[1]: member["data"] for member in tar_file_iterator(io.BytesIO(data))}
 
 
 def load_tokenizer(model: bytes) -> Tokenizer:
@@ -103,12 +111,9 @@ def _json_text(text: str, field: str) -> str:
 
 
 def _ids_of_array(content: bytes) -> np.ndarray:
-    try:
-        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # numpy raises nearly anything for bytes that are no array
-        raise ValueError(f"the member is no .npy array of numbers ({str(error).splitlines()[0]})") from None
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"the member is {array.dtype} {list(array.shape)}, not one row of integers")
+    array = npy_array(content)
+    if array.ndim != 1:
+        raise ValueError(f"the member is an array of {list(array.shape)}, not one row")
     return array
 
 
