@@ -63,7 +63,7 @@ def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
     if not records:
         return Block(np.empty(0, np.uint16), np.empty(0, np.int64), None)
     tokens = records[0].tokens if len(records) == 1 else np.concatenate([record.tokens for record in records])
-    lengths = np.concatenate([record.lengths for record in records])
+    lengths = records[0].lengths if len(records) == 1 else np.concatenate([record.lengths for record in records])
     masked = None
     if any(record.prompts is not None for record in records):
         ones = [np.ones(len(r.ends), np.int64) if r.prompts is None else np.maximum(r.prompts, 1) for r in records]

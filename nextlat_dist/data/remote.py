@@ -216,10 +216,10 @@ class RemotePlace:
                 raise
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, "no such file", shown(address)) from None
-            except PermissionError as error:
-                cause = f"access denied: {_cause(error, address)}"
-                raise PermissionError(errno.EACCES, cause, shown(address)) from None
             except Exception as error:
+                if _is_denied(error):
+                    cause = f"access denied: {_cause(error, address)}"
+                    raise PermissionError(errno.EACCES, cause, shown(address)) from None
                 if pause is None or not _is_transient(error):
                     tries = f", tried {number} times" if number > 1 else ""
                     kind, code = (
@@ -266,6 +266,11 @@ def _check(url: str) -> None:
         )
 
 
+def _is_denied(error: Exception) -> bool:
+    # gcsfs says it in these two ways.
+    return isinstance(error, PermissionError) or str(error).startswith("Forbidden:") or getattr(error, "code", 0) == 401
+
+
 def _is_transient(error: Exception) -> bool:
     return not isinstance(error, ValueError) and getattr(error, "errno", None) != errno.EINVAL
 
@@ -277,4 +282,4 @@ def _cause(error: Exception, address: str) -> str:
     user = urlsplit(address).netloc.rpartition("@")[0]
     for secret in (address, urlsplit(address).query, user, user.partition(":")[2]):
         text = text.replace(secret, "…") if secret else text
-    return text
+    return " ".join(text.split())

@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +70,7 @@ class Record:
         """Raises ValueError when the three arrays do not describe a block of documents."""
         if self.tokens.ndim != 1 or self.tokens.dtype not in (np.uint16, np.uint32):
             raise ValueError(f"tokens are {self.tokens.dtype} {self.tokens.shape}, not one row of uint16 or uint32")
-        lengths = np.diff(self.ends, prepend=0)
-        if self.ends.ndim != 1 or self.ends.dtype != np.int64 or not len(self.ends) or lengths.min() < 1:
+        if self.ends.ndim != 1 or self.ends.dtype != np.int64 or not len(self.ends) or self.lengths.min() < 1:
             raise ValueError("document ends are not strictly increasing int64")
         if self.ends[-1] != len(self.tokens):
             raise ValueError(f"documents end at token {self.ends[-1]}, but there are {len(self.tokens)} tokens")
@@ -78,14 +78,16 @@ class Record:
             self.prompts.shape != self.ends.shape
             or self.prompts.dtype != np.int64
             or self.prompts.min() < 0
-            or (self.prompts > lengths).any()
+            or (self.prompts > self.lengths).any()
         ):
             raise ValueError("prompt lengths are not int64 between 0 and the length of their document")
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [documents]: tokens of each document."""
-        return np.diff(self.ends, prepend=0)
+        lengths = self.ends.copy()
+        lengths[1:] -= self.ends[:-1]
+        return lengths
 
     def members(self) -> dict[str, bytes]:
         """The record as WebDataset members; the same arrays always give the same bytes."""

@@ -1,14 +1,15 @@
 """Read single records of a sharded dataset by byte range, verified.
 
 Invariant: every record handed out has the byte range and crc32 of the index and the counts written there; a shard that
-is missing, cut short or altered is an error with its place, never a shorter epoch. WebDataset's own tar iterator parses
-the byte range (on its own it would end a damaged shard in silence).
+is missing, cut short or altered is an error with its place, never a shorter epoch (a tar reader on its own ends a
+damaged shard in silence).
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -122,6 +123,8 @@ class Storage:
 
 def _members(data: bytes) -> dict[str, bytes]:
     # Imported here because the package imports torch where torch is installed.
-    from webdataset.tariterators import base_plus_ext, tar_file_iterator
+    from webdataset.tariterators import base_plus_ext
 
-    return {base_plus_ext(member["fname"])[1]: member["data"] for member in tar_file_iterator(io.BytesIO(data))}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        files = [member for member in tar if member.isreg()]
+    return {base_plus_ext(f.name)[1]: data[f.offset_data : f.offset_data + f.size] for f in files}
