@@ -13,6 +13,7 @@ Everything is written to a temporary directory first and is read from the page c
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from data_tools.tokenizer import train_tokenizer
 from nextlat_dist import report
-from nextlat_dist.bench.loading import SETTINGS, measure_loading, random_documents, write_blocks, write_documents
+from nextlat_dist.bench.loading import measure_loading, random_documents, settings, write_blocks, write_documents
 from nextlat_dist.bench.resuming import measure_resuming, multiply
 from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
 from nextlat_dist.bench.timing import COLUMNS
@@ -67,7 +68,7 @@ QUICK = Sizes(
 
 def bench_data(sizes: Sizes, directory: Path) -> dict[str, Any]:
     """The content of the JSON file; writes what it measures on below `directory`."""
-    turns = (sizes.rounds + 1) * (len(SETTINGS) + 3) + sizes.rounds
+    turns = (sizes.rounds + 1) * (len(settings()) + 3) + 2 * sizes.rounds
     with tqdm(total=turns + 2, desc="bench data", file=sys.stderr, unit="turn") as bar:
 
         def done(name: str) -> None:
@@ -108,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
+            # What was verified of temporary files is not worth remembering.
+            os.environ["NEXTLAT_CACHE"] = str(Path(directory) / "cache")
             content = bench_data(QUICK if options.quick else Sizes(), Path(directory))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

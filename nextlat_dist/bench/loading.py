@@ -7,7 +7,9 @@ what it does fastest, and packs nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,36 +92,38 @@ SETTINGS = (
     Setting("concat", 4096),
     Setting("concat", 8192),
     Setting("pad", 1024),
+    Setting("concat", 1024, workers=1),
+    Setting("concat", 1024, workers=1, cores=2),
+    Setting("concat", 1024, workers=2, cores=2),
 )
 
 
-def open_loader(
-    dataset: Path, *, packing: Literal["concat", "pad"], sequence_length: int, global_batch_size: int, row: int = 0
-) -> RowLoader:
+def settings() -> list[Setting]:
+    """Those that there are enough cores for."""
+    return [setting for setting in SETTINGS if setting.cores <= len(os.sched_getaffinity(0))]
+
+
+def open_loader(dataset: Path, setting: Setting, *, global_batch_size: int, row: int = 0) -> RowLoader:
     return RowLoader(
         dataset,
-        sequence_length=sequence_length,
-        packing=packing,
+        sequence_length=setting.sequence_length,
+        packing=setting.packing,
         global_batch_size=global_batch_size,
         seed=0,
         shuffle=True,
         data_parallel_rank=0,
         data_parallel_size=1,
-        cursor=Cursor(row),
+        cursor=Cursor(row, {"train": row}),
+        workers=setting.workers,
     )
 
 
-def reader(dataset: Path, setting: Setting, tokens: int) -> Callable[[], int]:
-    """Reads on by about `tokens` tokens with each call; returns how many tokens of documents these were."""
-    rows = BATCH_TOKENS // setting.sequence_length
-    loader = open_loader(
-        dataset, packing=setting.packing, sequence_length=setting.sequence_length, global_batch_size=rows
-    )
-    row_tokens = setting.sequence_length + 1
+def reader(loader: RowLoader, setting: Setting, batches: int) -> Callable[[], int]:
+    """Reads on by so many batches with each call; returns how many tokens of documents these were."""
 
     def read() -> int:
         taken = 0
-        for _ in range(tokens // (rows * row_tokens)):
+        for _ in range(batches):
             batch = loader.next_batch()
             taken += batch.tokens.size if setting.packing == "concat" else int((batch.document_ids >= 0).sum())
         return taken
@@ -145,15 +149,20 @@ def measure_loading(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Summary and rows: all settings on `blocks` and plain `webdataset` on `documents` take turns."""
     rates: dict[str, Rates] = {}
-    for count in sorted({setting.cores for setting in SETTINGS}):
-        with cores(count):
-            sides = {s.name: reader(blocks, s, round_tokens) for s in SETTINGS if s.cores == count}
+    for count in sorted({setting.cores for setting in settings()}):
+        with cores(count), ExitStack() as stack:
+            sides: dict[str, Callable[[], int]] = {}
+            for setting in settings():
+                if setting.cores == count:
+                    rows = BATCH_TOKENS // setting.sequence_length
+                    loader = stack.enter_context(closing(open_loader(blocks, setting, global_batch_size=rows)))
+                    batches = round_tokens // (rows * (setting.sequence_length + 1))
+                    sides[setting.name] = reader(loader, setting, batches)
             if count == HEADLINE.cores:
                 sides[WEBDATASET] = webdataset_reader(documents)
             rates |= take_turns(sides, rounds, done)
-    rows = [row(name, rates=value) for name, value in rates.items()]
     summary = {
         "tokens_per_second_per_core": rates[HEADLINE.name].median,
         "ratio_to_webdataset": rates[HEADLINE.name].ratio_to(rates[WEBDATASET]),
     }
-    return summary, rows
+    return summary, [row(name, rates=value) for name, value in rates.items()]

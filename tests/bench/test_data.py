@@ -15,15 +15,16 @@ import pytest
 from nextlat_dist.bench import data
 from nextlat_dist.bench.loading import (
     HEADLINE,
-    SETTINGS,
     Setting,
+    open_loader,
     random_documents,
     reader,
+    settings,
     webdataset_reader,
     write_blocks,
     write_documents,
 )
-from nextlat_dist.bench.resuming import SEQUENCE_LENGTH, multiply, resume
+from nextlat_dist.bench.resuming import SETTING, multiply, resume
 from nextlat_dist.bench.sharding import stdlib_texts
 from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
@@ -32,6 +33,11 @@ from nextlat_dist.data.tokenizer import Tokenizer
 from tests.data.datasets import tiny_tokenizer
 
 SUMMARY = {"tokens_per_second_per_core", "ratio_to_webdataset", "resume_seconds", "shard_ratio_to_sentencepiece"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTLAT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def test_the_command_prints_a_table_and_writes_the_same_as_json(tmp_path: Path) -> None:
@@ -43,12 +49,13 @@ def test_the_command_prints_a_table_and_writes_the_same_as_json(tmp_path: Path) 
     assert set(content["summary"]) == SUMMARY
     assert all(value > 0 for value in content["summary"].values())
     assert content["versions"]["webdataset"]
-    assert len(content["rows"]) == len(SETTINGS) + 5
+    assert len(content["rows"]) == len(settings()) + 6
     for row in content["rows"]:
         assert row["measurement"] in result.stdout
         assert (row["tokens_per_second"] or row["seconds"]) > 0
+    total = 2 + 3 * (len(settings()) + 3) + 4
     assert content["machine"]["cores"] == len(os.sched_getaffinity(0)), "pinned while it measures, not when it reports"
-    assert "28/28" in result.stderr
+    assert f"{total}/{total}" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
 
 
@@ -56,7 +63,7 @@ def test_the_sizes_reach_sample_ten_million_of_two_billion_tokens() -> None:
     sizes = data.Sizes()
     assert sizes.resume_tokens == 2_000_000_000
     assert sizes.resume_sample == 10_000_000
-    assert sizes.resume_tokens // (SEQUENCE_LENGTH + 1) > sizes.resume_sample
+    assert sizes.resume_tokens // (SETTING.sequence_length + 1) > sizes.resume_sample
 
 
 def test_documents_are_about_as_long_as_they_are_said_to_be() -> None:
@@ -82,12 +89,15 @@ def test_both_sides_read_the_same_documents(tmp_path: Path) -> None:
     for sides in zip(documents, ours, theirs, strict=True):
         assert len({(side.dtype, side.tobytes()) for side in sides}) == 1
     assert webdataset_reader(tmp_path / "documents")() == 200_000
-    assert reader(tmp_path / "blocks", HEADLINE, 150_000)() == 2 * 64 * 1025, "whole batches of 64 rows"
+    loader = open_loader(tmp_path / "blocks", HEADLINE, global_batch_size=64)
+    assert reader(loader, HEADLINE, 2)() == 2 * 64 * 1025
+    assert loader.cursor.row == 128
 
 
 def test_padding_does_not_count_as_tokens(tmp_path: Path) -> None:
     write_blocks(tmp_path, [np.full(100, 5, np.uint16)] * 256, Tokenizer(tiny_tokenizer()), 10_000)
-    assert reader(tmp_path, Setting("pad", 1024), 64 * 1025)() == 64 * 100
+    setting = Setting("pad", 1024)
+    assert reader(open_loader(tmp_path, setting, global_batch_size=64), setting, 1)() == 64 * 100
 
 
 def test_a_multiplied_dataset_is_a_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
