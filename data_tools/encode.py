@@ -7,11 +7,14 @@ binary, changed by the tokenizer) is marked on each document, so that nothing is
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +28,10 @@ from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 
 OnInvalid = Literal["replace", "skip", "fail"]
+Remark = Literal["empty", "binary", "invalid_utf8", "not_lossless"]
 BATCH_BYTES = 1 << 20
+BATCH_DOCUMENTS = 4096
+BATCHES_PER_WORKER = 3  # under way
 BINARY_PROBE_BYTES = 8192
 
 
@@ -34,19 +40,15 @@ class Encoded:
     """A document as tokens.
 
     Attributes:
-        document: without text and prompt.
         tokens: [tokens] in the stored type, BOS and EOS included; None for a document that is left out.
         prompt_tokens: leading tokens that belong to BOS and prompt.
-        text_bytes: bytes of text and prompt.
         remark: why it was left out ("empty", "binary", "invalid_utf8") or what was changed ("invalid_utf8": bytes that
             are no UTF-8 became U+FFFD; "not_lossless": decoding the tokens does not give the text back).
     """
 
-    document: Document
     tokens: np.ndarray | None
-    prompt_tokens: int
-    text_bytes: int
-    remark: Literal["empty", "binary", "invalid_utf8", "not_lossless"] | None
+    prompt_tokens: int = 0
+    remark: Remark | None = None
 
 
 class Encoder:
@@ -61,62 +63,90 @@ class Encoder:
             if wanted and token < 0:
                 raise UserError(f"the tokenizer has no {name.upper()} token; pass --no-{name} or use another tokenizer")
         self._tokenizer = tokenizer
-        self._bos = [tokenizer.bos_id] if bos else []
-        self._eos = [tokenizer.eos_id] if eos else []
+        self._bos = np.array([tokenizer.bos_id] if bos else [], dtype=np.int32)
+        self._eos = np.array([tokenizer.eos_id] if eos else [], dtype=np.int32)
         self._on_invalid = on_invalid
         self._dtype = token_dtype(tokenizer.vocab_size)
 
     def __call__(self, document: Document) -> Encoded:
         """Raises UserError for bytes that are not UTF-8 under `on_invalid="fail"`."""
-        raw = [document.prompt or b"", document.text]
-        text_bytes = sum(map(len, raw))
-        stub = Document(document.name, b"", None, document.split, document.source_bytes)
-        if not text_bytes:
-            return Encoded(stub, None, 0, 0, "empty")
+        if not document.text and not document.prompt:
+            return Encoded(None, remark="empty")
         if document.may_be_binary and b"\0" in document.text[:BINARY_PROBE_BYTES]:
-            return Encoded(stub, None, 0, text_bytes, "binary")
+            return Encoded(None, remark="binary")
+        remark: Remark | None = None
         try:
-            prompt, text = (part.decode("utf-8") for part in raw)
-            remark: Literal["invalid_utf8", "not_lossless"] | None = None
+            prompt, text = (document.prompt or b"").decode(), document.text.decode()
         except UnicodeDecodeError as error:
             if self._on_invalid == "fail":
                 raise UserError(
                     f"{document.name} is not UTF-8 at byte {error.start}; "
                     "convert it or pass --on-invalid replace or skip"
                 ) from None
-            if self._on_invalid == "skip":
-                return Encoded(stub, None, 0, text_bytes, "invalid_utf8")
-            prompt, text = (part.decode("utf-8", "replace") for part in raw)
             remark = "invalid_utf8"
-        prompt_ids, text_ids = self._tokenizer.encode(prompt), self._tokenizer.encode(text)
-        if remark is None and (self._tokenizer.decode(prompt_ids), self._tokenizer.decode(text_ids)) != (prompt, text):
+            if self._on_invalid == "skip":
+                return Encoded(None, remark=remark)
+            prompt, text = ((part or b"").decode(errors="replace") for part in (document.prompt, document.text))
+        parts = [self._bos]
+        if prompt:
+            parts.append(self._tokenizer.encode_array(prompt))
+        prompt_tokens = sum(map(len, parts))
+        tokens = np.concatenate([*parts, self._tokenizer.encode_array(text), self._eos])
+        # Checked on the very tokens that are stored, all of them at once.
+        if remark is None and self._tokenizer.decode(tokens) != prompt + text:
             remark = "not_lossless"
-        tokens = np.array(self._bos + prompt_ids + text_ids + self._eos, dtype=self._dtype)
-        return Encoded(stub, tokens, len(self._bos) + len(prompt_ids), text_bytes, remark)
+        return Encoded(tokens.astype(self._dtype), prompt_tokens, remark)
 
 
 def encode_all(
     documents: Iterable[Document], tokenizer: Path, *, bos: bool, eos: bool, on_invalid: OnInvalid, workers: int
 ) -> Generator[Encoded, None, None]:
-    """Encode documents in order; with more than one worker in so many processes, with a bounded number under way."""
+    """Encode documents in order; with more than one worker in so many processes, with a bounded number under way.
+
+    Raises:
+        UserError: a document is refused, or a worker process was killed.
+    """
     settings = (tokenizer, bos, eos, on_invalid)
+    encoder = _encoder(*settings)  # also here, so that a worker's start cannot fail
     if workers == 1:
-        yield from map(_encoder(*settings), documents)
+        yield from map(encoder, documents)
         return
     batches = _batches(documents)
     # spawn: forking a process that has imported numpy and torch copies their thread pools in an unknown state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=settings)
+    pending: deque[Future[list[Encoded]]] = deque()
+
+    def submit(count: int) -> None:
+        for batch in islice(batches, count):
+            with _interrupts_held_back():
+                pending.append(pool.submit(_encode_batch, batch))
+
     try:
-        pending: deque[Future[list[Encoded]]] = deque(
-            pool.submit(_encode_batch, b) for b in islice(batches, 3 * workers)
-        )
+        submit(BATCHES_PER_WORKER * workers)
         while pending:
             encoded = pending.popleft().result()
-            pending.extend(pool.submit(_encode_batch, b) for b in islice(batches, 1))
+            submit(1)
             yield from encoded
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; lower --workers and run the same command again"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which a terminal sends to all: they inherit the mask of this thread.
+
+    The parent gets it at the end of the block and ends the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -125,7 +155,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= BATCH_BYTES:
+        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -141,15 +171,12 @@ _worker_encoder: Encoder | None = None  # of a worker process, set once by its i
 
 def _start_worker(tokenizer: Path, bos: bool, eos: bool, on_invalid: OnInvalid) -> None:
     global _worker_encoder  # noqa: PLW0603
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which then ends the workers
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _worker_encoder = _encoder(tokenizer, bos, eos, on_invalid)
 
 
 def _leave_with_parent() -> None:
     """End this worker when the parent was killed: it would wait for work for ever."""
-    import os
-
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -6,11 +6,14 @@ never leaves anything under the final name.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from nextlat_dist.errors import UserError
 
 
 @contextmanager
@@ -27,14 +30,56 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
+    with opened_directory(path.parent) as directory:
         os.fsync(directory)
+
+
+@contextmanager
+def opened_directory(directory: Path) -> Iterator[int]:
+    """A descriptor of a directory."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        yield descriptor
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Around code that only writes below `directory`: a full disk and the like end with a sentence.
+
+    Raises:
+        UserError: the system refused to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {directory} ({error.strerror or error}); make room there or correct that, then run the "
+            "same command again: shards that are finished stay valid and are not done again"
+        ) from error
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Keep every other process that asks for the same out of `directory`, where its file system has locks.
+
+    Raises:
+        UserError: another process is in.
+    """
+    with opened_directory(directory) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing to {directory}; wait for it or stop it, or choose another --output"
+            ) from None
+        except OSError:
+            pass
+        yield

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_tools.adopt import AdoptedTar, Adopter, merged
 from data_tools.files import write_file
-from data_tools.shard import describe
+from data_tools.shard_report import describe
 from nextlat_dist.data.places import Place, open_place
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,

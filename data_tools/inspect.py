@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.shard import describe
+from data_tools.shard_report import describe
 from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage import Storage

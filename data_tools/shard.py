@@ -1,7 +1,7 @@
 """Turn documents into one dataset, or into a train and a validation one.
 
-Invariant: identical input, tokenizer and options give identical bytes, whatever the number of workers; every document
-that was left out or changed is counted in the manifest's report.
+Invariant: identical input, tokenizer and options give identical bytes, whatever the number of workers and however often
+the run was interrupted; every document that was left out or changed is counted in the manifest's report.
 
     nextlat-data shard --input corpus/ --tokenizer corpus/tokenizer.model --output data --validation-fraction 0.02
 """
@@ -9,29 +9,27 @@ that was left out or changed is counted in the manifest's report.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import sentencepiece
 from tqdm import tqdm
 
-from data_tools.encode import Encoded, OnInvalid, encode_all
-from data_tools.sources import Document
+from data_tools.encode import OnInvalid, encode_all
+from data_tools.files import sole_writer, writing_to
+from data_tools.journal import FinishedShard, Journal, Mark
+from data_tools.remaining import Remaining
+from data_tools.shard_report import Report
+from data_tools.sources import Document, Source
 from data_tools.splits import Split, split_of
 from data_tools.writer import DatasetWriter
-from nextlat_dist.data.shard_format import Manifest
+from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 
-REPORTED_NAMES = 20
-REMARKS = {
-    "empty": "empty documents left out",
-    "binary": "binary files left out",
-    "invalid_utf8": "documents that are not UTF-8",
-    "not_lossless": "documents whose text does not come back from their tokens",
-}
+PROGRESS_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,16 @@ class ShardOptions:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What of this and of the libraries decides the output, by the name that a message gives it."""
+        named = ("split", "validation_fraction", "bos", "eos", "on_invalid", "record_tokens", "shard_tokens")
+        return {
+            "format version": FORMAT_VERSION,
+            "sentencepiece": sentencepiece.__version__,
+            **{f"--{name.replace('_', '-')}": getattr(self, name) for name in named},
+        }
+
+    @property
     def splits(self) -> dict[str, Path]:
         """Directory of each dataset to write."""
         if self.validation_fraction is None and not self.split_by_field:
@@ -81,46 +89,78 @@ class ShardOptions:
         return self.split if self.validation_fraction is None else split_of(document.name, self.validation_fraction)
 
 
-class _Report:
-    """Counts and first names of the documents of one split that were left out or changed."""
+def shard(source: Source, options: ShardOptions) -> list[Manifest]:
+    """Encode the documents of the source and write the dataset or datasets.
 
-    def __init__(self, on_invalid: OnInvalid) -> None:
-        self._on_invalid = on_invalid
-        self._names: dict[str, list[str]] = {remark: [] for remark in REMARKS}
-
-    def add(self, encoded: Encoded) -> None:
-        if encoded.remark is not None:
-            self._names[encoded.remark].append(encoded.document.name)
-
-    def to_json(self) -> dict[str, Any]:
-        lists = {key: {"count": len(names), "names": names[:REPORTED_NAMES]} for key, names in self._names.items()}
-        return {"on_invalid": self._on_invalid, **lists}
-
-
-def shard(documents: Iterable[Document], options: ShardOptions, *, total_bytes: int | None = None) -> list[Manifest]:
-    """Encode the documents and write the dataset or datasets; `total_bytes` of input is for the progress bar only.
+    Goes on where an interrupted run with the same source and options stopped, and keeps its finished shards.
 
     Raises:
-        UserError: an output exists, a document is refused, or a split would be empty.
+        UserError: an output exists or cannot be written, a document is refused, or a split would be empty.
     """
     tokenizer = Tokenizer(options.tokenizer)
-    writers: dict[str, DatasetWriter] = {}
-    reports = {name: _Report(options.on_invalid) for name in options.splits}
-    try:
+    settings = {**options.settings, "tokenizer (sha256)": tokenizer.sha256, **source.identity}
+    with writing_to(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(options.output):
+        with writing_to(options.output):
+            journal = Journal(options.output, options.splits, settings, overwrite=options.overwrite)
+        return _Run(source, options, tokenizer, journal).finish()
+
+
+class _Run:
+    """One run of `shard`."""
+
+    def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: Journal) -> None:
+        self._source = source
+        self._options = options
+        self._journal = journal
+        self._writers: dict[str, DatasetWriter] = {}
+        self._reports: dict[str, Report] = {}
+        done: dict[str, Mark] = {}
         for name, directory in options.splits.items():
-            writers[name] = DatasetWriter(
-                directory,
-                name,
-                tokenizer,
-                record_tokens=options.record_tokens,
-                shard_tokens=options.shard_tokens,
-                has_prompts=options.has_prompts,
-                bos=options.bos,
-                eos=options.eos,
-                overwrite=options.overwrite,
-            )
+            kept = [shard for shard in journal.finished if shard.split == name]
+            with writing_to(options.output):
+                self._writers[name] = DatasetWriter(
+                    directory,
+                    name,
+                    tokenizer,
+                    record_tokens=options.record_tokens,
+                    shard_tokens=options.shard_tokens,
+                    has_prompts=options.has_prompts,
+                    bos=options.bos,
+                    eos=options.eos,
+                    overwrite=options.overwrite,
+                    kept=[shard.entry for shard in kept],
+                )
+            self._reports[name] = Report(options.on_invalid, kept[-1].report if kept else None)
+            done[name] = kept[-1].mark if kept else Mark()
+        self._remaining = Remaining(source, options.split_of, done)
+        if journal.finished:
+            documents = sum(shard.entry.documents for shard in journal.finished)
+            print(f"resuming: {len(journal.finished):,} shards kept, {documents:,} documents skipped", file=sys.stderr)
+
+    def finish(self) -> list[Manifest]:
+        """Do what is left to do."""
+        try:
+            self._add_documents()
+            with writing_to(self._options.output):
+                for name, writer in self._writers.items():
+                    writer.flush()
+                    self._note_finished(name, self._remaining.position)
+            self._refuse_empty_splits()
+            with writing_to(self._options.output):
+                manifests = [writer.finish(self._reports[name].to_json()) for name, writer in self._writers.items()]
+                self._journal.remove()
+            return manifests
+        except BaseException as error:
+            for writer in self._writers.values():
+                writer.abandon(error)
+            raise
+
+    def _add_documents(self) -> None:
+        options = self._options
         encoding = encode_all(
-            documents,
+            self._remaining.documents(),
             options.tokenizer,
             bos=options.bos,
             eos=options.eos,
@@ -128,49 +168,75 @@ def shard(documents: Iterable[Document], options: ShardOptions, *, total_bytes: 
             workers=options.workers,
         )
         # Closing ends the workers at once, also when the error comes from this loop.
-        with closing(encoding):
-            for encoded in _with_progress(encoding, total_bytes):
-                name = options.split_of(encoded.document)
-                reports[name].add(encoded)
+        with closing(encoding), _Progress(self._source, self._remaining.start) as progress:
+            for encoded in encoding:
+                document = self._remaining.next_passed()
+                if encoded.remark is not None:
+                    self._reports[document.split].add(encoded.remark, document.name)
                 if encoded.tokens is not None:
-                    writers[name].add(encoded.tokens, encoded.prompt_tokens)
-        documents_of = {name: writer.flush() for name, writer in writers.items()}
-        empty = [name for name, count in documents_of.items() if not count]
-        if len(empty) == len(writers):
+                    with writing_to(options.output):
+                        self._writers[document.split].add(encoded.tokens, encoded.prompt_tokens)
+                        self._note_finished(document.split, document.mark)
+                    progress.tokens += len(encoded.tokens)
+                progress.reach(document.mark)
+
+    def _note_finished(self, split: str, mark: Mark) -> None:
+        """Write to the journal that a shard of this split was finished with the document at `mark`."""
+        shards = self._writers[split].shards
+        if len(shards) > sum(shard.split == split for shard in self._journal.finished):
+            self._journal.add(FinishedShard(split, shards[-1], mark, self._reports[split].to_json()))
+
+    def _refuse_empty_splits(self) -> None:
+        documents = {name: sum(shard.documents for shard in writer.shards) for name, writer in self._writers.items()}
+        empty = [name for name, count in documents.items() if not count]
+        if len(empty) == len(documents):
             raise UserError("the input has no document with text; change --input, --glob or --field")
         if empty:
             raise UserError(
-                f"no document falls into the {empty[0]} split ({sum(documents_of.values())} documents in all); give "
+                f"no document falls into the {empty[0]} split ({sum(documents.values())} documents in all); give "
                 "more input or change --validation-fraction or the split field"
             )
-        return [writer.finish(reports[name].to_json()) for name, writer in writers.items()]
-    except BaseException as error:
-        for writer in writers.values():
-            writer.abandon(error)
-        raise
 
 
-def _with_progress(encoded_documents: Iterator[Encoded], total_bytes: int | None) -> Iterator[Encoded]:
-    tokens = 0
-    with tqdm(total=total_bytes, unit="B", unit_scale=True, desc="shard", file=sys.stderr, mininterval=0.5) as bar:
-        for encoded in encoded_documents:
-            tokens += 0 if encoded.tokens is None else len(encoded.tokens)
-            bar.update(encoded.document.source_bytes)
-            elapsed = bar.format_dict["elapsed"]
-            bar.set_postfix_str(f"{tokens / max(elapsed, 1e-3) / 1e6:.2f}M tokens/s", refresh=False)
-            yield encoded
+class _Progress:
+    """A bar over the bytes of the source, with the rate of tokens.
 
+    Attributes:
+        tokens: of this run.
+    """
 
-def describe(manifest: Manifest, directory: Path) -> str:
-    """One line on the dataset, one for each kind of document that was left out or changed."""
-    lines = [
-        f"{directory}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.records:,} records, "
-        f"{len(manifest.shards):,} shards"
-    ]
-    for remark, meaning in REMARKS.items():
-        found = manifest.report[remark]
-        if found["count"]:
-            policy = f" ({manifest.report['on_invalid']})" if remark == "invalid_utf8" else ""
-            more = ", …" if found["count"] > len(found["names"]) else ""
-            lines.append(f"  {found['count']} {meaning}{policy}: {', '.join(found['names'])}{more}")
-    return "\n".join(lines)
+    def __init__(self, source: Source, start: Mark) -> None:
+        self.tokens = 0
+        self._mark = start
+        self._parts = source.parts
+        self._total = source.total_bytes
+        self._bar = tqdm(
+            total=self._total,
+            initial=start.source_bytes,
+            unit="B",
+            unit_scale=True,
+            desc="shard",
+            file=sys.stderr,
+            mininterval=0.5,
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show()
+        self._bar.close()
+
+    def reach(self, mark: Mark) -> None:
+        """The document at `mark` is done."""
+        self._mark = mark
+        if mark.source_bytes - self._bar.n >= PROGRESS_BYTES:
+            self._show()
+
+    def _show(self) -> None:
+        mark = self._mark
+        if self._total is None and mark.part:
+            self._bar.total = mark.source_bytes * self._parts // mark.part  # as if parts were of one size
+        rate = self.tokens / max(self._bar.format_dict["elapsed"], 1e-3)
+        self._bar.set_postfix_str(f"{rate / 1e6:.2f}M tokens/s", refresh=False)
+        self._bar.update(mark.source_bytes - self._bar.n)

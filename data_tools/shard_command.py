@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from data_tools.inputs import open_source
-from data_tools.shard import ShardOptions, describe, shard
+from data_tools.shard import ShardOptions, shard
+from data_tools.shard_report import describe
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], inputs: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     source = open_source(options, prompt=options.prompt_field, split=options.split_field)
-    for manifest in shard(source.documents(), plan, total_bytes=source.total_bytes):
+    for manifest in shard(source, plan):
         print(describe(manifest, plan.splits[manifest.split]))
 
 

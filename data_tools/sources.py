@@ -1,5 +1,7 @@
 """Read documents from folders, globs, text files, JSONL, Parquet and standard input, in a fixed order.
 
+A source is a list of parts (here: files) that are read one after the other, so that whole parts can be skipped.
+
 Invariant: names are relative to the input they came from and files are visited in sorted order, so the same data gives
 the same documents, names and order on every machine. Text is handed on as the bytes that were there: nothing is
 decoded, normalised or dropped here.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -18,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from nextlat_dist.errors import UserError
 
@@ -39,6 +42,7 @@ class Document:
         split: value of the split field, None where none was asked for.
         source_bytes: bytes of input that this document took, for progress.
         may_be_binary: found in a folder, so that it may not be text at all.
+        part: number of the part of the source that it is in, from 0.
     """
 
     name: str
@@ -47,6 +51,30 @@ class Document:
     split: str | None
     source_bytes: int
     may_be_binary: bool = False
+    part: int = 0
+
+
+class Source(Protocol):
+    """Documents in a fixed order, part after part."""
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        ...
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes to read for all documents, None where that is not known."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which documents there are, as JSON with a name for each thing: a change is a change of these."""
+        ...
+
+    def documents(self, first_part: int = 0) -> Iterator[Document]:
+        """The documents from that part on; raises UserError for what cannot be read or has not the fields asked for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,11 @@ class Fields:
     @property
     def names(self) -> list[str]:
         return [name for name in (self.text, self.prompt, self.split) if name is not None]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As `Source.identity`."""
+        return {"--field": self.text, "--prompt-field": self.prompt, "--split-field": self.split}
 
 
 @dataclass(frozen=True)
@@ -137,59 +170,84 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Documents of files, in their order."""
+    """Documents of files; each file is a part."""
 
     files: Sequence[SourceFile]
     fields: Fields = Fields()
     stdin_format: Literal["lines", "jsonl"] = "lines"
 
-    def documents(self) -> Iterator[Document]:
-        """Every document; raises UserError for a file that cannot be read or has not the fields asked for."""
-        return read_documents(self.files, self.fields, self.stdin_format)
+    @property
+    def parts(self) -> int:
+        """One for each file."""
+        return len(self.files)
 
     @property
     def total_bytes(self) -> int | None:
         """Bytes of all files; None when standard input is one of them."""
-        paths = [file.path for file in self.files]
-        return None if None in paths else sum(path.stat().st_size for path in paths if path is not None)
+        sizes = [size for _, size, _ in self._stamps()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names, sizes and times of the files. Of standard input nothing is known."""
+        stamps = json.dumps(list(self._stamps())).encode()
+        return {
+            "input files": {"files": len(self.files), "sha256": hashlib.sha256(stamps).hexdigest()},
+            "--format": self.stdin_format,
+            **self.fields.identity,
+        }
 
-def read_documents(
-    files: Sequence[SourceFile], fields: Fields, stdin_format: Literal["lines", "jsonl"] = "lines"
-) -> Iterator[Document]:
-    """Every document of the files, in order.
-
-    Raises:
-        UserError: a file cannot be read or parsed, or has not the fields asked for.
-    """
-    for file in files:
-        try:
+    def _stamps(self) -> Iterator[tuple[str, int | None, int | None]]:
+        for file in self.files:
             if file.path is None:
-                stream = sys.stdin.buffer
-                yield from _read_lines(stream) if stdin_format == "lines" else _read_jsonl(stream, file.name, fields)
-            elif file.name.endswith(JSONL_SUFFIXES):
-                with file.path.open("rb") as raw:
-                    yield from _read_jsonl(raw, file.name, fields)
-            elif file.name.endswith(PARQUET_SUFFIX):
-                yield from _read_parquet(file.path, file.name, fields)
-            else:
-                if fields.prompt or fields.split:
-                    raise UserError(
-                        f"input {file.name} is a text file without fields; "
-                        "--prompt-field and --split-field need JSONL or Parquet input"
-                    )
-                text = file.path.read_bytes()
-                yield Document(file.name, text, None, None, len(text), file.in_folder)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"input {file.name} cannot be read: {error}; copy or compress it again") from error
+                yield file.name, None, None
+                continue
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"input {file.name} cannot be read: {error.strerror}; change --input") from None
+            yield file.name, status.st_size, status.st_mtime_ns
+
+    def documents(self, first_part: int = 0) -> Iterator[Document]:
+        """The documents from that file on.
+
+        Raises:
+            UserError: a file cannot be read or parsed, or has not the fields asked for.
+        """
+        for part, file in enumerate(self.files):
+            if part >= first_part:
+                try:
+                    yield from self._read(file, part)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise UserError(f"input {file.name} cannot be read: {error}; copy or compress it again") from error
+
+    def _read(self, file: SourceFile, part: int) -> Iterator[Document]:
+        if file.path is None:
+            lines = self.stdin_format == "lines"
+            stream = sys.stdin.buffer
+            yield from _read_lines(stream, part) if lines else _read_jsonl(stream, file.name, self.fields, part)
+        elif file.name.endswith(JSONL_SUFFIXES):
+            with file.path.open("rb") as raw:
+                yield from _read_jsonl(raw, file.name, self.fields, part)
+        elif file.name.endswith(PARQUET_SUFFIX):
+            yield from _read_parquet(file.path, file.name, self.fields, part)
+        else:
+            if self.fields.prompt or self.fields.split:
+                raise UserError(
+                    f"input {file.name} is a text file without fields; "
+                    "--prompt-field and --split-field need JSONL or Parquet input"
+                )
+            text = file.path.read_bytes()
+            yield Document(file.name, text, None, None, len(text), file.in_folder, part)
 
 
-def _read_lines(stream: BinaryIO) -> Iterator[Document]:
+def _read_lines(stream: BinaryIO, part: int) -> Iterator[Document]:
     for number, line in enumerate(stream, 1):
-        yield Document(f"stdin:{number}", line.rstrip(b"\r\n"), None, None, len(line))
+        text = line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+        yield Document(f"stdin:{number}", text, None, None, len(line), part=part)
 
 
-def _read_jsonl(raw: BinaryIO, name: str, fields: Fields) -> Iterator[Document]:
+def _read_jsonl(raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator[Document]:
     """Documents of a JSONL stream, decompressed by the end of its name. `raw` counts the bytes of the file itself."""
     position = 0
     for number, line in enumerate(_decompressed(raw, name), 1):
@@ -197,7 +255,7 @@ def _read_jsonl(raw: BinaryIO, name: str, fields: Fields) -> Iterator[Document]:
             continue
         values = _json_fields(line, f"{name} line {number}", fields)
         before, position = position, raw.tell() if raw.seekable() else position + len(line)
-        yield Document(f"{name}:{number}", *values, source_bytes=position - before)
+        yield Document(f"{name}:{number}", *values, source_bytes=position - before, part=part)
 
 
 def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
@@ -234,14 +292,23 @@ def _json_fields(line: bytes, place: str, fields: Fields) -> tuple[bytes, bytes 
 
 
 def _bytes(text: str) -> bytes:
+    """The bytes of a parsed string; never valid UTF-8 where it holds a surrogate."""
     try:
-        return text.encode("utf-8", "surrogateescape")
+        return text.encode()
     except UnicodeEncodeError:
-        # A lone surrogate written as a JSON escape: no valid UTF-8 either.
-        return text.encode("utf-8", "surrogatepass")
+        pass
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw  # bytes of the file that are no UTF-8
+    except UnicodeEncodeError:
+        pass
+    # Lone surrogates written as JSON escapes; a few of them would pass for the bytes of another character.
+    return text.encode("utf-8", "surrogatepass")
 
 
-def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Document]:
+def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -276,4 +343,5 @@ def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Document]:
                 None if fields.prompt is None else columns[fields.prompt][row],
                 None if fields.split is None else columns[fields.split][row].decode("utf-8", "replace"),
                 source_bytes=int(number * row_bytes) - int((number - 1) * row_bytes),
+                part=part,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,10 +81,14 @@ class _Shard:
         )
 
     def abandon(self, error: BaseException) -> None:
-        """Remove the temporary file. The tar is closed first: collected later it would write to the closed file."""
+        """Remove the temporary file. The tar is closed first: collected later it would write to the closed file.
+
+        Closing writes what is buffered, which cannot work when it is a full disk that ends the run.
+        """
         with suppress(OSError):
             self._tar.close()
-        self._stack.__exit__(type(error), error, error.__traceback__)
+        with suppress(OSError):
+            self._stack.__exit__(type(error), error, error.__traceback__)
 
 
 class DatasetWriter:
@@ -93,6 +98,10 @@ class DatasetWriter:
         record_tokens: a record is closed as soon as it has this many tokens.
         shard_tokens: a shard is closed as soon as it has this many tokens.
         overwrite: replace a finished dataset in `directory`.
+        kept: the first shards, finished by an earlier run that was interrupted; documents are added after theirs.
+
+    Attributes:
+        shards: finished so far.
 
     Raises:
         UserError: `directory` holds a finished dataset already.
@@ -110,6 +119,7 @@ class DatasetWriter:
         bos: bool,
         eos: bool,
         overwrite: bool,
+        kept: Sequence[ShardEntry] = (),
     ) -> None:
         self.directory = directory
         self.split = split
@@ -119,7 +129,7 @@ class DatasetWriter:
         self._has_prompts = has_prompts
         self._bos = bos
         self._eos = eos
-        self._shards: list[ShardEntry] = []
+        self.shards: list[ShardEntry] = list(kept)
         self._shard: _Shard | None = None
         self._documents: list[np.ndarray] = []
         self._prompts: list[int] = []
@@ -127,20 +137,22 @@ class DatasetWriter:
         self._prepare(overwrite)
 
     def _prepare(self, overwrite: bool) -> None:
-        """Leave nothing of an earlier run; its manifest goes first, so that it never vouches for half a dataset."""
+        """Leave nothing of an earlier run but the kept shards; its manifest goes first, so that it never vouches for
+        half a dataset."""
         manifest = self.directory / MANIFEST_FILE
         if manifest.exists():
-            if not overwrite:
+            if not overwrite and not self.shards:
                 raise UserError(f"{self.directory} already holds a dataset; pass --overwrite or another --output")
             manifest.unlink()
         self.directory.mkdir(parents=True, exist_ok=True)
+        kept = {name for shard in self.shards for name in (shard.name, index_name(shard.name))}
         for pattern in (f"{self.split}-[0-9]*.tar", f"{self.split}-[0-9]*.index.npy", f".{self.split}-[0-9]*.tmp"):
             for stale in list(self.directory.glob(pattern)):
-                stale.unlink()
+                if stale.name not in kept:
+                    stale.unlink()
 
     def add(self, tokens: np.ndarray, prompt_tokens: int) -> None:
         """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted."""
-        assert 0 <= int(tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
         self._documents.append(tokens)
         self._prompts.append(prompt_tokens)
         self._buffered_tokens += len(tokens)
@@ -153,16 +165,17 @@ class DatasetWriter:
             ends=np.cumsum([len(document) for document in self._documents], dtype=np.int64),
             prompts=np.array(self._prompts, dtype=np.int64) if self._has_prompts else None,
         )
+        assert 0 <= int(record.tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
         self._documents, self._prompts, self._buffered_tokens = [], [], 0
         if self._shard is None:
-            self._shard = _Shard(self.directory / shard_name(self.split, len(self._shards)))
+            self._shard = _Shard(self.directory / shard_name(self.split, len(self.shards)))
         self._shard.write(record)
         if self._shard.tokens >= self._shard_tokens:
             self._finish_shard()
 
     def _finish_shard(self) -> None:
         assert self._shard is not None
-        self._shards.append(self._shard.finish())
+        self.shards.append(self._shard.finish())
         self._shard = None
 
     def flush(self) -> int:
@@ -171,7 +184,7 @@ class DatasetWriter:
             self._flush_record()
         if self._shard is not None:
             self._finish_shard()
-        return sum(shard.documents for shard in self._shards)
+        return sum(shard.documents for shard in self.shards)
 
     def finish(self, report: dict[str, Any]) -> Manifest:
         """Copy the tokenizer and write the manifest; call `flush` before."""
@@ -189,7 +202,7 @@ class DatasetWriter:
                 tokenizer.eos_id,
                 tokenizer.pad_id,
             ),
-            shards=tuple(self._shards),
+            shards=tuple(self.shards),
             has_prompts=self._has_prompts,
             bos=self._bos,
             eos=self._eos,

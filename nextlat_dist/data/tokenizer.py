@@ -76,4 +76,4 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; BOS, EOS and padding give nothing."""
-        return str(self._processor.decode(np.asarray(ids, dtype=np.int32)))
+        return str(self._processor.decode(np.asarray(ids, dtype=np.int32)))  # type: ignore[arg-type]

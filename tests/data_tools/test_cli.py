@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -116,8 +117,11 @@ def bad_input(folder: Path) -> dict[str, tuple[list[object], str]]:
     (folder / "cut" / shard).write_bytes((folder / "cut" / shard).read_bytes()[:2048])
     (folder / "unindexed/train-000000.index.npy").unlink()
 
+    numbers = itertools.count()
+
     def shard_of(name: str, *more: object) -> list[object]:
-        return ["shard", "--input", folder / name, "--tokenizer", tiny_tokenizer(), "--output", folder / "out", *more]
+        output = folder / "out" / f"{next(numbers)}"  # cases run side by side, and an output has one writer
+        return ["shard", "--input", folder / name, "--tokenizer", tiny_tokenizer(), "--output", output, *more]
 
     return {
         "empty input": (shard_of("empty.txt"), "no document with text"),

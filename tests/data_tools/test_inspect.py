@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from data_tools.inspect import Histogram, inspect
 from data_tools.shard import ShardOptions, shard
-from data_tools.sources import Document
+from data_tools.sources import Fields, FileSource, find_files
 from nextlat_dist.errors import UserError
 from tests.data.datasets import tiny_tokenizer
 
@@ -15,8 +16,10 @@ from tests.data.datasets import tiny_tokenizer
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     texts = ["first text", "second " * 100, "the third"]
-    documents = [Document(f"{n}", text.encode(), b"Ask: ", None, 0) for n, text in enumerate(texts)]
-    shard(documents, ShardOptions(tiny_tokenizer(), tmp_path / "data", record_tokens=50, has_prompts=True))
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text("".join(json.dumps({"ask": "Ask: ", "text": text}) + "\n" for text in texts))
+    source = FileSource(find_files([str(lines)]), Fields(prompt="ask"))
+    shard(source, ShardOptions(tiny_tokenizer(), tmp_path / "data", record_tokens=50, has_prompts=True))
     return tmp_path / "data"
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_tools.sources import Document, Fields, find_files, read_documents
+from data_tools.sources import Document, Fields, FileSource, find_files
 from nextlat_dist.errors import UserError
 
 TEXT = Fields()
@@ -23,7 +23,7 @@ def names(inputs: list[Path | str], include: list[str] | None = None, exclude: l
 
 
 def documents(path: Path, fields: Fields = TEXT) -> list[Document]:
-    return list(read_documents(find_files([str(path)]), fields))
+    return list(FileSource(find_files([str(path)]), fields).documents())
 
 
 @pytest.fixture
@@ -145,11 +145,12 @@ def test_text_files_have_no_fields(tmp_path: Path) -> None:
 
 def test_standard_input_by_line_or_as_jsonl(monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_files(["-"])
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one \r\n\ntwo")))
-    assert [(d.name, d.text) for d in read_documents(files, Fields(), "lines")] == [
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one \r\n\nt\rwo\r\r\nlast\r")))
+    assert [(d.name, d.text) for d in FileSource(files, Fields(), "lines").documents()] == [
         ("stdin:1", b"one "),
         ("stdin:2", b""),
-        ("stdin:3", b"two"),
+        ("stdin:3", b"t\rwo\r"),
+        ("stdin:4", b"last\r"),
     ]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(JSONL)))
-    assert [d.name for d in read_documents(files, Fields(), "jsonl")] == ["stdin:1", "stdin:2", "stdin:4"]
+    assert [d.name for d in FileSource(files, Fields(), "jsonl").documents()] == ["stdin:1", "stdin:2", "stdin:4"]

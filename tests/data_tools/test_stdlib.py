@@ -8,7 +8,7 @@ import pytest
 
 from data_tools import stdlib
 from data_tools.shard import ShardOptions, shard
-from data_tools.sources import Fields, find_files, read_documents
+from data_tools.sources import Fields, FileSource, find_files
 from data_tools.stdlib import Text, cut_prompts, docstrings_of, write_stdlib
 from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
@@ -104,7 +104,7 @@ def test_shard_takes_the_split_from_the_documents(corpus: Path, tmp_path: Path) 
     texts = [row for row in rows(corpus / "stdlib.jsonl") if len(row["text"]) < 3000]
     source.write_text("".join(json.dumps(row) + "\n" for row in texts))
     options = ShardOptions(tiny_tokenizer(), tmp_path / "data", split_by_field=True)
-    shard(read_documents(find_files([str(source)]), Fields(split="split")), options)
+    shard(FileSource(find_files([str(source)]), Fields(split="split")), options)
     validation = tmp_path / "data/validation"
     storage, tokenizer = Storage(open_place(validation), read_manifest(validation)), Tokenizer(tiny_tokenizer())
     found = "".join(tokenizer.decode(storage.read(number).tokens) for number in range(len(storage)))
