@@ -18,9 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, shard_command, verify
+from data_tools import index, inspect, shard_command, verify
 from data_tools.inputs import input_options, open_source
-from data_tools.inspect import inspect
 from data_tools.stdlib import write_stdlib
 from data_tools.tokenizer import sample, train_tokenizer
 from nextlat_dist.errors import UserError
@@ -51,10 +50,6 @@ def _tokenizer(options: argparse.Namespace) -> None:
     print(f"{options.output}: {tokenizer.vocab_size} ids, sha256 {tokenizer.sha256[:12]}…")
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    print(inspect(options.dataset, samples=options.samples, sample_tokens=options.sample_tokens, png=options.png))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nextlat-data", description="From text to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -75,13 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     shard_command.add_command(commands, inputs)
     index.add_command(commands)
     verify.add_command(commands)
-
-    inspection = commands.add_parser("inspect", help="counts, document lengths and decoded samples of a dataset")
-    inspection.add_argument("dataset", type=Path)
-    inspection.add_argument("--samples", type=int, default=3)
-    inspection.add_argument("--sample-tokens", type=int, default=200, help="show no more of a sample")
-    inspection.add_argument("--png", type=Path, metavar="FILE", help="write the histogram of lengths")
-    inspection.set_defaults(run=_inspect)
+    inspect.add_command(commands)
     return parser
 
 

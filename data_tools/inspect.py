@@ -1,20 +1,28 @@
-"""Show what a dataset holds: counts, lengths of documents, decoded samples with their borders.
+"""`nextlat-data inspect`: counts, lengths of documents, decoded samples with their borders.
 
-nextlat-data inspect data/validation --samples 2 --png lengths.png
+nextlat-data inspect data/validation --samples 2 --png lengths.png --json report.json
+
+Invariant: every record is read, and so verified, once.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from data_tools.files import write_file
 from data_tools.shard_report import describe
-from nextlat_dist.data.places import open_place
-from nextlat_dist.data.shard_format import read_manifest
+from nextlat_dist.data.members import load_tokenizer
+from nextlat_dist.data.places import Place, open_place
+from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
 from nextlat_dist.data.storage import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
@@ -55,51 +63,118 @@ class Histogram:
         figure.savefig(path, dpi=120)
 
 
-def inspect(dataset: Path, *, samples: int, sample_tokens: int, png: Path | None) -> str:
-    """The report as text; reads and so verifies every record.
+@dataclass(frozen=True)
+class Sample:
+    """One document of a dataset: its number, its tokens, how many of them are prompt, and the text with ⟦marks⟧."""
+
+    document: int
+    tokens: int
+    prompt_tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dataset holds. `lengths`: int64 [documents], tokens of each document."""
+
+    dataset: str
+    manifest: Manifest
+    lengths: np.ndarray
+    samples: list[Sample]
+
+    @property
+    def histogram(self) -> Histogram:
+        return Histogram.of(self.lengths)
+
+    @property
+    def quantiles(self) -> dict[str, int]:
+        found = np.quantile(self.lengths, [0, 0.5, 0.9, 1], method="inverted_cdf").tolist()
+        return dict(zip(("shortest", "median", "90%", "longest"), found, strict=True))
+
+    def png(self, path: Path) -> None:
+        name = self.dataset.rstrip("/").rpartition("/")[2]
+        self.histogram.png(path, f"{name}: {self.manifest.documents:,} documents, {self.manifest.tokens:,} tokens")
+
+    def text(self) -> str:
+        manifest, entry = self.manifest, self.manifest.members
+        member = "" if entry.kind == "block" else f", adopted {entry.kind} of .{entry.member} members"
+        shown = [
+            f"── document {sample.document}: {sample.tokens} tokens, {sample.prompt_tokens} of them prompt ──\n"
+            + sample.text
+            for sample in self.samples
+        ]
+        return "\n".join(
+            [
+                describe(manifest, self.dataset),  # type: ignore[arg-type]
+                f"  tokenizer {manifest.tokenizer.sha256[:12]}… with {manifest.tokenizer.vocab_size} ids, "
+                f"bos {manifest.bos}, eos {manifest.eos}, prompts {manifest.has_prompts}{member}",
+                f"  tokens per document: {', '.join(f'{name} {value}' for name, value in self.quantiles.items())}",
+                self.histogram.text(),
+                *shown,
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        manifest, histogram = self.manifest, self.histogram
+        return {
+            "dataset": self.dataset,
+            "split": manifest.split,
+            "shards": len(manifest.shards),
+            "records": manifest.records,
+            "documents": manifest.documents,
+            "tokens": manifest.tokens,
+            "has_prompts": manifest.has_prompts,
+            "bos": manifest.bos,
+            "eos": manifest.eos,
+            "tokenizer": asdict(manifest.tokenizer),
+            "members": asdict(manifest.members),
+            "report": manifest.report,
+            "tokens_per_document": self.quantiles,
+            "histogram": {"edges": histogram.edges.tolist(), "documents": histogram.counts.tolist()},
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+
+
+def inspect(dataset: str, *, samples: int, sample_tokens: int) -> Inspection:
+    """Read all of a dataset, given by its path or URL; `samples` documents at even distances are decoded.
 
     Raises:
-        UserError: the dataset is missing or damaged.
+        UserError: the dataset is missing, damaged or empty.
     """
     place = open_place(dataset)
     manifest = read_manifest(place)
     storage = Storage(place, manifest)
-    tokenizer = Tokenizer(dataset / manifest.tokenizer.file)
-    if tokenizer.sha256 != manifest.tokenizer.sha256:
-        raise UserError(
-            f"{dataset / manifest.tokenizer.file} is not the tokenizer that made {dataset}; copy the dataset again"
-        )
-    # Samples come from evenly spaced documents.
+    tokenizer = _tokenizer(place, manifest)
+    if not manifest.documents:
+        raise UserError(f"dataset {dataset} is empty; there is nothing to inspect")
     wanted = set(np.linspace(0, manifest.documents - 1, min(samples, manifest.documents)).astype(int).tolist())
     lengths: list[np.ndarray] = []
-    shown: list[str] = []
+    shown: list[Sample] = []
     number = 0
     for index in tqdm(range(len(storage)), desc="inspect", unit="record", file=sys.stderr, mininterval=0.5):
         record = storage.read(index)
-        for document in sorted(n - number for n in wanted if number <= n < number + len(record.ends)):
-            begin, end = int(record.ends[document] - record.lengths[document]), int(record.ends[document])
-            masked = 0 if record.prompts is None else int(record.prompts[document])
-            shown.append(
-                f"── document {number + document}: {end - begin} tokens, {masked} of them prompt ──\n"
-                + _marked(record.tokens[begin:end], masked, tokenizer, sample_tokens)
-            )
+        for document in sorted(n for n in wanted if number <= n < number + len(record.ends)):
+            shown.append(_sample(record, document - number, document, tokenizer, sample_tokens))
         number += len(record.ends)
         lengths.append(record.lengths)
-    all_lengths = np.concatenate(lengths)
-    histogram = Histogram.of(all_lengths)
-    if png is not None:
-        histogram.png(png, f"{dataset.name}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
-    quantiles = np.quantile(all_lengths, [0, 0.5, 0.9, 1], method="inverted_cdf").tolist()
-    return "\n".join(
-        [
-            describe(manifest, dataset),
-            f"  tokenizer {manifest.tokenizer.sha256[:12]}… with {manifest.tokenizer.vocab_size} ids, "
-            f"bos {manifest.bos}, eos {manifest.eos}, prompts {manifest.has_prompts}",
-            "  tokens per document: shortest {}, median {}, 90% {}, longest {}".format(*quantiles),
-            histogram.text(),
-            *shown,
-        ]
-    )
+    return Inspection(dataset, manifest, np.concatenate(lengths), shown)
+
+
+def _tokenizer(place: Place, manifest: Manifest) -> Tokenizer:
+    path = place.full_name(manifest.tokenizer.file)
+    try:
+        model = place.read(manifest.tokenizer.file)
+    except OSError as error:
+        raise UserError(f"tokenizer {path} cannot be read ({error}); copy the dataset again") from None
+    if hashlib.sha256(model).hexdigest() != manifest.tokenizer.sha256:
+        raise UserError(f"{path} is not the tokenizer that made {place.url}; copy the dataset again")
+    return load_tokenizer(model)
+
+
+def _sample(record: Record, number: int, document: int, tokenizer: Tokenizer, limit: int) -> Sample:
+    begin, end = int(record.ends[number] - record.lengths[number]), int(record.ends[number])
+    masked = 0 if record.prompts is None else int(record.prompts[number])
+    return Sample(document, end - begin, masked, _marked(record.tokens[begin:end], masked, tokenizer, limit))
 
 
 def _marked(tokens: np.ndarray, masked: int, tokenizer: Tokenizer, limit: int) -> str:
@@ -119,3 +194,25 @@ def _marked(tokens: np.ndarray, masked: int, tokenizer: Tokenizer, limit: int) -
     else:
         parts.append(tokenizer.decode(rest))
     return "".join([*parts, "⟦eos⟧" if end else ""])
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("inspect", help="counts, document lengths and decoded samples of a dataset")
+    parser.add_argument("dataset", help="directory or URL")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--sample-tokens", type=int, default=200, help="show no more of a sample")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the histogram of lengths")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    for name in ("samples", "sample_tokens"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must not be negative")
+    inspection = inspect(options.dataset, samples=options.samples, sample_tokens=options.sample_tokens)
+    if options.png is not None:
+        inspection.png(options.png)
+    if options.json is not None:
+        write_file(options.json, (json.dumps(inspection.to_json(), indent=1) + "\n").encode())
+    print(inspection.text())
