@@ -8,8 +8,9 @@ and from a process forked or spawned later.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -63,6 +64,10 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
+def _open_in(directory: str, name: str) -> _OpenFile:
+    return _OpenFile(os.path.join(directory, name))
+
+
 class LocalPlace:
     """A directory of a local or network file system.
 
@@ -74,7 +79,8 @@ class LocalPlace:
         self._directory = str(directory)
         # A reader holds the file that it reads, so one that falls out of here is never closed under it. Two threads may
         # open the same file at once; the loser's descriptor is closed by its reference count.
-        self._open = lru_cache(OPEN_FILES)(lambda name: _OpenFile(self.full_name(name)))
+        # Holds no reference to this place: the files are closed with it, not some time later.
+        self._open = lru_cache(OPEN_FILES)(partial(_open_in, self._directory))
 
     def __reduce__(self) -> tuple[type[LocalPlace], tuple[Path]]:
         return LocalPlace, (Path(self._directory),)
@@ -93,8 +99,11 @@ class LocalPlace:
         return [self._size(name) for name in names]
 
     def _size(self, name: str) -> int | None:
-        path = self.full_name(name)
-        return os.path.getsize(path) if os.path.isfile(path) else None
+        try:
+            status = os.stat(self.full_name(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def stamp(self, name: str) -> str:
         status = os.stat(self.full_name(name))

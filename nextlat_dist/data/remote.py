@@ -240,8 +240,7 @@ def _range(address: str, start: int, end: int, files: Any) -> bytes:
         return bytes(files.cat_file(address, start=start, end=end))
     except Exception as error:
         # How s3fs and gcsfs say that the range begins after the end of the file.
-        answer = getattr(error.__cause__, "response", None) or {}
-        if "InvalidRange" in answer.get("Error", {}).values() or getattr(error, "code", None) == 416:
+        if _status(error) == 416:
             return b""
         raise
 
@@ -266,12 +265,22 @@ def _check(url: str) -> None:
         )
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status in an error of s3fs or gcsfs."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(error, "code", None)
+    return code if isinstance(code, int) else None
+
+
 def _is_denied(error: Exception) -> bool:
-    # gcsfs says it in these two ways.
-    return isinstance(error, PermissionError) or str(error).startswith("Forbidden:") or getattr(error, "code", 0) == 401
+    # The text is that of gcsfs.
+    return isinstance(error, PermissionError) or str(error).startswith("Forbidden:") or _status(error) in (401, 403)
 
 
 def _is_transient(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None and status not in (408, 429):
+        return status >= 500 or isinstance(error, TimeoutError)
     return not isinstance(error, ValueError) and getattr(error, "errno", None) != errno.EINVAL
 
 
@@ -282,4 +291,5 @@ def _cause(error: Exception, address: str) -> str:
     user = urlsplit(address).netloc.rpartition("@")[0]
     for secret in (address, urlsplit(address).query, user, user.partition(":")[2]):
         text = text.replace(secret, "…") if secret else text
-    return " ".join(text.split())
+    status = _status(error)
+    return " ".join([f"HTTP status {status}:"] * (status is not None) + text.split())
