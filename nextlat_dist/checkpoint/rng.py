@@ -32,7 +32,9 @@ def save_rng(checkpoint: Path, rank: int) -> None:
 
 
 def load_rng(checkpoint: Path, rank: int) -> None:
-    """Restore what `save_rng` wrote for this rank."""
+    """Restore what `save_rng` wrote for this rank; a rank that the saved run did not have keeps its own state."""
+    if not (checkpoint / rng_file(rank)).exists():
+        return
     with safe_open(checkpoint / rng_file(rank), framework="pt") as file:
         metadata = file.metadata()
         torch.set_rng_state(file.get_tensor("torch"))

@@ -99,7 +99,14 @@ def _build(cls: type, raw: Any, prefix: str) -> Any:
             values[key] = _build(hint, value if value is not None else {}, f"{prefix}{key}.")
         else:
             values[key] = _convert(value, hint, f"{prefix}{key}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _is_required(f)]
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} is missing; every entry of {prefix.partition('[')[0]} needs one")
     return cls(**values)
+
+
+def _is_required(key: dataclasses.Field[Any]) -> bool:
+    return key.default is dataclasses.MISSING and key.default_factory is dataclasses.MISSING
 
 
 def _unknown_key(full: str, key: str, prefix: str, known: list[str]) -> str:
@@ -132,15 +139,22 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if value not in arguments or isinstance(value, bool):
             raise UserError(f"{key} is {value!r}, it must be one of {', '.join(map(str, arguments))}")
         return arguments[arguments.index(value)]  # 1.0 means 1
-    if origin is list:
-        if not isinstance(value, list):
-            raise UserError(f"{key} is {value!r}, it must be a list")
-        return [_convert(item, arguments[0], key) for item in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{key} is {value!r}, it must be a mapping")
-        return value
+    if origin in (list, dict):
+        return _convert_collection(value, origin, arguments, key)
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return _build(hint, value, f"{key}.")
     return _convert_scalar(value, hint, key)
+
+
+def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
+    if not isinstance(value, origin):
+        raise UserError(f"{key} is {value!r}, it must be a {'list' if origin is list else 'mapping'}")
+    if origin is list:
+        return [_convert(item, arguments[0], f"{key}[{number}]") for number, item in enumerate(value)]
+    if arguments[1] is Any:
+        return value
+    return {str(name): _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
 
 
 def _convert_scalar(value: Any, hint: type, key: str) -> Any:

@@ -6,6 +6,7 @@ rule and the key to change. Names are upstream's: Megatron-Core's for the model,
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,15 +83,51 @@ class ParallelConfig:
 
 
 @dataclass
-class DataConfig:
-    """Datasets written by `nextlat-data shard`."""
+class SourceConfig:
+    """One dataset of a mixture."""
 
-    train: str | None = None  # directory with manifest.json
+    name: str
+    path: str  # directory or URL with manifest.json
+    weight: float = 1.0  # share of the rows, relative to the other sources'; 0 until a weight change says otherwise
+
+
+@dataclass
+class WeightChange:
+    """New weights from the first row on that begins at or after `at_tokens` tokens of training."""
+
+    at_tokens: int
+    weights: dict[str, float]  # of every source, by name
+
+
+@dataclass
+class DataConfig:
+    """Datasets of `nextlat-data shard` or `nextlat-data index`: directories or URLs (http, s3, gs)."""
+
+    train: str | None = None  # directory or URL with manifest.json; or else `sources`
+    sources: list[SourceConfig] = field(default_factory=list)
+    weight_changes: list[WeightChange] = field(default_factory=list)
     validation: str | None = None
     tokenizer: str | None = None  # when given, must be the file that the datasets were tokenized with
     sequence_length: int = 256  # positions per row; a row reads sequence_length + 1 tokens
     packing: Literal["concat", "pad"] = "concat"
     shuffle: bool = True
+    shuffle_window_records: int = 1  # records whose documents are shuffled together
+    workers: int = 1  # threads per reading rank that prepare batches ahead
+    verify: Literal["always", "first", "never"] = "first"  # sha256 of whole shards; each record's crc32 always is
+    on_damage: Literal["fail", "quarantine"] = "fail"  # quarantine: padding takes the place of a damaged record
+    max_quarantined_fraction: float = 0.01  # of a source's tokens; more stops the run
+    cache_dir: str | None = None  # keeps records of remote datasets; null: nextlat_dist in the user's cache directory
+    cache_bytes: int = 10_000_000_000  # 0: no cache
+    log_batch_hashes: bool = False  # SHA-256 of every global batch into batch_hashes.jsonl
+
+    @property
+    def train_sources(self) -> list[SourceConfig]:
+        """`sources`, or `train` as the only one."""
+        return self.sources if self.train is None else [SourceConfig("train", self.train)]
+
+    @property
+    def weight_changes_by_row(self) -> list[tuple[int, dict[str, float]]]:
+        return [(-(-change.at_tokens // self.sequence_length), change.weights) for change in self.weight_changes]
 
 
 @dataclass
@@ -190,6 +227,7 @@ def validate(config: RunConfig, world_size: int | None = None) -> None:
         UserError: the first broken rule.
     """
     _validate_positive(config)
+    _validate_sources(config)
     _validate_model(config)
     _validate_schedule(config)
     _validate_parallel(config)
@@ -208,6 +246,7 @@ def _validate_positive(config: RunConfig) -> None:
         "model.vocab_size": model.vocab_size,
         "model.make_vocab_size_divisible_by": model.make_vocab_size_divisible_by,
         "data.sequence_length": config.data.sequence_length,
+        "data.shuffle_window_records": config.data.shuffle_window_records,
         "model.max_position_embeddings": config.max_position_embeddings,
         "model.rotary_base": model.rotary_base,
         "model.norm_epsilon": model.norm_epsilon,
@@ -233,6 +272,9 @@ def _validate_positive(config: RunConfig) -> None:
         "schedule.warmup_tokens": config.schedule.warmup_tokens,
         "schedule.decay_tokens": config.schedule.decay_tokens,
         "schedule.min_lr": config.schedule.min_lr,
+        "data.workers": config.data.workers,
+        "data.cache_bytes": config.data.cache_bytes,
+        "data.max_quarantined_fraction": config.data.max_quarantined_fraction,
         "training.seed": training.seed,
         "training.validation_interval": training.validation_interval,
         "training.validation_batches": training.validation_batches,
@@ -245,6 +287,39 @@ def _validate_positive(config: RunConfig) -> None:
         len(config.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in config.optimizer.betas),
         f"optimizer.betas is {config.optimizer.betas}, it must be two numbers in [0, 1)",
     )
+
+
+def _validate_sources(config: RunConfig) -> None:
+    data = config.data
+    names = [source.name for source in data.train_sources]
+    _require(
+        data.train is None or not data.sources,
+        f"data.train={data.train} and data.sources are both set; put every dataset into data.sources",
+    )
+    _require(len(set(names)) == len(names), f"data.sources has the names {', '.join(names)}; give each its own")
+    for source in data.sources:
+        _require(source.weight >= 0, f"the weight of source {source.name} is {source.weight}; it must not be negative")
+    _require(
+        not data.sources or any(source.weight > 0 for source in data.sources),
+        "every weight in data.sources is 0; one must be positive",
+    )
+    at = [0, *(row for row, _ in data.weight_changes_by_row)]
+    _require(
+        all(one < next_one for one, next_one in itertools.pairwise(at)),
+        f"data.weight_changes are at {', '.join(str(c.at_tokens) for c in data.weight_changes)} tokens; each must be a "
+        f"row of data.sequence_length={data.sequence_length} tokens or more after the one before, the first after 0",
+    )
+    for change in data.weight_changes:
+        _require(
+            set(change.weights) == set(names),
+            f"data.weight_changes at {change.at_tokens} tokens names {', '.join(change.weights) or 'nothing'}; it must "
+            f"give a weight for each of {', '.join(names)}",
+        )
+        _require(
+            all(weight >= 0 for weight in change.weights.values()) and any(change.weights.values()),
+            f"data.weight_changes at {change.at_tokens} tokens has the weights "
+            f"{', '.join(map(str, change.weights.values()))}; none may be negative and one must be positive",
+        )
 
 
 def _validate_model(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from nextlat_dist.data.places import LocalPlace, Place
+from nextlat_dist.data.places import Place
 from nextlat_dist.data.shard_format import ShardEntry, index_name
 
 Verify = Literal["always", "first", "never"]
@@ -38,8 +38,7 @@ class ShardChecker:
 
     def __init__(self, place: Place, verify: Verify) -> None:
         self._place = place
-        self._hashes = verify == "always" or (verify == "first" and isinstance(place, LocalPlace))
-        self._uses_stamps = verify == "first"
+        self._verify = verify
         self._good: set[str] = set()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -49,12 +48,14 @@ class ShardChecker:
         Raises:
             OSError: it cannot be read.
         """
-        if not self._hashes or shard.name in self._good:
+        if self._verify == "never" or shard.name in self._good:
+            return None
+        if self._verify == "first" and self._is_remote(shard.name):
             return None
         with self._locks[shard.name]:
             if shard.name in self._good:
                 return None
-            right = self._right_by_stamp(shard) if self._uses_stamps else self._right(shard)
+            right = self._right_by_stamp(shard) if self._verify == "first" else self._right(shard)
             if right:
                 self._good.add(shard.name)
                 return None
@@ -62,7 +63,7 @@ class ShardChecker:
 
     def age(self, shard: ShardEntry) -> str:
         """A remark when the shard was changed after its index was written."""
-        if not isinstance(self._place, LocalPlace):
+        if self._is_remote(shard.name):
             return ""
         names = (shard.name, index_name(shard.name))
         try:
@@ -70,6 +71,9 @@ class ShardChecker:
         except OSError:
             return ""
         return " (its index is older than the shard)" if changed > indexed else ""
+
+    def _is_remote(self, name: str) -> bool:
+        return "://" in self._place.full_name(name)
 
     def _right_by_stamp(self, shard: ShardEntry) -> bool:
         key = hashlib.sha256(os.path.abspath(self._place.full_name(shard.name)).encode()).hexdigest()

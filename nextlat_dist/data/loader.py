@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nextlat_dist.data.cache import CacheSettings
 from nextlat_dist.data.integrity import Verify
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.packing import RowBatch
@@ -33,6 +34,7 @@ from nextlat_dist.errors import UserError
 __all__ = ["Cursor", "Lost", "RowBatch", "RowLoader", "Source"]
 
 OnDamage = Literal["fail", "quarantine"]
+ONLY_SOURCE = "train"  # the name of a dataset that is given alone
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class RowLoader:
         verify: when to check the sha256 of whole shards; the crc32 of a record is checked whenever it is read.
         on_damage: "fail" stops at a damaged record; "quarantine" puts padding, which is no target, in its place.
         max_quarantined_fraction: of a source's tokens; more is an error.
+        cache: where records of remote datasets are kept.
 
     Attributes:
         truncated_documents: documents this loader had to cut (`packing: pad`).
@@ -142,6 +145,7 @@ class RowLoader:
         verify: Verify = "first",
         on_damage: OnDamage = "fail",
         max_quarantined_fraction: float = 0.01,
+        cache: CacheSettings | None = None,
     ) -> None:
         assert 0 <= data_parallel_rank < data_parallel_size
         _require(sequence_length >= 1, f"sequence_length is {sequence_length}; it must be at least 1")
@@ -154,14 +158,14 @@ class RowLoader:
             "; change global_batch_size or the number of ranks",
         )
         if isinstance(sources, str | Path):
-            sources = [Source("train", sources)]
+            sources = [Source(ONLY_SOURCE, sources)]
         self._mixture = Mixture({source.name: source.weight for source in sources}, weight_changes)
         _require(len(self._mixture.names) == len(sources), "two sources have the same name; name each differently")
         self._streams = [
             _open_stream(
                 source,
                 # Two sources of equal shape must not be shuffled alike.
-                seed=seed if len(sources) == 1 else zlib.crc32(source.name.encode(), seed & 0xFFFFFFFF),
+                seed=seed if source.name == ONLY_SOURCE else zlib.crc32(source.name.encode(), seed & 0xFFFFFFFF),
                 row_tokens=sequence_length + 1,
                 packing=packing,
                 shuffle=shuffle,
@@ -171,6 +175,7 @@ class RowLoader:
                 lost=cursor.quarantined.get(source.name, ()),
                 verify=verify,
                 tolerant=on_damage == "quarantine",
+                cache=cache,
             )
             for source in sources
         ]
@@ -205,6 +210,11 @@ class RowLoader:
     def rows_per_epoch(self) -> int:
         """Full rows of one pass over all sources."""
         return sum(stream.rows_per_epoch for stream in self._streams)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each source in the rows that come next."""
+        return dict(zip(self._mixture.names, self._mixture.shares(self._row), strict=True))
 
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
@@ -319,9 +329,10 @@ def _open_stream(
     tokenizer_sha256: str | None,
     verify: Verify,
     tolerant: bool,
+    cache: CacheSettings | None,
     **order: Any,
 ) -> RowStream:
-    place = open_place(source.dataset)
+    place = open_place(source.dataset, cache)
     manifest = read_manifest(place)
     tokenizer, name = manifest.tokenizer, place.url
     if tokenizer_sha256 is not None and tokenizer_sha256 != tokenizer.sha256:

@@ -136,10 +136,13 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
 
 def _loader(config: RunConfig) -> RowLoader | None:
     """The run's validation (or training) data if it is still where the config says; else None, and export goes on."""
-    for dataset in (config.data.validation, config.data.train):
-        if dataset is not None and (Path(dataset) / "manifest.json").is_file():
+    datasets = [config.data.validation, *(source.path for source in config.data.train_sources)]
+    for dataset in datasets:
+        if dataset is None:
+            continue
+        try:
             return RowLoader(
-                Path(dataset),
+                dataset,
                 sequence_length=config.data.sequence_length,
                 packing=config.data.packing,
                 global_batch_size=CHECKED_ROWS,
@@ -148,6 +151,8 @@ def _loader(config: RunConfig) -> RowLoader | None:
                 data_parallel_rank=0,
                 data_parallel_size=1,
             )
+        except UserError:
+            continue
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Trainer:
         train: BatchSource,
         validation: ValidationSet | None,
         log: MetricsLog | None,
-        tokenizer: Path | None,
+        tokenizer: bytes | None,
     ) -> None:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
         self._train, self._validation, self._log, self._tokenizer = train, validation, log, tokenizer
@@ -47,7 +48,7 @@ class Trainer:
             print(f"MFU is relative to {self._throughput.peak:.3g} TFLOP/s per device ({self._throughput.peak_source})")
         self._throughput.restart()
         while state.step < total:
-            rate = self._step(self._train.next())
+            rate = self._step(self._next_batch())
             done = state.step == total
             save = self._due(config.checkpoint.save_interval, done)
             # Also before a save, so that a checkpoint never falls inside an average.
@@ -57,6 +58,18 @@ class Trainer:
                 self._validate(self._validation)
             if save:
                 self._save()
+
+    def _next_batch(self) -> GlobalBatch:
+        """The next batch; what was lost in it, and its hash where asked for, are logged."""
+        batch = self._train.next()
+        if self._log is not None:
+            step, row = self.state.step + 1, self.state.step * self.config.training.global_batch_size
+            for loss in batch.losses:
+                print(f"step {step}  quarantined a record of source {loss.source}: {loss.reason}", flush=True)
+                self._log.write_event({"step": step, "quarantined": asdict(loss)})
+            if batch.digest:
+                self._log.write_batch_hash({"step": step, "row": row, "sha256": batch.digest})
+        return batch
 
     def _step(self, batch: GlobalBatch) -> float:
         config, state = self.config, self.state
@@ -68,7 +81,6 @@ class Trainer:
         self._counts = self._counts + batch.counts
         state.step += 1
         state.tokens += config.tokens_per_step
-        state.row += config.training.global_batch_size
         self._throughput.count(config.tokens_per_step)
         return rate
 
@@ -93,6 +105,7 @@ class Trainer:
                 "learning_rate": rate,
                 "tokens_per_second": speed,
                 "mfu": utilisation,
+                **self._data_progress(),
                 "time": time.time(),
             }
         )
@@ -103,6 +116,15 @@ class Trainer:
             f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}",
             flush=True,
         )
+
+    def _data_progress(self) -> dict[str, float]:
+        """Passes over each source, its share of the rows to come, and how many records padding stands for."""
+        loader = self._train.loader
+        assert loader is not None
+        quarantined = sum(len(records) for records in loader.cursor.quarantined.values())
+        progress = {f"epoch/{name}": epochs for name, epochs in loader.epochs().items()}
+        shares = loader.shares if len(progress) > 1 else {}
+        return {**progress, **{f"share/{k}": v for k, v in shares.items()}, "quarantined_records": quarantined}
 
     def _validate(self, validation: ValidationSet) -> None:
         terms = validation.evaluate(self.engine, self.config, self.dims)
@@ -115,6 +137,8 @@ class Trainer:
 
     def _save(self) -> None:
         root = Path(self.config.output_dir) / "checkpoints"
+        if self._train.loader is not None:
+            self.state.cursor = self._train.loader.cursor.to_json()
         save_state(self.config, self.dims, self.engine, self.state, root, self._tokenizer)
         if self._log is not None:
             print(f"step {self.state.step}  checkpoint saved", flush=True)

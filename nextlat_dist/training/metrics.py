@@ -14,6 +14,7 @@ from nextlat_dist.objective.counting import flops_per_token
 from nextlat_dist.parallel.device import peak_tflops
 
 METRICS_FILE = "metrics.jsonl"
+BATCH_HASHES_FILE = "batch_hashes.jsonl"
 
 
 class MetricsLog:
@@ -21,26 +22,45 @@ class MetricsLog:
 
     def __init__(self, config: RunConfig, output_dir: Path, start_step: int, wandb_id: str | None = None) -> None:
         self._path = output_dir / METRICS_FILE
-        kept = []
-        if start_step and self._path.is_file():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= start_step]
-        self._path.write_text("".join(line + "\n" for line in kept))
+        self._hashes = output_dir / BATCH_HASHES_FILE
+        _keep_until(self._path, start_step)
+        if config.data.log_batch_hashes:
+            _keep_until(self._hashes, start_step)
         self._wandb = _start_wandb(config, output_dir, wandb_id)
 
     @property
     def wandb_id(self) -> str | None:
         return self._wandb.id if self._wandb is not None else None
 
+    def write_event(self, entry: dict[str, Any]) -> None:
+        """Something that happened at a step, into the file only."""
+        _append(self._path, entry)
+
+    def write_batch_hash(self, entry: dict[str, Any]) -> None:
+        _append(self._hashes, entry)
+
     def write(self, entry: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        _append(self._path, entry)
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and those that a kill cut short."""
+    lines = path.read_text().splitlines() if step and path.is_file() else []
+    steps = [_step_of(line) for line in lines]
+    path.write_text(
+        "".join(line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
+    )
 
 
 def _step_of(line: str) -> int | None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.schema import RunConfig, validate
-from nextlat_dist.data.loader import Cursor, RowLoader
-from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.data.loader import Cursor
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.counting import parameter_counts
-from nextlat_dist.parallel.dims import ParallelDims, raise_together, world_size_from_environment
-from nextlat_dist.training.batches import BatchSource
-from nextlat_dist.training.build import Engine, build_engine
+from nextlat_dist.parallel.dims import ParallelDims, world_size_from_environment
+from nextlat_dist.training.build import build_engine
+from nextlat_dist.training.data import (
+    batch_source,
+    check_same_data,
+    open_training_data,
+    open_validation_data,
+    tokenizer_model,
+    validation_set,
+)
 from nextlat_dist.training.deepspeed_config import deepspeed_config
-from nextlat_dist.training.loop import Trainer, ValidationSet
+from nextlat_dist.training.loop import Trainer
 from nextlat_dist.training.metrics import MetricsLog
-from nextlat_dist.training.state import CONFIG_FILE, TrainerState, find_resumable, resume_state
+from nextlat_dist.training.state import CONFIG_FILE, TrainerState, find_resumable, resume_state, saved_config
 
 
 def train(config: RunConfig) -> None:
@@ -30,8 +34,10 @@ def train(config: RunConfig) -> None:
     """
     world_size = world_size_from_environment()
     validate(config, world_size)
-    if config.data.train is None:
-        raise UserError("data.train is not set; give it a directory written by `nextlat-data shard`")
+    if not config.data.train_sources:
+        raise UserError(
+            "data.train is not set; give it a directory written by `nextlat-data shard`, or set data.sources"
+        )
     deepspeed_config(config, _data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
     dims = ParallelDims.initialize(config.parallel)
     output_dir = Path(config.output_dir)
@@ -39,30 +45,35 @@ def train(config: RunConfig) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         print(describe(config, dims.world_size), flush=True)
     # Data and checkpoint first: what is missing should not be found out after a model was built.
-    probe = _open_loader(config, dims, config.data.train, config.data.shuffle)
-    validation_data = config.data.validation if config.training.validation_batches > 0 else None
-    validation_loader = _open_loader(config, dims, validation_data, False) if validation_data is not None else None
+    loader = open_training_data(config, dims, Cursor())
+    validates = config.data.validation is not None and config.training.validation_batches > 0
+    validation_loader = open_validation_data(config, dims) if validates else None
     checkpoint = find_resumable(config, dims, output_dir / "checkpoints")
     engine = build_engine(config, dims)
-    state = resume_state(dims, engine, checkpoint) if checkpoint is not None else TrainerState()
-    raise_together(_dataset_changed(config, state, probe))
-    train_loader = None
-    if probe is not None:
-        state.dataset_digest = probe.manifests["train"].digest
-        train_loader = _loader(config, dims, Path(config.data.train), config.data.shuffle, Cursor(state.row))
+    state = TrainerState()
+    if checkpoint is not None:
+        state = resume_state(dims, engine, checkpoint)
+        check_same_data(config, saved_config(checkpoint).data, state, loader)
+        if loader is not None:
+            loader.close()
+        loader = open_training_data(config, dims, Cursor.from_json(state.cursor))
     log = None
     if dims.rank == 0:
+        assert loader is not None
+        state.datasets = {name: manifest.digest for name, manifest in loader.manifests.items()}
         (output_dir / CONFIG_FILE).write_text(dump_config(config))
         if state.step:
             print(f"resumed at step {state.step}, {state.tokens:,} tokens", flush=True)
         log = MetricsLog(config, output_dir, state.step, state.wandb_id)
         state.wandb_id = log.wandb_id
-    source = _source(config, dims, engine, train_loader)
-    validation = _validation_set(config, dims, engine, validation_loader) if validation_data is not None else None
-    tokenizer = Path(config.data.train) / probe.manifests["train"].tokenizer.file if probe is not None else None
+    source = batch_source(config, dims, loader, engine.device)
+    validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
+    tokenizer = tokenizer_model(config, loader) if loader is not None else None
     Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
     if log is not None:
         log.close()
+    if loader is not None:
+        loader.close()
 
 
 def describe(config: RunConfig, world_size: int) -> str:
@@ -124,64 +135,3 @@ def _count(value: int) -> str:
         if value >= size:
             return f"{value / size:.2f}{unit}"
     return str(value)
-
-
-def _loader(config: RunConfig, dims: ParallelDims, dataset: Path, shuffle: bool, cursor: Cursor) -> RowLoader:
-    tokenizer = Tokenizer(Path(config.data.tokenizer)).sha256 if config.data.tokenizer else None
-    return RowLoader(
-        dataset,
-        sequence_length=config.data.sequence_length,
-        packing=config.data.packing,
-        global_batch_size=config.training.global_batch_size,
-        seed=config.training.seed,
-        shuffle=shuffle,
-        data_parallel_rank=dims.data_rank,
-        data_parallel_size=dims.data_size,
-        cursor=cursor,
-        vocab_size=config.model.vocab_size,
-        tokenizer_sha256=tokenizer,
-    )
-
-
-def _open_loader(config: RunConfig, dims: ParallelDims, dataset: str, shuffle: bool) -> RowLoader | None:
-    """The loader on the model group's first rank, None on the others; an error on any reader is raised on all ranks."""
-    loader, error = None, ""
-    if dims.rank == dims.model_group_source:
-        try:
-            loader = _loader(config, dims, Path(dataset), shuffle, Cursor())
-        except UserError as caught:
-            error = str(caught)
-    raise_together(error)
-    return loader
-
-
-def _dataset_changed(config: RunConfig, state: TrainerState, loader: RowLoader | None) -> str:
-    if loader is None or state.dataset_digest in ("", loader.manifests["train"].digest):
-        return ""
-    return (
-        f"data.train={config.data.train} is not the dataset this run was trained on (manifest "
-        f"{loader.manifests['train'].digest[:12]}…, checkpoint {state.dataset_digest[:12]}…); restore it or use another "
-        "output_dir"
-    )
-
-
-def _source(config: RunConfig, dims: ParallelDims, engine: Engine, loader: RowLoader | None) -> BatchSource:
-    return BatchSource(
-        loader,
-        dims,
-        rows=config.training.global_batch_size // dims.data_size,
-        micro_batch_size=config.training.micro_batch_size,
-        sequence_length=config.data.sequence_length,
-        rollout_steps=config.objective.rollout_steps,
-        device=engine.device,
-    )
-
-
-def _validation_set(config: RunConfig, dims: ParallelDims, engine: Engine, loader: RowLoader | None) -> ValidationSet:
-    batches = torch.zeros(1, dtype=torch.int64)
-    if loader is not None:
-        whole = max(1, loader.rows_per_epoch // config.training.global_batch_size)
-        batches[0] = min(config.training.validation_batches, whole)
-    batches = batches.to(engine.device)
-    torch.distributed.broadcast(batches, src=dims.model_group_source, group=dims.model_group)
-    return ValidationSet(_source(config, dims, engine, loader), int(batches))

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.commit import commit, find_checkpoint, prune, read_manifest, verify, verify_together
 from nextlat_dist.checkpoint.rng import load_rng, save_rng
 from nextlat_dist.checkpoint.weights import save_weights
-from nextlat_dist.config.load import config_to_dict, dump_config
+from nextlat_dist.config.load import config_from_dict, config_to_dict, dump_config
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.data.loader import Cursor
 from nextlat_dist.errors import UserError
 from nextlat_dist.model.initialize import canonical_parameters
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
@@ -40,13 +40,13 @@ class TrainerState:
 
     step: int = 0
     tokens: int = 0
-    row: int = 0  # data cursor: global rows consumed
-    dataset_digest: str = ""
+    cursor: dict[str, Any] = field(default_factory=lambda: Cursor().to_json())  # place in the data, kept by rank 0
+    datasets: dict[str, str] = field(default_factory=dict)  # manifest digest of each source
     wandb_id: str | None = None
 
 
 def save_state(
-    config: RunConfig, dims: ParallelDims, engine: Engine, state: TrainerState, root: Path, tokenizer: Path | None
+    config: RunConfig, dims: ParallelDims, engine: Engine, state: TrainerState, root: Path, tokenizer: bytes | None
 ) -> None:
     """Commit a checkpoint of this step and prune old ones. Collective."""
     with commit(root, state.step, {"topology": _topology(config, dims)}) as directory:
@@ -60,7 +60,7 @@ def save_state(
             (directory / STATE_FILE).write_text(json.dumps(asdict(state), indent=1) + "\n")
             (directory / CONFIG_FILE).write_text(dump_config(config))
             if tokenizer is not None:
-                shutil.copyfile(tokenizer, directory / TOKENIZER_FILE)
+                (directory / TOKENIZER_FILE).write_bytes(tokenizer)
     if dims.rank == 0:
         prune(root, config.checkpoint.keep_last)
 
@@ -119,6 +119,13 @@ def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path) -> Traine
     return state
 
 
+def saved_config(checkpoint: Path) -> RunConfig:
+    """The configuration of the run that wrote `checkpoint`."""
+    import yaml
+
+    return config_from_dict(yaml.safe_load((checkpoint / CONFIG_FILE).read_text()))
+
+
 def _find_compatible(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
     checkpoint = find_checkpoint(root)
     if checkpoint is not None:
@@ -136,10 +143,13 @@ def _check_compatible(config: RunConfig, dims: ParallelDims, checkpoint: Path, m
     import yaml
 
     theirs, ours = manifest["topology"], _topology(config, dims)
-    if theirs != ours:
+    # Without ZeRO every data-parallel rank has the whole optimizer state.
+    free = {"data"} if theirs["zero_stage"] == ours["zero_stage"] == 0 else set()
+    if any(theirs[key] != ours[key] for key in ours if key not in free):
         raise UserError(
-            f"{checkpoint} was saved with {_describe(theirs)}, this run has {_describe(ours)}; "
-            "a resume needs the same topology: change the parallel section or the number of ranks"
+            f"{checkpoint} was saved with {_describe(theirs)}, this run has {_describe(ours)}; a resume needs the same "
+            "topology (with parallel.zero_stage=0 the number of data-parallel ranks may change): change the parallel "
+            "section or the number of ranks"
         )
     saved = yaml.safe_load((checkpoint / CONFIG_FILE).read_text())
     current = config_to_dict(config)
@@ -147,7 +157,7 @@ def _check_compatible(config: RunConfig, dims: ParallelDims, checkpoint: Path, m
         "model": list(current["model"]),
         "predictor": ["hidden_size"],
         "objective": ["name", "horizon"],
-        "data": ["sequence_length", "packing"],
+        "data": ["sequence_length", "packing", "shuffle", "shuffle_window_records"],
         "training": ["global_batch_size", "precision"],
     }.items():
         for key in keys:

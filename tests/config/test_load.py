@@ -67,7 +67,7 @@ def test_unknown_key_of_a_file_is_an_error_too(tmp_path: Path) -> None:
         ("optimizer.lr=.nan", "optimizer.lr is nan, it must be finite"),
         ("optimizer.lr=1e999", "optimizer.lr is inf, it must be finite"),
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, it must be a list"),
-        ("optimizer.betas=[0.9, high]", "optimizer.betas is 'high', it must be a number"),
+        ("optimizer.betas=[0.9, high]", "optimizer.betas[1] is 'high', it must be a number"),
         ("model.tie_embeddings=1", "model.tie_embeddings is 1, it must be of type bool"),
         ("model.tie_embeddings='yes'", "model.tie_embeddings is 'yes', it must be of type bool"),
         ("output_dir=12", "output_dir is 12, it must be of type str"),

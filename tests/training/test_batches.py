@@ -33,6 +33,7 @@ class FakeLoader:
     size: int
     fails_at: int | None
     batches: int = 0
+    new_losses: tuple[()] = ()
 
     def next_batch(self) -> RowBatch:
         self.batches += 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nextlat_dist.data.loader import Cursor
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
 
@@ -97,8 +98,8 @@ def test_resume_reads_the_next_rows_not_the_first_ones(tmp_path: Path, text_data
     shutil.copytree(whole / "checkpoints" / "step_00000003", checkpoint)
     (cut / "checkpoints" / "latest").write_text("step_00000003\n")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert state["row"] == 12
-    _rewrite(checkpoint, "trainer_state.json", json.dumps({**state, "row": 0}))
+    assert state["cursor"] == {"row": 12, "taken": {"train": 12}, "quarantined": {}}
+    _rewrite(checkpoint, "trainer_state.json", json.dumps({**state, "cursor": Cursor().to_json()}))
     one_rank.run(run_training, training_config(cut, text_dataset, {"zero_stage": 0}, {}))
     assert logged(whole)[4]["loss"] != logged(cut)[4]["loss"]
 
