@@ -6,6 +6,7 @@ nextlat-data shard     --input corpus/stdlib.jsonl --tokenizer corpus/tokenizer.
 nextlat-data index     tars/ --tokenizer corpus/tokenizer.model
 nextlat-data verify    data
 nextlat-data inspect   data
+nextlat-data reshard   tars/ data --output all
 
 Invariant: bad input ends with one sentence on standard error and exit status 2; results go to standard output, progress
 to standard error. A command that finds what it looks for, as `verify` does, may end with status 1.
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, inspect, shard_command, verify
+from data_tools import index, inspect, reshard, shard_command, verify
 from data_tools.inputs import input_options, open_source
 from data_tools.stdlib import write_stdlib
 from data_tools.tokenizer import sample, train_tokenizer
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_command(commands)
     verify.add_command(commands)
     inspect.add_command(commands)
+    reshard.add_command(commands)
     return parser
 
 

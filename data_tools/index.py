@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.adopt import AdoptedTar, Adopter, merged
-from data_tools.files import write_file
+from data_tools.files import sole_writer, write_file, writing_to
 from data_tools.shard_report import describe
 from nextlat_dist.data.places import Place, open_place
 from nextlat_dist.data.shard_format import (
@@ -102,10 +102,11 @@ def _local_tars(inputs: list[str], output: Path | None) -> Tars:
             raise UserError("the tars lie in several folders; name one for their indices and manifest with --output")
         output = base
     output = Path(os.path.abspath(output))
-    names = [
-        file.relative_to(output) if file.is_relative_to(output) else _link(file, output, file.relative_to(base))
-        for file in files
-    ]
+    with writing_to(output):
+        names = [
+            file.relative_to(output) if file.is_relative_to(output) else _link(file, output, file.relative_to(base))
+            for file in files
+        ]
     return Tars(open_place(output), [name.as_posix() for name in names], output)
 
 
@@ -139,6 +140,13 @@ def index(tars: Tars, tokenizer: Tokenizer, members: MembersEntry, *, split: str
         tokenizer.pad_id,
     )
     template = Manifest(split, entry, (), False, bos, eos, {}, members)
+    with writing_to(tars.output):
+        tars.output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(tars.output):
+        return _index(tars, tokenizer.model, template)
+
+
+def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
     sizes: dict[str, int] = {}
     for name, size in zip(tars.names, tars.place.sizes(tars.names), strict=True):
         if size is None:
@@ -151,21 +159,23 @@ def index(tars: Tars, tokenizer: Tokenizer, members: MembersEntry, *, split: str
     stale = [name for name in tars.names if name not in known]
     if known:
         print(f"{len(known)} of {len(tars.names)} tars are indexed already", file=sys.stderr)
-    adopt = Adopter(template, tokenizer.model)
+    adopt = Adopter(template, model)
     total = sum(sizes[name] for name in stale)
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", file=sys.stderr, mininterval=0.5) as bar:
         for name in stale:
             tar, table = adopt(tars.place, name, sizes[name], bar.update)
-            write_file(tars.output / index_name(name), table)
-            journal.add(tar)
+            with writing_to(tars.output):
+                write_file(tars.output / index_name(name), table)
+                journal.add(tar)
     manifest = replace(
         template, shards=tuple(known[name].entry for name in tars.names), report=_report([*map(known.get, tars.names)])
     )
     if not manifest.documents:
         raise UserError(f"the {len(sizes)} tars hold no document with text or tokens; name other tars or members")
-    write_file(tars.output / TOKENIZER_FILE, tokenizer.model)
-    write_file(tars.output / MANIFEST_FILE, manifest_bytes(manifest))
-    journal.remove()
+    with writing_to(tars.output):
+        write_file(tars.output / TOKENIZER_FILE, model)
+        write_file(tars.output / MANIFEST_FILE, manifest_bytes(manifest))
+        journal.remove()
     return manifest
 
 

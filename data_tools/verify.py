@@ -12,7 +12,6 @@ when there are problems, 2 when there is no dataset to verify.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import zlib
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from data_tools.adopt import left_out
 from data_tools.files import write_file
 from data_tools.tape import Tape, TarDamage
-from nextlat_dist.data.members import Decoder, record_decoder, split_members
+from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.places import Place, open_place
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
 from nextlat_dist.errors import UserError
@@ -96,16 +95,12 @@ def verify(dataset: str) -> Verified:
 
 def _tokenizer(place: Place, manifest: Manifest) -> tuple[list[Problem], Decoder | None]:
     """Problems of the tokenizer, and what decodes records; None where that needs a tokenizer and there is none."""
-    file = manifest.tokenizer.file
     model: bytes | None = None
     problems: list[Problem] = []
     try:
-        model = place.read(file)
-    except OSError as error:
-        problems.append(Problem(f"tokenizer {file} cannot be read ({error.strerror or error})"))
-    if model is not None and hashlib.sha256(model).hexdigest() != manifest.tokenizer.sha256:
-        problems.append(Problem(f"{file} is not the tokenizer that made the dataset"))
-        model = None
+        model = read_tokenizer(place, manifest)
+    except UserError as error:
+        problems.append(Problem(str(error)))
     if model is None and manifest.members.kind == "text":
         return problems, None
     return problems, record_decoder(manifest, model)

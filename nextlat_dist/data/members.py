@@ -9,6 +9,7 @@ Invariant: what a record decodes to depends on its bytes, the manifest and the t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nextlat_dist.data.places import Place
 from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, npy_array, token_dtype
 from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
 
 Decoder = Callable[[Mapping[str, bytes]], Record]
 
@@ -58,6 +61,22 @@ def split_members(data: bytes) -> dict[str, bytes]:
     from webdataset.tariterators import base_plus_ext, tar_file_iterator
 
     return {base_plus_ext(member["fname"])[1]: member["data"] for member in tar_file_iterator(io.BytesIO(data))}
+
+
+def read_tokenizer(place: Place, manifest: Manifest) -> bytes:
+    """Content of a dataset's tokenizer file.
+
+    Raises:
+        UserError: it cannot be read, or is not the one that made the dataset.
+    """
+    path = place.full_name(manifest.tokenizer.file)
+    try:
+        model = place.read(manifest.tokenizer.file)
+    except OSError as error:
+        raise UserError(f"tokenizer {path} cannot be read ({error}); copy the dataset again") from None
+    if hashlib.sha256(model).hexdigest() != manifest.tokenizer.sha256:
+        raise UserError(f"{path} is not the tokenizer that made {place.url}; copy the dataset again")
+    return model
 
 
 def load_tokenizer(model: bytes) -> Tokenizer:
