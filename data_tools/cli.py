@@ -7,6 +7,7 @@ nextlat-data index     tars/ --tokenizer corpus/tokenizer.model
 nextlat-data verify    data
 nextlat-data inspect   data
 nextlat-data reshard   tars/ data --output all
+nextlat-data mix-preview --source a=data/a:0.7 --source b=data/b:0.3 --tokens 1_000_000_000
 
 Invariant: bad input ends with one sentence on standard error and exit status 2; results go to standard output, progress
 to standard error. A command that finds what it looks for, as `verify` does, may end with status 1.
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, inspect, reshard, shard_command, verify
+from data_tools import index, inspect, mix_preview, reshard, shard_command, verify
 from data_tools.inputs import input_options, open_source
 from data_tools.stdlib import write_stdlib
 from data_tools.tokenizer import sample, train_tokenizer
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_command(commands)
     inspect.add_command(commands)
     reshard.add_command(commands)
+    mix_preview.add_command(commands)
     return parser
 
 

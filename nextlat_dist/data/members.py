@@ -47,10 +47,10 @@ def record_decoder(manifest: Manifest, tokenizer: bytes | None) -> Decoder:
         ids_of = _ids_of_array
     else:
         assert tokenizer is not None
-        encode = load_tokenizer(tokenizer).encode_array
+        encode = load_tokenizer(tokenizer).encode
 
         def ids_of(content: bytes) -> np.ndarray:
-            return encode(text_of(content, entry.field))
+            return np.array(encode(text_of(content, entry.field)), dtype=np.int32)
 
     return lambda members: _document(ids_of(_member(members, entry.member)), manifest)
 
