@@ -11,12 +11,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Literal
 
@@ -44,15 +44,24 @@ class Encoded:
         prompt_tokens: leading tokens that belong to BOS and prompt.
         remark: why it was left out ("empty", "binary", "invalid_utf8") or what was changed ("invalid_utf8": bytes that
             are no UTF-8 became U+FFFD; "not_lossless": decoding the tokens does not give the text back).
+        refusal: what is wrong with a document that must not be there.
     """
 
     tokens: np.ndarray | None
     prompt_tokens: int = 0
     remark: Remark | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class _Text:
+    prompt: str
+    text: str
+    remark: Remark | None
 
 
 class Encoder:
-    """Encodes single documents; `bos` and `eos` put these tokens around each.
+    """Encodes documents; `bos` and `eos` put these tokens around each.
 
     Raises:
         UserError: the tokenizer has no such token.
@@ -65,37 +74,51 @@ class Encoder:
         self._tokenizer = tokenizer
         self._bos = np.array([tokenizer.bos_id] if bos else [], dtype=np.int32)
         self._eos = np.array([tokenizer.eos_id] if eos else [], dtype=np.int32)
+        self._no_tokens = np.array([], dtype=np.int32)
         self._on_invalid = on_invalid
         self._dtype = token_dtype(tokenizer.vocab_size)
 
-    def __call__(self, document: Document) -> Encoded:
-        """Raises UserError for bytes that are not UTF-8 under `on_invalid="fail"`."""
+    def __call__(self, documents: Sequence[Document]) -> list[Encoded]:
+        """All documents at once: a call of a library costs as much as a short document."""
+        read = [self._read(document) for document in documents]
+        texts = [found for found in read if isinstance(found, _Text)]
+        encoded = iter(self._encode(texts) if texts else [])
+        return [next(encoded) if isinstance(found, _Text) else found for found in read]
+
+    def _read(self, document: Document) -> _Text | Encoded:
+        """The text of a document; one that is left out is encoded already."""
         if not document.text and not document.prompt:
             return Encoded(None, remark="empty")
         if document.may_be_binary and b"\0" in document.text[:BINARY_PROBE_BYTES]:
             return Encoded(None, remark="binary")
-        remark: Remark | None = None
+        prompt = document.prompt or b""
         try:
-            prompt, text = (document.prompt or b"").decode(), document.text.decode()
+            return _Text(prompt.decode(), document.text.decode(), None)
         except UnicodeDecodeError as error:
-            if self._on_invalid == "fail":
-                raise UserError(
-                    f"{document.name} is not UTF-8 at byte {error.start}; "
-                    "convert it or pass --on-invalid replace or skip"
-                ) from None
-            remark = "invalid_utf8"
-            if self._on_invalid == "skip":
-                return Encoded(None, remark=remark)
-            prompt, text = ((part or b"").decode(errors="replace") for part in (document.prompt, document.text))
-        parts = [self._bos]
-        if prompt:
-            parts.append(self._tokenizer.encode_array(prompt))
-        prompt_tokens = sum(map(len, parts))
-        tokens = np.concatenate([*parts, self._tokenizer.encode_array(text), self._eos])
-        # Checked on the very tokens that are stored, all of them at once.
-        if remark is None and self._tokenizer.decode(tokens) != prompt + text:
-            remark = "not_lossless"
-        return Encoded(tokens.astype(self._dtype), prompt_tokens, remark)
+            if self._on_invalid == "replace":
+                return _Text(prompt.decode(errors="replace"), document.text.decode(errors="replace"), "invalid_utf8")
+            refusal = (
+                f"{document.name} is not UTF-8 at byte {error.start}; convert it or pass --on-invalid replace or skip"
+            )
+            return Encoded(None, remark="invalid_utf8", refusal=refusal if self._on_invalid == "fail" else None)
+
+    def _encode(self, texts: Sequence[_Text]) -> list[Encoded]:
+        prompts = iter(self._tokenizer.encode_all([text.prompt for text in texts if text.prompt]))
+        parts: list[np.ndarray] = []
+        for text, ids in zip(texts, self._tokenizer.encode_all([text.text for text in texts]), strict=True):
+            parts += [self._bos, next(prompts) if text.prompt else self._no_tokens, ids, self._eos]
+        ends = list(accumulate(map(len, parts)))
+        tokens = np.concatenate(parts)
+        # Checked on the very tokens that are stored.
+        exact = self._tokenizer.given_back(tokens, ends[3::4], [text.prompt + text.text for text in texts])
+        stored = tokens.astype(self._dtype)
+        found: list[Encoded] = []
+        begin = 0
+        for text, is_exact, prompt_end, end in zip(texts, exact, ends[1::4], ends[3::4], strict=True):
+            remark = text.remark or (None if is_exact else "not_lossless")
+            found.append(Encoded(stored[begin:end], prompt_end - begin, remark))
+            begin = end
+        return found
 
 
 def encode_all(
@@ -108,10 +131,11 @@ def encode_all(
     """
     settings = (tokenizer, bos, eos, on_invalid)
     encoder = _encoder(*settings)  # also here, so that a worker's start cannot fail
-    if workers == 1:
-        yield from map(encoder, documents)
-        return
     batches = _batches(documents)
+    if workers == 1:
+        for batch in batches:
+            yield from _accepted(encoder(batch))
+        return
     # spawn: forking a process that has imported numpy and torch copies their thread pools in an unknown state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=settings)
@@ -127,7 +151,7 @@ def encode_all(
         while pending:
             encoded = pending.popleft().result()
             submit(1)
-            yield from encoded
+            yield from _accepted(encoded)
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for want of memory; lower --workers and run the same command again"
@@ -162,6 +186,14 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def _accepted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+    """Raises UserError at a document that was refused, when those before it are through."""
+    for each in encoded:
+        if each.refusal is not None:
+            raise UserError(each.refusal)
+        yield each
+
+
 def _encoder(tokenizer: Path, bos: bool, eos: bool, on_invalid: OnInvalid) -> Encoder:
     return Encoder(Tokenizer(tokenizer), bos=bos, eos=eos, on_invalid=on_invalid)
 
@@ -185,4 +217,4 @@ def _leave_with_parent() -> None:
 
 def _encode_batch(batch: list[Document]) -> list[Encoded]:
     assert _worker_encoder is not None
-    return [_worker_encoder(document) for document in batch]
+    return _worker_encoder(batch)

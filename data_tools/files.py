@@ -50,20 +50,25 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-@contextmanager
-def writing_to(directory: Path) -> Iterator[None]:
-    """Around code that only writes below `directory`: a full disk and the like end with a sentence.
+class WritingTo:
+    """Around code that only writes below `directory`: a full disk and the like end with a sentence. Can be used again.
 
     Raises:
         UserError: the system refused to write.
     """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {directory} ({error.strerror or error}); make room there or correct that, then run the "
-            "same command again: shards that are finished stay valid and are not done again"
-        ) from error
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write to {self._directory} ({error.strerror or error}); make room there or correct that, then "
+                "run the same command again: shards that are finished stay valid and are not done again"
+            ) from error
 
 
 @contextmanager

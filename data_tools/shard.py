@@ -18,7 +18,7 @@ import sentencepiece
 from tqdm import tqdm
 
 from data_tools.encode import OnInvalid, encode_all
-from data_tools.files import sole_writer, writing_to
+from data_tools.files import WritingTo, sole_writer
 from data_tools.journal import FinishedShard, Journal, Mark
 from data_tools.remaining import Remaining
 from data_tools.shard_report import Report
@@ -99,10 +99,11 @@ def shard(source: Source, options: ShardOptions) -> list[Manifest]:
     """
     tokenizer = Tokenizer(options.tokenizer)
     settings = {**options.settings, "tokenizer (sha256)": tokenizer.sha256, **source.identity}
-    with writing_to(options.output):
+    writing = WritingTo(options.output)
+    with writing:
         options.output.mkdir(parents=True, exist_ok=True)
     with sole_writer(options.output):
-        with writing_to(options.output):
+        with writing:
             journal = Journal(options.output, options.splits, settings, overwrite=options.overwrite)
         return _Run(source, options, tokenizer, journal).finish()
 
@@ -112,6 +113,7 @@ class _Run:
 
     def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: Journal) -> None:
         self._source = source
+        self._writing = WritingTo(options.output)
         self._options = options
         self._journal = journal
         self._writers: dict[str, DatasetWriter] = {}
@@ -119,7 +121,7 @@ class _Run:
         done: dict[str, Mark] = {}
         for name, directory in options.splits.items():
             kept = [shard for shard in journal.finished if shard.split == name]
-            with writing_to(options.output):
+            with self._writing:
                 self._writers[name] = DatasetWriter(
                     directory,
                     name,
@@ -143,12 +145,14 @@ class _Run:
         """Do what is left to do."""
         try:
             self._add_documents()
-            with writing_to(self._options.output):
+            with self._writing:
                 for name, writer in self._writers.items():
+                    before = len(writer.shards)
                     writer.flush()
-                    self._note_finished(name, self._remaining.position)
+                    if len(writer.shards) > before:
+                        self._note_finished(name, self._remaining.position)
             self._refuse_empty_splits()
-            with writing_to(self._options.output):
+            with self._writing:
                 manifests = [writer.finish(self._reports[name].to_json()) for name, writer in self._writers.items()]
                 self._journal.remove()
             return manifests
@@ -174,17 +178,16 @@ class _Run:
                 if encoded.remark is not None:
                     self._reports[document.split].add(encoded.remark, document.name)
                 if encoded.tokens is not None:
-                    with writing_to(options.output):
-                        self._writers[document.split].add(encoded.tokens, encoded.prompt_tokens)
-                        self._note_finished(document.split, document.mark)
+                    with self._writing:
+                        if self._writers[document.split].add(encoded.tokens, encoded.prompt_tokens):
+                            self._note_finished(document.split, document.mark)
                     progress.tokens += len(encoded.tokens)
                 progress.reach(document.mark)
 
     def _note_finished(self, split: str, mark: Mark) -> None:
         """Write to the journal that a shard of this split was finished with the document at `mark`."""
-        shards = self._writers[split].shards
-        if len(shards) > sum(shard.split == split for shard in self._journal.finished):
-            self._journal.add(FinishedShard(split, shards[-1], mark, self._reports[split].to_json()))
+        shard = self._writers[split].shards[-1]
+        self._journal.add(FinishedShard(split, shard, mark, self._reports[split].to_json()))
 
     def _refuse_empty_splits(self) -> None:
         documents = {name: sum(shard.documents for shard in writer.shards) for name, writer in self._writers.items()}

@@ -151,13 +151,19 @@ class DatasetWriter:
                 if stale.name not in kept:
                     stale.unlink()
 
-    def add(self, tokens: np.ndarray, prompt_tokens: int) -> None:
-        """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted."""
+    def add(self, tokens: np.ndarray, prompt_tokens: int) -> bool:
+        """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted.
+
+        Returns:
+            Whether the document finished a shard, so that nothing that was added is unfinished.
+        """
         self._documents.append(tokens)
         self._prompts.append(prompt_tokens)
         self._buffered_tokens += len(tokens)
-        if self._buffered_tokens >= self._record_tokens:
-            self._flush_record()
+        if self._buffered_tokens < self._record_tokens:
+            return False
+        self._flush_record()
+        return self._shard is None
 
     def _flush_record(self) -> None:
         record = Record(

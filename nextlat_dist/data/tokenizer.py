@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -64,25 +65,41 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """int32 [tokens]: as `encode`, without a Python object for every token."""
-        if self._space_symbol_ids is None or SPACE_SYMBOL not in text:
-            return self._encode(text)
-        parts: list[np.ndarray] = []
-        for part in text.split(SPACE_SYMBOL):
-            parts += [self._space_symbol_ids, self._encode(part)]
-        return np.concatenate(parts[1:])
+        return self.encode_all([text])[0]
 
-    def _encode(self, text: str) -> np.ndarray:
-        ids: np.ndarray = self._processor.encode(text, return_type="numpy")
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_array` of each text."""
+        symbol = self._space_symbol_ids
+        if symbol is None or not any(SPACE_SYMBOL in text for text in texts):
+            return self._encode(texts)
+        pieces = iter(self._encode([piece for text in texts for piece in text.split(SPACE_SYMBOL)]))
+        joined: list[np.ndarray] = []
+        for text in texts:
+            parts = [next(pieces)]
+            for piece in islice(pieces, text.count(SPACE_SYMBOL)):
+                parts += [symbol, piece]
+            joined.append(np.concatenate(parts))
+        return joined
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        ids: list[np.ndarray] = self._processor.encode(list(texts), return_type="numpy", num_threads=1)
         return ids
 
-    def gives_back(self, ids: np.ndarray, text: str) -> bool:
-        """Whether `decode(ids) == text`; mostly found without decoding, three times as fast.
+    def given_back(self, ids: np.ndarray, ends: Sequence[int], texts: Sequence[str]) -> list[bool]:
+        """For each text whether `decode` of its ids gives it; mostly found without it, in a third of the time.
 
-        `ids` are an encoded text or several, with or without BOS and EOS.
+        Args:
+            ids: [tokens] of all texts, with or without BOS and EOS.
+            ends: of each text in `ids`, exclusive.
         """
-        if self._spelling is not None and b"".join(self._spelling[ids].tolist()) == text.encode():
-            return True
-        return self.decode(ids) == text
+        spelling = self._spelling[ids].tolist() if self._spelling is not None else None
+        same: list[bool] = []
+        begin = 0
+        for end, text in zip(ends, texts, strict=True):
+            spelled = spelling is not None and b"".join(spelling[begin:end]) == text.encode()
+            same.append(spelled or self.decode(ids[begin:end]) == text)
+            begin = end
+        return same
 
     @cached_property
     def _spelling(self) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from data_tools.encode import Encoder, OnInvalid, encode_all
+from data_tools.encode import Encoded, Encoder, OnInvalid, encode_all
 from data_tools.sources import Document
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
@@ -21,16 +21,21 @@ def encoder(on_invalid: OnInvalid = "replace", *, bos: bool = True, eos: bool = 
     return Encoder(Tokenizer(tiny_tokenizer()), bos=bos, eos=eos, on_invalid=on_invalid)
 
 
+def one(document: Document, encode: Encoder | None = None) -> Encoded:
+    (found,) = (encode or encoder())([document])
+    return found
+
+
 def test_a_document_is_bos_prompt_text_eos() -> None:
     tokenizer = Tokenizer(tiny_tokenizer())
     prompt, text = tokenizer.encode("Question? "), tokenizer.encode("Answer.")
-    found = encoder()(document(b"Answer.", b"Question? "))
+    found = one(document(b"Answer.", b"Question? "))
     assert found.tokens is not None
     assert found.tokens.dtype == np.uint16
     assert found.tokens.tolist() == [1, *prompt, *text, 2]
     assert found.prompt_tokens == 1 + len(prompt)
     assert found.remark is None
-    bare = encoder(bos=False, eos=False)(document(b"Answer.", b"Question? "))
+    bare = one(document(b"Answer.", b"Question? "), encoder(bos=False, eos=False))
     assert bare.tokens is not None
     assert bare.tokens.tolist() == prompt + text
     assert bare.prompt_tokens == len(prompt)
@@ -38,23 +43,24 @@ def test_a_document_is_bos_prompt_text_eos() -> None:
 
 def test_what_is_left_out_says_why() -> None:
     for found, remark in (
-        (encoder()(document(b"")), "empty"),
-        (encoder()(document(b"", b"")), "empty"),
-        (encoder()(document(b"ELF\0\1", in_folder=True)), "binary"),
-        (encoder("skip")(document(b"a\xff")), "invalid_utf8"),
+        (one(document(b"")), "empty"),
+        (one(document(b"", b"")), "empty"),
+        (one(document(b"ELF\0\1", in_folder=True)), "binary"),
+        (one(document(b"a\xff"), encoder("skip")), "invalid_utf8"),
     ):
         assert (found.tokens, found.remark) == (None, remark)
-    assert encoder()(document(b"a\0b")).tokens is not None, "a file that was named is taken as text"
-    assert encoder()(document(b"", b"only a prompt")).tokens is not None
+    assert one(document(b"a\0b")).tokens is not None, "a file that was named is taken as text"
+    assert one(document(b"", b"only a prompt")).tokens is not None
 
 
 def test_bytes_that_are_no_utf8_are_replaced_and_marked() -> None:
-    found = encoder()(document(b"a\xffb"))
+    found = one(document(b"a\xffb"))
     assert found.tokens is not None
     assert found.remark == "invalid_utf8"
     assert Tokenizer(tiny_tokenizer()).decode(found.tokens) == "a\ufffdb"
-    with pytest.raises(UserError, match="name is not UTF-8 at byte 1"):
-        encoder("fail")(document(b"a\xffb"))
+    refused = one(document(b"a\xffb"), encoder("fail"))
+    assert (refused.tokens, refused.remark) == (None, "invalid_utf8")
+    assert (refused.refusal or "").startswith("name is not UTF-8 at byte 1")
 
 
 def foreign_tokenizer(path: Path, **options: object) -> Path:
@@ -73,9 +79,9 @@ def foreign_tokenizer(path: Path, **options: object) -> Path:
 def test_text_that_a_foreign_tokenizer_changes_is_marked(tmp_path: Path) -> None:
     tokenizer = Tokenizer(foreign_tokenizer(tmp_path / "foreign.model"))
     encode = Encoder(tokenizer, bos=True, eos=True, on_invalid="replace")
-    assert encode(document(b"few words")).remark is None
-    assert encode(document(b"few  words")).remark == "not_lossless"
-    assert encode(document("few wörds".encode())).remark == "not_lossless"
+    assert one(document(b"few words"), encode).remark is None
+    assert one(document(b"few  words"), encode).remark == "not_lossless"
+    assert one(document("few wörds".encode()), encode).remark == "not_lossless"
 
 
 def test_a_tokenizer_without_bos_needs_the_option(tmp_path: Path) -> None:
