@@ -50,7 +50,7 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-class WritingTo:
+class writing_to:
     """Around code that only writes below `directory`: a full disk and the like end with a sentence. Can be used again.
 
     Raises:

@@ -18,7 +18,7 @@ import sentencepiece
 from tqdm import tqdm
 
 from data_tools.encode import OnInvalid, encode_all
-from data_tools.files import WritingTo, sole_writer
+from data_tools.files import sole_writer, writing_to
 from data_tools.journal import FinishedShard, Journal, Mark
 from data_tools.remaining import Remaining
 from data_tools.shard_report import Report
@@ -99,7 +99,7 @@ def shard(source: Source, options: ShardOptions) -> list[Manifest]:
     """
     tokenizer = Tokenizer(options.tokenizer)
     settings = {**options.settings, "tokenizer (sha256)": tokenizer.sha256, **source.identity}
-    writing = WritingTo(options.output)
+    writing = writing_to(options.output)
     with writing:
         options.output.mkdir(parents=True, exist_ok=True)
     with sole_writer(options.output):
@@ -113,7 +113,7 @@ class _Run:
 
     def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: Journal) -> None:
         self._source = source
-        self._writing = WritingTo(options.output)
+        self._writing = writing_to(options.output)
         self._options = options
         self._journal = journal
         self._writers: dict[str, DatasetWriter] = {}
