@@ -226,8 +226,10 @@ class _Progress:
     def __enter__(self) -> _Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._show()
+        if kind is None:
+            self._bar.total = self._bar.n
         self._bar.close()
 
     def reach(self, mark: Mark) -> None:

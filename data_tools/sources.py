@@ -285,13 +285,13 @@ def _json_fields(line: bytes, place: str, fields: Fields) -> tuple[bytes, bytes 
             raise UserError(f"field {name!r} of {place} is a {type(raw[name]).__name__}; it must be a string")
         values[name] = raw[name] or ""
     return (
-        _bytes(values[fields.text]),
-        None if fields.prompt is None else _bytes(values[fields.prompt]),
+        text_bytes(values[fields.text]),
+        None if fields.prompt is None else text_bytes(values[fields.prompt]),
         None if fields.split is None else values[fields.split],
     )
 
 
-def _bytes(text: str) -> bytes:
+def text_bytes(text: str) -> bytes:
     """The bytes of a parsed string; never valid UTF-8 where it holds a surrogate."""
     try:
         return text.encode()
