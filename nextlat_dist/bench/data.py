@@ -3,7 +3,8 @@
     python -m nextlat_dist.bench.data [--json FILE] [--quick]
 
 `tokens_per_second_per_core`      shuffled `concat` rows of 1024 + 1 tokens with document ids and loss masks, one core
-`ratio_to_webdataset`             the same over plain `webdataset` streaming one document per record
+`tokens_per_cpu_second`           the same per second that the machine gave to this process
+`ratio_to_webdataset`             tokens/s over those of plain `webdataset` streaming one document per record
 `resume_seconds`                  opening a dataset of two billion tokens at sample 10,000,000 and reading that batch
 `shard_ratio_to_sentencepiece`    `nextlat-data shard` with one worker over sentencepiece alone
 

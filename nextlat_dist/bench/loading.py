@@ -113,7 +113,7 @@ def open_loader(dataset: Path, setting: Setting, *, global_batch_size: int, row:
         shuffle=True,
         data_parallel_rank=0,
         data_parallel_size=1,
-        cursor=Cursor(row, {"train": row}),
+        cursor=Cursor(row),
         workers=setting.workers,
     )
 
@@ -163,6 +163,7 @@ def measure_loading(
             rates |= take_turns(sides, rounds, done)
     summary = {
         "tokens_per_second_per_core": rates[HEADLINE.name].median,
+        "tokens_per_cpu_second": rates[HEADLINE.name].cpu_median,
         "ratio_to_webdataset": rates[HEADLINE.name].ratio_to(rates[WEBDATASET]),
     }
     return summary, [row(name, rates=value) for name, value in rates.items()]

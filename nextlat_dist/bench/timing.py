@@ -28,13 +28,24 @@ def cores(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Rates:
-    """Units per second of one side, round by round."""
+    """Units per second of one side, round by round.
+
+    Attributes:
+        rounds: per second that passed.
+        cpu_rounds: per second that this process was given by the machine; much more than `rounds` where it was busy
+            with something else.
+    """
 
     rounds: tuple[float, ...]
+    cpu_rounds: tuple[float, ...]
 
     @property
     def median(self) -> float:
         return statistics.median(self.rounds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_rounds)
 
     def ratio_to(self, other: Rates) -> float:
         """Median over the rounds of the ratio within a round."""
@@ -47,17 +58,17 @@ def take_turns(sides: Mapping[str, Callable[[], int]], rounds: int, done: Callab
     `done` is told the name of a side after each of its `rounds + 1` turns.
     """
     names = list(sides)
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             units = sides[name]()
-            seconds = time.perf_counter() - started
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             if turn:
-                rates[name].append(units / seconds)
+                rates[name].append((units / seconds, units / cpu_seconds))
             done(name)
-    return {name: Rates(tuple(values)) for name, values in rates.items()}
+    return {name: Rates(*map(tuple, zip(*values, strict=True))) for name, values in rates.items()}
 
 
 COLUMNS = {
@@ -65,6 +76,7 @@ COLUMNS = {
     "tokens/s": "{tokens_per_second:,.0f}",
     "lowest": "{lowest:,.0f}",
     "highest": "{highest:,.0f}",
+    "tokens/CPU s": "{tokens_per_cpu_second:,.0f}",
     "seconds": "{seconds:.3f}",
 }
 
@@ -76,5 +88,6 @@ def row(measurement: str, *, rates: Rates | None = None, seconds: float | None =
         "tokens_per_second": rates and rates.median,
         "lowest": rates and min(rates.rounds),
         "highest": rates and max(rates.rounds),
+        "tokens_per_cpu_second": rates and rates.cpu_median,
         "seconds": seconds,
     }

@@ -32,7 +32,13 @@ from nextlat_dist.data.storage import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from tests.data.datasets import tiny_tokenizer
 
-SUMMARY = {"tokens_per_second_per_core", "ratio_to_webdataset", "resume_seconds", "shard_ratio_to_sentencepiece"}
+SUMMARY = {
+    "tokens_per_second_per_core",
+    "tokens_per_cpu_second",
+    "ratio_to_webdataset",
+    "resume_seconds",
+    "shard_ratio_to_sentencepiece",
+}
 
 
 @pytest.fixture(autouse=True)

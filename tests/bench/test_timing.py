@@ -36,10 +36,11 @@ def test_cores_are_given_back_after_an_error() -> None:
 
 def test_a_ratio_compares_within_rounds() -> None:
     """A machine that is ten times slower in one round does not change what is twice as fast."""
-    ours, theirs = Rates((20.0, 2.0, 40.0)), Rates((10.0, 1.0, 20.0))
+    ours, theirs = Rates((20.0, 2.0, 60.0), (1.0,)), Rates((10.0, 1.0, 20.0), (1.0,))
     assert ours.ratio_to(theirs) == 2
     assert theirs.ratio_to(ours) == 0.5
-    assert Rates((1.0, 100.0, 3.0)).median == 3
+    assert Rates((1.0, 100.0, 3.0), (5.0, 4.0, 200.0)).median == 3
+    assert Rates((1.0, 100.0, 3.0), (5.0, 4.0, 200.0)).cpu_median == 5
 
 
 def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -57,14 +58,17 @@ def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
     assert told == order
     assert {name: len(value.rounds) for name, value in rates.items()} == {"a": 2, "b": 2}
     assert max(rates["a"].rounds + rates["b"].rounds) <= 4 / 0.01
+    # The process sleeps, which costs it nothing.
+    assert all(max(value.rounds) < min(value.cpu_rounds) for value in rates.values())
 
 
 def test_a_row_has_every_column() -> None:
-    assert row("one", rates=Rates((1.0, 5.0, 2.0))) == {
+    assert row("one", rates=Rates((1.0, 5.0, 2.0), (7.0, 9.0, 8.0))) == {
         "measurement": "one",
         "tokens_per_second": 2.0,
         "lowest": 1.0,
         "highest": 5.0,
+        "tokens_per_cpu_second": 8.0,
         "seconds": None,
     }
     assert row("two", seconds=0.5)["tokens_per_second"] is None
