@@ -248,9 +248,9 @@ class RowLoader:
         return self._hand_out(self._last)
 
     def close(self) -> None:
-        """End the background workers."""
+        """End the background workers; a read that is under way is not waited for."""
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _next_made(self) -> _Made:
         if self._pool is None:

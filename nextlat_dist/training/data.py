@@ -81,41 +81,45 @@ def tokenizer_model(config: RunConfig, loader: RowLoader) -> bytes:
     return open_place(source.path).read(loader.manifests[source.name].tokenizer.file)
 
 
-def check_same_data(config: RunConfig, saved: DataConfig, state: TrainerState, loader: RowLoader | None) -> None:
-    """That the rows up to the checkpoint are those that the run was trained on. Collective.
+def check_same_weights(now: DataConfig, saved: DataConfig, state: TrainerState) -> None:
+    """That every source of the run is still there and had the same weights up to the checkpoint.
 
-    Sources may be added and weights may change from the checkpoint on, not before it.
+    Sources may be added and weights may change from the checkpoint on.
 
     Raises:
-        UserError: on every rank, when a dataset or a past weight is another one.
+        UserError: a source is gone, or a weight of the past is another one.
     """
-    error = ""
-    if loader is not None:
-        error = _other_dataset(state, loader) or _other_weights(config.data, saved, Cursor.from_json(state.cursor).row)
-    raise_together(error)
-
-
-def _other_dataset(state: TrainerState, loader: RowLoader) -> str:
-    for name, digest in state.datasets.items():
-        now = loader.manifests[name].digest if name in loader.manifests else None
-        if now != digest:
-            found = f"manifest {now[:12]}…" if now else "gone from data.sources"
-            return (
-                f"source {name} is not the dataset this run was trained on ({found}, checkpoint {digest[:12]}…); "
-                "restore data.train or data.sources, or use another output_dir"
-            )
-    return ""
-
-
-def _other_weights(now: DataConfig, saved: DataConfig, row: int) -> str:
+    row = Cursor.from_json(state.cursor).row
+    gone = set(state.datasets) - {source.name for source in now.train_sources}
+    if gone:
+        raise UserError(
+            f"source {min(gone)}, which this run was trained on, is gone from data.sources; put it back (its weight "
+            f"may become 0 with a data.weight_changes entry at {row * now.sequence_length:,} tokens or later) or use "
+            "another output_dir"
+        )
     before, after = _past_shares(saved, row), _past_shares(now, row)
-    if before == after:
-        return ""
-    return (
-        f"the weights of data.sources up to row {row:,} are not those that this run was trained with ({before}, now "
-        f"{after}); restore them, and change weights with a data.weight_changes entry at "
-        f"{row * now.sequence_length:,} tokens or later"
-    )
+    if before != after:
+        raise UserError(
+            f"the weights of data.sources up to row {row:,} are not those that this run was trained with ({before}, "
+            f"now {after}); restore them, and change weights with a data.weight_changes entry at "
+            f"{row * now.sequence_length:,} tokens or later"
+        )
+
+
+def check_same_datasets(state: TrainerState, loader: RowLoader | None) -> None:
+    """That the sources are the datasets that the run was trained on. Collective.
+
+    Raises:
+        UserError: on every rank, when one is another.
+    """
+    manifests = loader.manifests if loader is not None else {}
+    errors = [
+        f"source {name} is not the dataset this run was trained on (manifest {manifests[name].digest[:12]}…, "
+        f"checkpoint {digest[:12]}…); restore data.train or data.sources, or use another output_dir"
+        for name, digest in state.datasets.items()
+        if name in manifests and manifests[name].digest != digest
+    ]
+    raise_together(errors[0] if errors else "")
 
 
 def _past_shares(data: DataConfig, row: int) -> dict[int, dict[str, float]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.schema import RunConfig, validate
-from nextlat_dist.data.loader import Cursor
+from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.counting import parameter_counts
 from nextlat_dist.parallel.dims import ParallelDims, world_size_from_environment
 from nextlat_dist.training.build import build_engine
 from nextlat_dist.training.data import (
     batch_source,
-    check_same_data,
+    check_same_datasets,
+    check_same_weights,
     open_training_data,
     open_validation_data,
     tokenizer_model,
@@ -23,7 +25,14 @@ from nextlat_dist.training.data import (
 from nextlat_dist.training.deepspeed_config import deepspeed_config
 from nextlat_dist.training.loop import Trainer
 from nextlat_dist.training.metrics import MetricsLog
-from nextlat_dist.training.state import CONFIG_FILE, TrainerState, find_resumable, resume_state, saved_config
+from nextlat_dist.training.state import (
+    CONFIG_FILE,
+    TrainerState,
+    find_resumable,
+    read_state,
+    resume_state,
+    saved_config,
+)
 
 
 def train(config: RunConfig) -> None:
@@ -45,35 +54,40 @@ def train(config: RunConfig) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         print(describe(config, dims.world_size), flush=True)
     # Data and checkpoint first: what is missing should not be found out after a model was built.
-    loader = open_training_data(config, dims, Cursor())
-    validates = config.data.validation is not None and config.training.validation_batches > 0
-    validation_loader = open_validation_data(config, dims) if validates else None
     checkpoint = find_resumable(config, dims, output_dir / "checkpoints")
-    engine = build_engine(config, dims)
     state = TrainerState()
     if checkpoint is not None:
-        state = resume_state(dims, engine, checkpoint)
-        check_same_data(config, saved_config(checkpoint).data, state, loader)
-        if loader is not None:
-            loader.close()
+        state = read_state(checkpoint)
+        check_same_weights(config.data, saved_config(checkpoint).data, state)
+    with contextlib.ExitStack() as stack:
         loader = open_training_data(config, dims, Cursor.from_json(state.cursor))
-    log = None
-    if dims.rank == 0:
-        assert loader is not None
-        state.datasets = {name: manifest.digest for name, manifest in loader.manifests.items()}
-        (output_dir / CONFIG_FILE).write_text(dump_config(config))
-        if state.step:
-            print(f"resumed at step {state.step}, {state.tokens:,} tokens", flush=True)
-        log = MetricsLog(config, output_dir, state.step, state.wandb_id)
-        state.wandb_id = log.wandb_id
-    source = batch_source(config, dims, loader, engine.device)
-    validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
-    tokenizer = tokenizer_model(config, loader) if loader is not None else None
-    Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
-    if log is not None:
-        log.close()
-    if loader is not None:
-        loader.close()
+        if loader is not None:
+            stack.callback(loader.close)
+        check_same_datasets(state, loader)
+        validates = config.data.validation is not None and config.training.validation_batches > 0
+        validation_loader = open_validation_data(config, dims) if validates else None
+        engine = build_engine(config, dims)
+        if checkpoint is not None:
+            resume_state(dims, engine, checkpoint)
+        log = None
+        if loader is not None and dims.rank == 0:
+            log = _start_log(config, output_dir, state, loader)
+            stack.callback(log.close)
+        source = batch_source(config, dims, loader, engine.device)
+        validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
+        tokenizer = tokenizer_model(config, loader) if loader is not None else None
+        Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
+
+
+def _start_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:
+    """Write the resolved configuration, open the metrics, and note in `state` what a resume must find again."""
+    (output_dir / CONFIG_FILE).write_text(dump_config(config))
+    if state.step:
+        print(f"resumed at step {state.step}, {state.tokens:,} tokens", flush=True)
+    log = MetricsLog(config, output_dir, state.step, state.wandb_id)
+    state.wandb_id = log.wandb_id
+    state.datasets = {name: manifest.digest for name, manifest in loader.manifests.items()}
+    return log
 
 
 def describe(config: RunConfig, world_size: int) -> str:

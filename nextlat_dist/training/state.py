@@ -100,23 +100,25 @@ def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | 
     return checkpoint
 
 
-def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path) -> TrainerState:
-    """Load what `find_resumable` found into `engine`. Collective.
+def read_state(checkpoint: Path) -> TrainerState:
+    """Where the run that wrote `checkpoint` was."""
+    return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
+
+
+def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path) -> None:
+    """Load what `find_resumable` found into `engine`, and this rank's random state. Collective.
 
     Raises:
         UserError: a file of it is missing or damaged.
     """
-    manifest = verify_together(checkpoint)
+    verify_together(checkpoint)
     with _quiet():
         loaded, _ = engine.inner.load_checkpoint(
             str(checkpoint), tag=DEEPSPEED_TAG, load_module_strict=True, load_lr_scheduler_states=False
         )
     assert loaded is not None
     load_rng(checkpoint, dims.rank)
-    state = TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
-    assert state.step == manifest["step"]
     dist.barrier()
-    return state
 
 
 def saved_config(checkpoint: Path) -> RunConfig:

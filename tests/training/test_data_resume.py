@@ -111,7 +111,7 @@ def test_weights_may_change_after_the_checkpoint_and_not_before(
 
     gone = [mix[0]]
     (sentence,) = one_rank.run(refused, configured(tmp_path, text_dataset, 6, sources=gone))
-    assert "source held is not the dataset this run was trained on (gone from data.sources" in sentence
+    assert "source held, which this run was trained on, is gone from data.sources" in sentence
 
     swapped = [{**mix[0], "path": mix[1]["path"]}, {**mix[1], "path": mix[0]["path"]}]
     (sentence,) = one_rank.run(refused, configured(tmp_path, text_dataset, 6, sources=swapped))
@@ -126,13 +126,13 @@ def test_weights_may_change_after_the_checkpoint_and_not_before(
     assert last["epoch/new"] > 0
 
 
-def damaged_copy(dataset: Path, target: Path, raw: dict[str, Any]) -> int:
-    """Copy the dataset and flip one bit in the third record that a run with this configuration reads; its number."""
+def damaged_copy(dataset: Path, target: Path, raw: dict[str, Any], place: int = 2) -> int:
+    """Copy the dataset and flip a bit in the record at this place in the order of a run; the record's number."""
     shutil.copytree(dataset, target)
     train = target / "train"
     storage = Storage(open_place(train), read_manifest(train))
     seed = config_from_dict(raw).training.seed
-    record = int(GlobalOrder(storage.tokens, seed=seed, shuffle=True).records(0, 2)[0])
+    record = int(GlobalOrder(storage.tokens, seed=seed, shuffle=True).records(0, place)[0])
     (shard,) = train.glob("*.tar")
     with shard.open("r+b") as file:
         file.seek(int(storage._offset[record]) + 700)
@@ -174,6 +174,35 @@ def test_a_quarantined_record_is_one_for_all_ranks_and_after_a_resume(
     assert state["cursor"]["quarantined"] == {"train": [record]}
     one_rank.run(run_training, configured(cut, dataset, 40, **options))
     assert hashes(cut) == hashes(whole)
+
+
+def run_on_copies(raw: dict[str, Any], copies: list[str]) -> None:
+    """Every rank reads its own copy of the dataset, as hosts with local disks do."""
+    import torch.distributed as dist
+
+    run_training({**raw, "data": {**raw["data"], "train": copies[dist.get_rank()]}})
+
+
+def test_damage_to_the_copy_of_one_host_counts_for_all(
+    tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
+) -> None:
+    options = {"on_damage": "quarantine", "max_quarantined_fraction": 0.5}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    record = damaged_copy(text_dataset, tmp_path / "data", configured(whole, text_dataset), place=0)
+    copies = [str(text_dataset / "train"), str(tmp_path / "data" / "train")]
+    two_ranks.run(run_on_copies, configured(whole, text_dataset, 9, **options), copies)
+    (event,) = [json.loads(line) for line in (whole / "metrics.jsonl").open() if '"quarantined"' in line]
+    assert event["step"] == 1
+    steps = 3  # the record is still being read there
+    two_ranks.run(run_on_copies, configured(cut, text_dataset, steps, **options), copies)
+    state = json.loads((cut / "checkpoints" / f"step_{steps:08d}" / "trainer_state.json").read_text())
+    assert state["cursor"]["quarantined"] == {"train": [record]}
+    one_rank.run(run_training, configured(cut, text_dataset, 9, **options))  # on the good copy
+    assert hashes(cut) == hashes(whole)
+    clean = tmp_path / "clean"
+    one_rank.run(run_training, configured(clean, text_dataset, 9, **options))
+    differing = [step for step, digest in hashes(clean).items() if digest != hashes(whole)[step]]
+    assert max(differing) > steps
 
 
 def fail_while_reading(raw: dict[str, Any], failing_rank: int) -> str:
