@@ -121,8 +121,9 @@ def test_sources_must_have_one_tokenizer_and_different_names(sources: list[Sourc
 
 
 def test_an_error_ahead_is_raised_at_its_batch_and_again(sources: list[Source]) -> None:
-    """Workers run into the damage early; the batches before it are still handed out."""
+    """Workers run into the damage early; the batches before it are still handed out, those after it once mended."""
     web = sources[0]
+    expected = digests(loaders([web]), 20)
     damage(web, [order_of(web)[4]])
     (each,) = loaders([web], workers=2, verify="never")  # of the whole shard, which is found out earlier
     good = sum(
@@ -130,11 +131,13 @@ def test_an_error_ahead_is_raised_at_its_batch_and_again(sources: list[Source]) 
     )
     good = good // (ROW * BATCH)
     assert good >= 1
-    digests([each], good)
+    assert digests([each], good) == expected[:good]
     for _ in range(2):
         with pytest.raises(UserError, match="is damaged"):
             each.next_batch()
         assert each.cursor.row == good * BATCH
+    damage(web, [order_of(web)[4]])  # the same bit again: mended
+    assert digests([each], 20 - good) == expected[good:]
     each.close()
 
 
