@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.cli import main
 from nextlat_dist.data.loader import RowLoader
+from nextlat_dist.data.tokenizer import Tokenizer
 from tests.data.datasets import numbered_documents, tiny_tokenizer, write_dataset
 from tests.data.test_loader import BLOCK_TORCH
+from tests.data_tools.tars import text_files, write_tar
 
 COMMAND = [sys.executable, "-m", "data_tools.cli"]
 
@@ -181,6 +185,69 @@ def test_bad_input_ends_with_one_sentence(tmp_path: Path) -> None:
         assert out == "", (name, out)
     assert not (tmp_path / "t.model").exists()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(("manifest.json", ".tmp"))]
+
+
+def test_bad_datasets_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, edited, unindexed, plain = (tmp_path / name for name in ("good", "edited", "unindexed", "plain"))
+    for dataset in (good, edited, unindexed):
+        write_dataset(dataset, numbered_documents([40] * 8), tokenizer=Tokenizer(tiny_tokenizer()))
+    manifest = edited / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"documents": 8', '"documents": 9'))
+    (unindexed / "train-000000.index.npy").unlink()
+    plain.mkdir()
+    shutil.copy(good / "train-000000.tar", plain)
+    write_tar(tmp_path / "collide.tar", [("a.b.txt", b"text"), ("a.c.txt", b"text")])
+    write_tar(tmp_path / "cut.tar", [("a.txt", b"text")])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:1024])
+    index = ["index", "--tokenizer", tiny_tokenizer()]
+    adopted = ["--output", tmp_path / "adopted"]
+    out = ["--output", tmp_path / "out"]
+    cases: list[tuple[list[object], str]] = [
+        ([*index, tmp_path / "none"], "does not exist"),
+        ([*index, tmp_path, *adopted, "--text-field", "x", "--token-member", "y"], "tokens have no fields"),
+        ([*index, plain, *adopted], "has no member txt, only ends.npy, tokens.npy"),
+        ([*index, tmp_path / "cut.tar", *adopted], "is cut off at byte 1024"),
+        ([*index, tmp_path / "collide.tar", *adopted], "a.b.txt and a.c.txt"),
+        ([*index, good, "--token-member", ".tokens.npy"], "holds a dataset of its own"),
+        (["index", plain, "--tokenizer", tmp_path / "cut.tar"], "is not a sentencepiece model"),
+        (["verify", good, tmp_path], "is not a finished dataset"),
+        (["inspect", edited], "changed after it was written"),
+        (["inspect", "ftp://host/data"], "ftp"),
+        (["reshard", good, tmp_path, *out], "is not a finished dataset"),
+        (["reshard", good, edited, *out], "changed after it was written"),
+        (["reshard", good, unindexed, *out], "index.npy of shard train-000000.tar is missing"),
+        (["reshard", good, "--output", good], "one of the datasets to read"),
+        (["reshard", good, *out, "--shard-tokens", 0], "--shard-tokens is 0"),
+        (["mix-preview", "--source", f"a={tmp_path}:1", "--tokens", 9999], "is not a finished dataset"),
+        (["mix-preview", "--source", "a=b", "--tokens", 9999], "is not NAME=DIR:WEIGHT"),
+    ]
+    for arguments, message in cases:
+        assert main([str(argument) for argument in arguments]) == 2, arguments
+        out_text, error = capsys.readouterr()
+        assert out_text == ""
+        last = error.replace("\r", "\n").splitlines()[-1]
+        assert last.startswith("error: "), (arguments, error)
+        assert message in last, (arguments, error)
+    assert not list(tmp_path.glob("out/manifest.json")) + list(tmp_path.glob("adopted/manifest.json"))
+
+
+def test_from_tars_of_text_to_a_verified_dataset(tmp_path: Path) -> None:
+    """Every command once as a user runs it."""
+    texts = {f"{number:03d}": f"def f_{number}(x): return x + {number}\n" * 9 for number in range(50)}
+    write_tar(tmp_path / "tars/a.tar", text_files(texts))
+    adopted = run("index", tmp_path / "tars", "--tokenizer", tiny_tokenizer())
+    assert adopted.returncode == 0, adopted.stderr
+    assert "B/s" in adopted.stderr
+    assert "other members, not read: 50 jpg, 50 pkl" in adopted.stdout
+    resharded = run("reshard", tmp_path / "tars", "--output", tmp_path / "data")
+    assert resharded.returncode == 0, resharded.stderr
+    assert "tokens/s" in resharded.stderr
+    verified = run("verify", tmp_path / "tars", tmp_path / "data")
+    assert (verified.returncode, verified.stdout.splitlines()[-1]) == (0, "everything is as it was written")
+    assert "B/s" in verified.stderr
+    shard = tmp_path / "data/train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert run("verify", tmp_path / "data").returncode == 1
 
 
 def wait_for(condition: Callable[[], object]) -> None:

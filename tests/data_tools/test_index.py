@@ -190,6 +190,7 @@ def test_a_rerun_reads_only_what_changed(tars: Path) -> None:
     (dataset / "a-2.index.npy").write_bytes(b"damaged")
     adopt(tars)
     assert changed(before, dataset) == {"a-0.index.npy", "a-2.index.npy"}
+    assert texts_of(dataset)[40:] == ALL_TEXTS[40:]
     before = index_times(dataset)
     assert adopt(tars, eos=False)[1].tokens == second.tokens - 60
     assert len(changed(before, dataset)) == 3

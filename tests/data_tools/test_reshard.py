@@ -101,34 +101,33 @@ def test_adopted_and_remote_datasets(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_no_dataset_and_goes_on(tmp_path: Path) -> None:
-    documents = make(tmp_path / "a", 0, 200)
-    whole = contents_of_a_whole_run(tmp_path)
-    shard = sorted((tmp_path / "a").glob("*.tar"))[-2]
+    documents = make(tmp_path / "a", 0, 60) + make(tmp_path / "b", 1, 150)
+    sources = (tmp_path / "a", tmp_path / "b")
+    run(*sources, output=tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    shard = sorted((tmp_path / "b").glob("*.tar"))[-2]
     good = shard.read_bytes()
     shard.write_bytes(good[:700] + bytes([good[700] ^ 1]) + good[701:])
     for _ in range(2):
         with pytest.raises(UserError, match=r"record \d+ at offset \d+ of shard .*damaged"):
-            run(tmp_path / "a", output=tmp_path / "out")
+            run(*sources, output=tmp_path / "out")
         left = contents(tmp_path / "out")
         assert MANIFEST_FILE not in left
         assert JOURNAL_FILE in left
         assert not [name for name in left if name.endswith(".tmp")]
+    with pytest.raises(UserError, match="holds an unfinished run with other sources"):
+        run(tmp_path / "a", output=tmp_path / "out")
     shard.write_bytes(good)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     assert len(kept) > 2
-    run(tmp_path / "a", output=tmp_path / "out")
+    run(*sources, output=tmp_path / "out")
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert documents_of(tmp_path / "out") == documents
     assert contents(tmp_path / "out") == whole
     with pytest.raises(UserError, match="already holds a dataset; pass --overwrite"):
-        run(tmp_path / "a", output=tmp_path / "out")
-    run(tmp_path / "a", output=tmp_path / "out", overwrite=True, record_tokens=500)
+        run(*sources, output=tmp_path / "out")
+    run(*sources, output=tmp_path / "out", overwrite=True, record_tokens=500)
     assert documents_of(tmp_path / "out") == documents
-
-
-def contents_of_a_whole_run(tmp_path: Path) -> dict[str, str]:
-    run(tmp_path / "a", output=tmp_path / "whole")
-    return contents(tmp_path / "whole")
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
@@ -144,7 +143,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds an unfinished run with --record-tokens 200, not 300"):
         run(tmp_path / "a", output=tmp_path / "out", record_tokens=300)
     assert main(command) == 0
-    assert contents(tmp_path / "out") == contents_of_a_whole_run(tmp_path)
+    run(tmp_path / "a", output=tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
