@@ -231,23 +231,24 @@ def test_bad_datasets_end_with_one_sentence(tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.glob("out/manifest.json")) + list(tmp_path.glob("adopted/manifest.json"))
 
 
-def test_from_tars_of_text_to_a_verified_dataset(tmp_path: Path) -> None:
-    """Every command once as a user runs it."""
+def test_from_tars_of_text_to_a_verified_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     texts = {f"{number:03d}": f"def f_{number}(x): return x + {number}\n" * 9 for number in range(50)}
     write_tar(tmp_path / "tars/a.tar", text_files(texts))
-    adopted = run("index", tmp_path / "tars", "--tokenizer", tiny_tokenizer())
-    assert adopted.returncode == 0, adopted.stderr
-    assert "B/s" in adopted.stderr
-    assert "other members, not read: 50 jpg, 50 pkl" in adopted.stdout
-    resharded = run("reshard", tmp_path / "tars", "--output", tmp_path / "data")
-    assert resharded.returncode == 0, resharded.stderr
-    assert "tokens/s" in resharded.stderr
-    verified = run("verify", tmp_path / "tars", tmp_path / "data")
+    tars, data = str(tmp_path / "tars"), str(tmp_path / "data")
+    assert main(["index", tars, "--tokenizer", str(tiny_tokenizer())]) == 0
+    out, progress = capfd.readouterr()
+    assert "other members, not read: 50 jpg, 50 pkl" in out
+    assert "B/s" in progress
+    assert main(["reshard", tars, "--output", data]) == 0
+    out, progress = capfd.readouterr()
+    assert out.startswith(f"{data}: 50 documents, ")
+    assert "tokens/s" in progress
+    verified = run("verify", tars, data)
     assert (verified.returncode, verified.stdout.splitlines()[-1]) == (0, "everything is as it was written")
     assert "B/s" in verified.stderr
     shard = tmp_path / "data/train-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    assert run("verify", tmp_path / "data").returncode == 1
+    assert run("verify", data).returncode == 1
 
 
 def wait_for(condition: Callable[[], object]) -> None:
