@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from tests.distributed.harness import Ranks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Of this test run alone: what an earlier one found out about a shard must not decide anything here.
+_cache = tempfile.TemporaryDirectory(prefix="nextlat-test-cache-")
+os.environ["NEXTLAT_CACHE"] = _cache.name
 
 
 def _pool(size: int) -> Iterator[Ranks]:
