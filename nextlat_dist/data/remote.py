@@ -120,9 +120,6 @@ class RemotePlace:
         self._pauses = tuple(pauses_seconds)
         self._opened: dict[tuple[int, str], Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}
-
     @property
     def url(self) -> str:
         return shown(self._url).rstrip("/")

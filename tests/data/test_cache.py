@@ -56,6 +56,8 @@ def test_what_was_put_comes_back_also_to_another_process(tmp_path: Path) -> None
     cache = RangeCache(CacheSettings(tmp_path / "new" / "cache", 10_000))
     assert get(cache, 1) is None
     put(cache, 1)
+    put(cache, 1)
+    assert counted_bytes(tmp_path / "new" / "cache") == 100
     for reader in (cache, RangeCache(CacheSettings(tmp_path / "new" / "cache", 10_000))):
         assert get(reader, 1) == piece(1)
         assert get(reader, 2) is None

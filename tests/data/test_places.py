@@ -46,6 +46,13 @@ def test_a_local_dataset_is_a_path_or_a_file_url(directory: Path, form: str) -> 
     assert place.sizes(["shard.tar", "nothing", "."]) == [len(CONTENT), None, None]
 
 
+def test_a_file_url_is_quoted(tmp_path: Path) -> None:
+    directory = tmp_path / "a b%20c"
+    directory.mkdir()
+    (directory / "shard.tar").write_bytes(CONTENT)
+    assert open_place(directory.as_uri()).read("shard.tar") == CONTENT
+
+
 def test_a_range_ends_with_the_file(directory: Path) -> None:
     place = LocalPlace(directory)
     assert place.read_range("shard.tar", len(CONTENT) - 5, 100, 0) == CONTENT[-5:]
