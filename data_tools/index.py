@@ -79,13 +79,13 @@ def _remote_tars(urls: list[str], output: Path | None) -> Tars:
         raise UserError(f"{bad[0]} is not the URL of a .tar; name the tars, as in URL/{{000..099}}.tar")
     if output is None:
         raise UserError(f"{urls[0]} is remote; name a local folder for the indices and the manifest with --output")
-    folders = [url.split("/")[:-1] for url in urls]
-    shared = [parts[0] for parts in zip(*folders, strict=False) if len(set(parts)) == 1]
-    base = "/".join(shared)
-    bad = [url for url in urls if len(shared) < 3 or not url.startswith(f"{base}/")]
+    bad = [url for url in urls if "?" in url or "@" in url]
     if bad:
-        raise UserError(f"{urls[0]} and {bad[0]} lie in different places; index them apart, into two datasets")
-    return Tars(open_place(base), [url.removeprefix(f"{base}/") for url in urls], output)
+        raise UserError(
+            f"{bad[0].partition('?')[0].rpartition('@')[2]} is given with a password or a query, which the manifest "
+            "would hold for all to see; give the plain URL and the access through the environment"
+        )
+    return Tars(open_place(output), urls, output)
 
 
 def _local_tars(inputs: list[str], output: Path | None) -> Tars:

@@ -104,7 +104,7 @@ class Inspection:
         ]
         return "\n".join(
             [
-                describe(manifest, self.dataset),  # type: ignore[arg-type]
+                describe(manifest, self.dataset),
                 f"  tokenizer {manifest.tokenizer.sha256[:12]}… with {manifest.tokenizer.vocab_size} ids, "
                 f"bos {manifest.bos}, eos {manifest.eos}, prompts {manifest.has_prompts}{member}",
                 f"  tokens per document: {', '.join(f'{name} {value}' for name, value in self.quantiles.items())}",

@@ -45,7 +45,7 @@ class Report:
         return report
 
 
-def describe(manifest: Manifest, directory: Path) -> str:
+def describe(manifest: Manifest, directory: Path | str) -> str:
     """One line on the dataset, one for each kind of document that was left out or changed."""
     lines = [
         f"{directory}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.records:,} records, "

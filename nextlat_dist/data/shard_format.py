@@ -49,6 +49,10 @@ def shard_name(split: str, number: int) -> str:
 
 
 def index_name(shard: str) -> str:
+    """Index of a shard, relative to the dataset; a shard with a full path or URL has it in the dataset's directory."""
+    if "://" in shard or shard.startswith("/"):
+        name = shard.rpartition("/")[2].removesuffix(".tar")
+        return f"{name}-{hashlib.sha256(shard.encode()).hexdigest()[:8]}.index.npy"
     return shard.removesuffix(".tar") + ".index.npy"
 
 
@@ -130,7 +134,8 @@ def npy_array(data: bytes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """One record: its byte range in the tar (all members, headers and padding), its counts, the crc32 of that range."""
+    """One record: its byte range in the tar (headers and padding too; of an adopted tar only the member that is read),
+    its counts, and the crc32 of that range."""
 
     offset: int
     length: int

@@ -8,8 +8,6 @@ damaged shard in silence).
 from __future__ import annotations
 
 import errno
-import io
-import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from nextlat_dist.data.integrity import ShardChecker, Verify
-from nextlat_dist.data.members import record_decoder
+from nextlat_dist.data.members import read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.places import Place
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, Manifest, Record, ShardEntry, read_index
 from nextlat_dist.errors import UserError
@@ -57,7 +55,7 @@ class Storage:
         table = np.concatenate([np.empty((0, len(INDEX_COLUMNS)), np.int64), *tables])
         self._offset, self._length, self.documents, self.tokens, self._crc32 = np.ascontiguousarray(table.T)
         self._first_record = np.cumsum([0, *(shard.records for shard in manifest.shards)])
-        tokenizer = place.read(manifest.tokenizer.file) if manifest.members.kind == "text" else None
+        tokenizer = read_tokenizer(place, manifest) if manifest.members.kind == "text" else None
         self._decode = record_decoder(manifest, tokenizer)
 
     def _check_sizes(self) -> None:
@@ -104,7 +102,7 @@ class Storage:
                 "with `nextlat-data index`"
             )
         try:
-            decoded = self._decode(_members(data))
+            decoded = self._decode(split_members(data))
         except ValueError as error:
             raise UserError(f"{place} is not what its manifest says: {error}; shard the data again") from None
         if len(decoded.tokens) != self.tokens[record] or len(decoded.ends) != self.documents[record]:
@@ -119,33 +117,3 @@ class Storage:
         shard = int(np.searchsorted(self._first_record, record, side="right")) - 1
         path = self._place.full_name(self._manifest.shards[shard].name)
         return f"record {record - self._first_record[shard]} at offset {self._offset[record]} of shard {path}"
-
-
-def _members(data: bytes) -> dict[str, bytes]:
-    # Imported here because the package imports torch where torch is installed.
-    from webdataset.tariterators import base_plus_ext
-
-    plain = _plain_members(data)
-    if plain is None:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            files = [member for member in tar if member.isreg()]
-        plain = {file.name: data[file.offset_data : file.offset_data + file.size] for file in files}
-    return {base_plus_ext(name)[1]: content for name, content in plain.items()}
-
-
-def _plain_members(data: bytes) -> dict[str, bytes] | None:
-    """Files of a tar range by name, None where a header is more than a plain one: the general reader, at `tarfile`'s
-    speed, takes as long as everything else that is done with a record."""
-    members: dict[str, bytes] = {}
-    at = 0
-    while at < len(data) and data[at]:
-        header = data[at : at + tarfile.BLOCKSIZE]
-        name, size = header[:100].rstrip(b"\0"), header[124:135]
-        # An ordinary file whose name needs no prefix and whose size is written in octal digits.
-        if header[156:157] != b"0" or header[345] or not size.isdigit() or not name.isascii():
-            return None
-        begin = at + tarfile.BLOCKSIZE
-        end = begin + int(size, 8)
-        members[name.decode()] = data[begin:end]
-        at = begin + -(-(end - begin) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return members

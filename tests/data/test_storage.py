@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nextlat_dist.data.members import split_members
 from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
-from nextlat_dist.data.storage import Storage, _members
+from nextlat_dist.data.storage import Storage
 from nextlat_dist.errors import UserError
 from tests.data.datasets import numbered_documents, write_dataset
 
@@ -65,7 +66,7 @@ def test_members_of_any_tar_are_those_that_webdataset_sees(kind: int, name: str)
             tar.addfile(member, io.BytesIO(content))
     data = buffer.getvalue()
     expected = {base_plus_ext(m["fname"])[1]: m["data"] for m in tar_file_iterator(io.BytesIO(data))}
-    assert _members(data) == expected
+    assert split_members(data) == expected
     assert len(expected) == 3
 
 

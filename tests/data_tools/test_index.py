@@ -232,14 +232,13 @@ def test_tars_elsewhere_are_linked_not_copied(tars: Path, tmp_path: Path) -> Non
     assert (dataset / "a-1.tar").read_bytes() == b"something else"
 
 
-def test_remote_tars_get_their_indices_beside_them(tars: Path, tmp_path: Path) -> None:
+def test_remote_tars_stay_where_they_are(tars: Path, tmp_path: Path) -> None:
     with file_server(tars) as server:
         url = f"http://{server.address}"
         dataset, manifest = adopt(f"{url}/a-{{0..2}}.tar", output=tmp_path / "out")
-        assert [shard.name for shard in manifest.shards] == ["a-0.tar", "a-1.tar", "a-2.tar"]
-        for path in dataset.iterdir():
-            shutil.copy(path, tars / path.name)
-        assert texts_of(url) == ALL_TEXTS
+        assert [shard.name for shard in manifest.shards] == [f"{url}/a-{number}.tar" for number in range(3)]
+        assert len(list(dataset.glob("a-?-*.index.npy"))) == 3
+        assert texts_of(dataset) == ALL_TEXTS
         again, other = adopt(f"{url}/a-{{0..2}}.tar", output=tmp_path / "out")
         assert (again, other.digest) == (dataset, manifest.digest)
         with pytest.raises(UserError, match=r"a-3\.tar does not exist"):
