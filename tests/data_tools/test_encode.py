@@ -84,6 +84,34 @@ def test_text_that_a_foreign_tokenizer_changes_is_marked(tmp_path: Path) -> None
     assert one(document("few wörds".encode()), encode).remark == "not_lossless"
 
 
+@pytest.mark.parametrize("options", [{}, {"remove_extra_whitespaces": False}, {"treat_whitespace_as_suffix": True}])
+def test_the_remark_is_what_the_decoder_says(tmp_path: Path, options: dict[str, object]) -> None:
+    """Where a model adds or removes spaces, pieces that spell a text need not decode to it."""
+    tokenizer = Tokenizer(foreign_tokenizer(tmp_path / "foreign.model", **options))
+    encode = Encoder(tokenizer, bos=True, eos=True, on_invalid="replace")
+    texts = ["a few words", " few words", "few words ", "  a  few", "wörds", "few\nwords", " "]
+    found = encode([document(text.encode()) for text in texts])
+    for text, each in zip(texts, found, strict=True):
+        assert each.tokens is not None
+        assert (each.remark is None) == (tokenizer.decode(each.tokens) == text), text
+    assert {each.remark for each in found} == {None, "not_lossless"}
+
+
+def test_documents_together_are_what_they_are_alone() -> None:
+    """Left out ones among them, with prompts and without."""
+    raw = [b"one", b"", b"\xff", "a▁b ▁".encode(), b"x" * 5000, b"\xffy", "▁".encode(), b"last"]
+    documents = [document(text, prompt) for text in raw for prompt in (None, b"", b"ask ", "▁?".encode())]
+    for policy in ("replace", "skip"):
+        together = encoder(policy)(documents)  # type: ignore[arg-type]
+        for given, found in zip(documents, together, strict=True):
+            alone = one(given, encoder(policy))  # type: ignore[arg-type]
+            assert (found.remark, found.prompt_tokens) == (alone.remark, alone.prompt_tokens)
+            assert (found.tokens is None) == (alone.tokens is None)
+            if found.tokens is not None and alone.tokens is not None:
+                assert found.tokens.tolist() == alone.tokens.tolist()
+    assert encoder()([]) == []
+
+
 def test_a_tokenizer_without_bos_needs_the_option(tmp_path: Path) -> None:
     tokenizer = Tokenizer(foreign_tokenizer(tmp_path / "foreign.model", bos_id=-1))
     with pytest.raises(UserError, match="no BOS token; pass --no-bos"):
@@ -108,3 +136,18 @@ def test_the_mistake_a_worker_finds_reaches_the_caller() -> None:
     documents = [document(b"good"), document(b"\xff")]
     with pytest.raises(UserError, match="not UTF-8 at byte 0"):
         list(encode_all(documents, tiny_tokenizer(), bos=True, eos=True, on_invalid="fail", workers=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_documents_before_a_refused_one_are_through(workers: int) -> None:
+    documents = [document(b"good"), document(b"also good"), document(b"\xff"), document(b"never seen")]
+    encoding = encode_all(documents, tiny_tokenizer(), bos=True, eos=True, on_invalid="fail", workers=workers)
+    assert [next(encoding).remark, next(encoding).remark] == [None, None]
+    with pytest.raises(UserError, match="not UTF-8 at byte 0"):
+        next(encoding)
+
+
+def test_what_a_worker_cannot_start_with_is_said_before_it_starts(tmp_path: Path) -> None:
+    model = foreign_tokenizer(tmp_path / "foreign.model", eos_id=-1)
+    with pytest.raises(UserError, match="no EOS token; pass --no-eos"):
+        list(encode_all([document(b"x")], model, bos=True, eos=True, on_invalid="fail", workers=2))

@@ -113,8 +113,14 @@ def test_a_compressed_file_that_was_cut_short_is_refused(tmp_path: Path, kind: s
 
 def test_bytes_that_are_no_utf8_pass_through_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b'{"text": "a\xff\xe2\x96"}\n{"text": "\\ud800"}\n')
-    assert [d.text for d in documents(path)] == [b"a\xff\xe2\x96", b"\xed\xa0\x80"]
+    path.write_bytes(
+        b'{"text": "a\xff\xe2\x96"}\n{"text": "\\ud800"}\n{"text": "\\udcc3\\udca9"}\n{"text": "\\ud83d\\ude00"}'
+    )
+    found = [d.text for d in documents(path)]
+    assert found[:2] == [b"a\xff\xe2\x96", b"\xed\xa0\x80"]
+    with pytest.raises(UnicodeDecodeError):  # two escapes that would pass for the bytes of an é
+        found[2].decode()
+    assert found[3].decode() == "😀"
 
 
 @pytest.mark.parametrize("line", ["no json", "[1]", '{"body": "x"}', '{"text": 3}', '{"text": "x"'])
