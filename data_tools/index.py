@@ -74,17 +74,17 @@ def find_tars(inputs: Sequence[str], output: Path | None) -> Tars:
 
 
 def _remote_tars(urls: list[str], output: Path | None) -> Tars:
-    bad = [url for url in urls if not url.endswith(".tar")]
-    if bad:
-        raise UserError(f"{bad[0]} is not the URL of a .tar; name the tars, as in URL/{{000..099}}.tar")
-    if output is None:
-        raise UserError(f"{urls[0]} is remote; name a local folder for the indices and the manifest with --output")
     bad = [url for url in urls if "?" in url or "@" in url]
     if bad:
         raise UserError(
             f"{bad[0].partition('?')[0].rpartition('@')[2]} is given with a password or a query, which the manifest "
             "would hold for all to see; give the plain URL and the access through the environment"
         )
+    bad = [url for url in urls if not url.endswith(".tar")]
+    if bad:
+        raise UserError(f"{bad[0]} is not the URL of a .tar; name the tars, as in URL/{{000..099}}.tar")
+    if output is None:
+        raise UserError(f"{urls[0]} is remote; name a local folder for the indices and the manifest with --output")
     return Tars(open_place(output), urls, output)
 
 
