@@ -63,6 +63,7 @@ def test_the_command_prints_a_table_and_writes_the_same_as_json(tmp_path: Path) 
     assert content["machine"]["cores"] == len(os.sched_getaffinity(0)), "pinned while it measures, not when it reports"
     assert f"{total}/{total}" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+    assert not any(Path(os.environ["NEXTLAT_CACHE"]).iterdir()), "temporary files are not worth remembering"
 
 
 def test_the_sizes_reach_sample_ten_million_of_two_billion_tokens() -> None:
