@@ -60,7 +60,11 @@ class Storage:
 
     def _check_sizes(self) -> None:
         shards = self._manifest.shards
-        for shard, size in zip(shards, self._place.sizes([shard.name for shard in shards]), strict=True):
+        try:
+            sizes = self._place.sizes([shard.name for shard in shards])
+        except OSError as error:
+            raise UserError(f"the shards of {self._place.url} cannot be looked up ({error}); try again") from None
+        for shard, size in zip(shards, sizes, strict=True):
             path = self._place.full_name(shard.name)
             if size is None:
                 raise UserError(f"shard {path} is missing; copy it or shard the data again")
@@ -87,10 +91,14 @@ class Storage:
             problem = self._checker.problem(shard)
             data = self._place.read_range(shard.name, offset, length, crc32)
         except OSError as error:
-            gone = isinstance(error, FileNotFoundError) or error.errno == errno.EIO
-            raise (DamagedRecord if gone else UserError)(
-                f"{place} cannot be read ({error.strerror or error}); copy the shard again"
-            ) from error
+            if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
+                raise DamagedRecord(
+                    f"{place} cannot be read ({error.strerror or error}); copy the shard again"
+                ) from None
+            raise UserError(
+                f"{place} cannot be read ({error.strerror or error}); mend the access and start again: a run goes "
+                "on from its last checkpoint"
+            ) from None
         if len(data) != length or zlib.crc32(data) != crc32:
             raise DamagedRecord(
                 f"{place} is damaged: its crc32 is not the one in the index{self._checker.age(shard)}; copy the shard "

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import tarfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from nextlat_dist.data.members import split_members
-from nextlat_dist.data.places import open_place
-from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.places import Place, open_place
+from nextlat_dist.data.shard_format import Manifest, Record, ShardEntry, TokenizerEntry, read_manifest
+from nextlat_dist.data.storage import DamagedRecord, Storage
 from nextlat_dist.errors import UserError
 from tests.data.datasets import numbered_documents, write_dataset
 
@@ -107,7 +109,7 @@ def test_a_missing_shard_is_refused(dataset: Path) -> None:
     sorted(dataset.glob("*.tar"))[0].unlink()
     with pytest.raises(UserError, match=r"train-000000\.tar is missing"):
         storage(dataset)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read"):
         opened.read(0)
 
 
@@ -121,3 +123,36 @@ def test_counts_of_the_index_must_hold(dataset: Path) -> None:
 def test_a_dataset_without_shards_opens_empty(tmp_path: Path) -> None:
     empty: Manifest = write_dataset(tmp_path, [])
     assert len(Storage(open_place(tmp_path), empty)) == 0
+
+
+def test_what_may_pass_is_no_damage(dataset: Path) -> None:
+    """A network that is down must not be quarantined record by record."""
+    opened = storage(dataset)
+    shard = sorted(dataset.glob("*.tar"))[0]
+    shard.unlink()
+    shard.mkdir()  # reading it is an error other than "not found"
+    with pytest.raises(UserError, match=r"cannot be read .*mend the access") as caught:
+        opened.read(0)
+    assert not isinstance(caught.value, DamagedRecord)
+    shard.rmdir()
+    with pytest.raises(DamagedRecord, match=r"cannot be read .*copy the shard again"):
+        storage_without_check(dataset).read(0)
+
+
+def test_a_server_that_is_down_is_one_sentence() -> None:
+    class Down:
+        url = "http://server/data"
+
+        def sizes(self, names: list[str]) -> list[int | None]:
+            raise ConnectionError("timed out, tried 5 times")
+
+    manifest = dataclasses.replace(EMPTY, shards=(ShardEntry("a.tar", 1, "", "", 0, 0, 0),))
+    with pytest.raises(UserError, match=r"the shards of http://server/data cannot be looked up .*tried 5 times"):
+        Storage(cast(Place, Down()), manifest)
+
+
+def storage_without_check(dataset: Path) -> Storage:
+    return Storage(open_place(dataset), read_manifest(dataset), verify="never", tolerant=True)
+
+
+EMPTY = Manifest("train", TokenizerEntry("tokenizer.model", "", 10, 1, 2, 3), (), False, True, True, {})
