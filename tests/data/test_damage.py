@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from webdataset.writer import TarWriter
 
+from data_tools.index import find_tars, index
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.data.places import open_place
-from nextlat_dist.data.shard_format import MANIFEST_FILE, Record, index_name, read_manifest
+from nextlat_dist.data.shard_format import MANIFEST_FILE, MembersEntry, Record, index_name, read_manifest
 from nextlat_dist.data.storage import DamagedRecord, Storage
+from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import numbered_documents, write_dataset
+from tests.data.datasets import numbered_documents, tiny_tokenizer, write_dataset
 
 LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70, 9, 9, 9, 33, 2, 64, 100, 30, 30, 30, 30, 30]
 BLOCK = 512
@@ -198,6 +201,33 @@ def test_any_damage_to_a_manifest_is_detected(dataset: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(UserError, match=str(path)):
             read_manifest(place)
+
+
+@pytest.fixture
+def text_dataset(tmp_path: Path) -> Path:
+    """Documents of text, which are tokenised whenever they are read, as `nextlat-data index` adopts them."""
+    directory = tmp_path / "text"
+    directory.mkdir()
+    with TarWriter(str(directory / "train-000000.tar")) as tar:
+        for number in range(8):
+            tar.write({"__key__": f"{number:03d}", "txt": f"document {number} of some words, 1234 in all\n" * 3})
+    members = MembersEntry("text", "txt")
+    index(find_tars([str(directory)], None), Tokenizer(tiny_tokenizer()), members, split="train", bos=True, eos=True)
+    return directory
+
+
+def test_any_damage_to_a_tokenizer_that_reading_needs_is_detected(text_dataset: Path) -> None:
+    """Most flipped bits leave a model that loads, and gives other tokens."""
+    assert all(isinstance(record, Record) for _, record in read_all(open_storage(text_dataset)))
+    path = text_dataset / read_manifest(text_dataset).tokenizer.file
+    good = path.read_bytes()
+    for bit in np.random.default_rng(3).integers(0, 8 * len(good), 200).tolist():
+        path.write_bytes(flip(good, bit))
+        with pytest.raises(UserError, match=str(path)):
+            open_storage(text_dataset)
+    path.unlink()
+    with pytest.raises(UserError, match=str(path)):
+        open_storage(text_dataset)
 
 
 GLOBAL_BATCH = 4
