@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +101,11 @@ class Journal:
         except FileNotFoundError:
             return []
         lines: list[dict[str, Any]] = []
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            with suppress(ValueError):
+        for line in data.splitlines():
+            try:
                 lines.append(json.loads(line))
-                continue
-            break
+            except ValueError:
+                break
         return lines
 
     def _rewrite(self) -> None:

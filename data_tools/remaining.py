@@ -62,8 +62,6 @@ class Remaining:
             mark = self.position = Mark(part, before_part, number, source_bytes, crc32)
             if expected and (known := expected.pop(number, None)) and (known.part, known.crc32) != (part, crc32):
                 raise _changed(number)
-            if number <= self.start.documents:
-                continue
             split = self._split_of(document)
             if number > self._done[split].documents:
                 self._passed.append(Passed(document.name, split, mark))
