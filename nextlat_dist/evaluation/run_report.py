@@ -17,8 +17,9 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from nextlat_dist import report
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import report, speculative
+from nextlat_dist.evaluation import pictures, speculative
 
 METRICS_FILE = "metrics.jsonl"
 EXPORT_REPORT = Path("export") / "export_report.json"
@@ -65,17 +66,17 @@ def write_run_report(run_dir: Path) -> dict[str, Any]:
 def draw_loss_terms(entries: list[dict[str, Any]], path: Path) -> None:
     """One panel per loss term that the run logged, over tokens; validation as dots in the panel of the same term."""
     terms = [term for term in LOSS_TERMS if any(term in entry for entry in entries)]
-    figure, axes = report.panels(len(terms), "Loss terms over training tokens")
+    figure, axes = pictures.panels(len(terms), "Loss terms over training tokens")
     for index, (term, axis) in enumerate(zip(terms, axes, strict=True)):
         for name, style in ((term, {"linewidth": 1.3}), (f"validation_{term}", {"marker": "o", "linestyle": "none"})):
             points = [(entry["tokens"] / 1e6, entry[name]) for entry in entries if entry.get(name) is not None]
             if points:
                 label = "validation" if name != term else "training"
-                axis.plot(*zip(*points, strict=True), color=report.COLORS[index], label=label, **style)
+                axis.plot(*zip(*points, strict=True), color=pictures.COLORS[index], label=label, **style)
         axis.set(title=LOSS_TERMS[term], xlabel="tokens (millions)", ylabel="loss")
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.legend(frameon=False)
-    report.save_picture(figure, path)
+    pictures.save_picture(figure, path)
 
 
 def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:

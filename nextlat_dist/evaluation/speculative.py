@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 
+from nextlat_dist import report
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import report
+from nextlat_dist.evaluation import pictures
 from nextlat_dist.evaluation.costs import Costs, measure_costs
 from nextlat_dist.evaluation.prompts import Prompt, load_prompts
 from nextlat_dist.inference.decoder import Decoder, Generation, load
@@ -303,13 +304,13 @@ def draw_pictures(rows: list[dict[str, Any]], directory: Path) -> None:
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     longest = max(row["draft_length"] for row in rows)
-    acceptance, acceptance_axes = report.panels(
+    acceptance, acceptance_axes = pictures.panels(
         len(temperatures), f"Accepted drafts by position, draft length {longest}"
     )
-    speed, speed_axes = report.panels(len(temperatures), "Decoding speedup over draft length 0")
+    speed, speed_axes = pictures.panels(len(temperatures), "Decoding speedup over draft length 0")
     for temperature, acceptance_axis, speed_axis in zip(temperatures, acceptance_axes, speed_axes, strict=True):
         for index, domain in enumerate(domains):
-            color = "black" if domain == ALL else report.COLORS[index % len(report.COLORS)]
+            color = "black" if domain == ALL else pictures.COLORS[index % len(pictures.COLORS)]
             style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3.5, "label": domain}
             style["linewidth"] = 2.2 if domain == ALL else 1.3
             own = [row for row in rows if (row["domain"], row["temperature"]) == (domain, temperature)]
@@ -327,5 +328,5 @@ def draw_pictures(rows: list[dict[str, Any]], directory: Path) -> None:
         for axis in (acceptance_axis, speed_axis):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(frameon=False)
-    report.save_picture(acceptance, directory / "acceptance_by_position.png")
-    report.save_picture(speed, directory / "speedup_by_draft_length.png")
+    pictures.save_picture(acceptance, directory / "acceptance_by_position.png")
+    pictures.save_picture(speed, directory / "speedup_by_draft_length.png")

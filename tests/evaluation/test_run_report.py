@@ -1,4 +1,4 @@
-"""The run report from hand-made files, and the shared pieces of all reports."""
+"""The run report from hand-made files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from nextlat_dist import report
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import report
 from nextlat_dist.evaluation.run_report import write_run_report
 
 STEPS = [
@@ -138,28 +138,3 @@ def test_bad_metrics(tmp_path: Path, content: str | None, message: str) -> None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         write_run_report(tmp_path)
-
-
-def test_tables() -> None:
-    columns = {"name": "{name}", "x": "{value:.1f}"}
-    rows = [{"name": "long name", "value": 1.25}, {"name": "b", "value": None}]
-    assert report.table(columns, rows).split("\n") == ["     name    x", "long name  1.2", "        b    –"]
-    assert report.markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
-
-
-def test_envelope_is_flat_and_names_no_host(tmp_path: Path) -> None:
-    content = report.envelope("command", {}, {"a": 1, "b": True}, [])
-    assert set(content) == {"command", "options", "machine", "versions", "summary", "rows"}
-    assert set(content["versions"]) == {"python", "nextlat-dist", "torch", "transformers"}
-    with pytest.raises(AssertionError, match="flat"):
-        report.envelope("command", {}, {"a": [1]}, [])
-
-
-def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = report.Progress("work", 2, shown=True)
-    shown.add(10)
-    shown.add(10)
-    assert capsys.readouterr().err.startswith("work: 2/2, ")
-    hidden = report.Progress("work", 1, shown=False)
-    hidden.add(10)
-    assert capsys.readouterr().err == ""
