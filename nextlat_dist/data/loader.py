@@ -230,12 +230,13 @@ class RowLoader:
         """
         try:
             made = self._next_made()
+            batch = self._hand_out(made)
         except BaseException:
             self._ahead.clear()
             self._planned = self._mixture.start(self._row, self._taken)
             raise
         self._row, self._taken = made.plan.row + self._batch_rows, made.plan.taken_after
-        return self._hand_out(made)
+        return batch
 
     def again(self, losses: Sequence[Lost]) -> RowBatch:
         """The batch handed out last, with these records lost too. How ranks agree on what one of them found damaged.

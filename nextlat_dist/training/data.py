@@ -10,6 +10,7 @@ from nextlat_dist.config.schema import DataConfig, RunConfig
 from nextlat_dist.data.cache import CacheSettings
 from nextlat_dist.data.integrity import cache_home
 from nextlat_dist.data.loader import Cursor, RowLoader, Source
+from nextlat_dist.data.members import read_tokenizer
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.places import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -75,10 +76,21 @@ def _cache(data: DataConfig) -> CacheSettings | None:
     return CacheSettings(directory, data.cache_bytes) if data.cache_bytes else None
 
 
-def tokenizer_model(config: RunConfig, loader: RowLoader) -> bytes:
-    """Content of the tokenizer that all training sources were made with."""
-    source = config.data.train_sources[0]
-    return open_place(source.path).read(loader.manifests[source.name].tokenizer.file)
+def tokenizer_model(config: RunConfig, loader: RowLoader | None) -> bytes | None:
+    """Content of the tokenizer that all training sources were made with, on ranks with a loader. Collective.
+
+    Raises:
+        UserError: on every rank, when it is gone or another one.
+    """
+    model, error = None, ""
+    if loader is not None:
+        source = config.data.train_sources[0]
+        try:
+            model = read_tokenizer(open_place(source.path), loader.manifests[source.name])
+        except UserError as caught:
+            error = str(caught)
+    raise_together(error)
+    return model
 
 
 def check_same_weights(now: DataConfig, saved: DataConfig, state: TrainerState) -> None:

@@ -64,6 +64,7 @@ def train(config: RunConfig) -> None:
         if loader is not None:
             stack.callback(loader.close)
         check_same_datasets(state, loader)
+        tokenizer = tokenizer_model(config, loader)
         validates = config.data.validation is not None and config.training.validation_batches > 0
         validation_loader = open_validation_data(config, dims) if validates else None
         engine = build_engine(config, dims)
@@ -75,7 +76,6 @@ def train(config: RunConfig) -> None:
             stack.callback(log.close)
         source = batch_source(config, dims, loader, engine.device)
         validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
-        tokenizer = tokenizer_model(config, loader) if loader is not None else None
         Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
 
 
