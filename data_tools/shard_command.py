@@ -16,7 +16,12 @@ from data_tools.shard_report import describe
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], inputs: argparse.ArgumentParser) -> None:
     """Add `shard` to the commands; `inputs` is the parent parser of `data_tools.inputs`."""
-    parser = commands.add_parser("shard", parents=[inputs], help="tokenise documents into shards")
+    parser = commands.add_parser(
+        "shard",
+        parents=[inputs],
+        help="tokenise documents into shards",
+        description="Tokenise documents into shards. A run that was interrupted goes on when its command is given again.",
+    )
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--prompt-field", help="field whose tokens come first and are never predicted")
@@ -30,7 +35,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], i
     parser.add_argument("--record-tokens", type=int, default=ShardOptions.record_tokens)
     parser.add_argument("--shard-tokens", type=int, default=ShardOptions.shard_tokens)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: all cores)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset in OUTPUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset, or an unfinished run of another command, in OUTPUT"
+    )
     parser.set_defaults(run=_run)
 
 
