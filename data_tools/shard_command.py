@@ -20,7 +20,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], i
         "shard",
         parents=[inputs],
         help="tokenise documents into shards",
-        description="Tokenise documents into shards. A run that was interrupted goes on when its command is given again.",
+        description="Tokenise documents into shards. Give the command again to go on with an interrupted run.",
     )
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
