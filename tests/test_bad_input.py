@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 from data_tools.tokenizer import train_tokenizer
 from nextlat_dist.data.shard_format import manifest_bytes
-from tests.data.datasets import write_dataset
+from tests.data.datasets import FakeTokenizer, write_dataset
 from tests.distributed.jobs import tiny_config
 
 CHECKOUT = Path(__file__).parents[1]
@@ -136,7 +137,8 @@ def test_vocabulary_smaller_than_the_tokenizers(config: Path) -> None:
 def test_token_id_outside_the_vocabulary(config: Path, tmp_path: Path) -> None:
     """The tokenizer of the manifest fits the model, a token in a record does not."""
     manifest = write_dataset(tmp_path / "ids", [np.arange(20, 60), np.array([5, 700, 5])] * 5)
-    fits = replace(manifest, tokenizer=replace(manifest.tokenizer, vocab_size=600))
+    sha256 = hashlib.sha256(FakeTokenizer.model).hexdigest()
+    fits = replace(manifest, tokenizer=replace(manifest.tokenizer, vocab_size=600, sha256=sha256))
     (tmp_path / "ids" / "manifest.json").write_bytes(manifest_bytes(fits))
     text = refused_run(config, f"data.train={tmp_path / 'ids'}")
     assert "token id 700" in text

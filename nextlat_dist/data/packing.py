@@ -129,7 +129,8 @@ def _mask(
 def _document_ids(borders: np.ndarray, padding: np.ndarray, total: int, row_tokens: int) -> np.ndarray:
     """int32 [total]: numbers of the segments that begin at `borders`, from 0 in every row, -1 for padding."""
     rows = np.arange(0, total, row_tokens)
-    segments = np.union1d(borders, rows)
+    segments = np.sort(np.concatenate([borders, rows]))
+    segments = segments[np.diff(segments, prepend=-1) > 0]
     is_padding = padding[np.searchsorted(borders, segments, side="right") - 1]
     before = np.cumsum(~is_padding) - ~is_padding  # documents that began before each segment
     ids = before - before[np.searchsorted(segments, rows)][segments // row_tokens]

@@ -309,8 +309,8 @@ def test_wrong_places_are_refused(tars: Path, tmp_path: Path) -> None:
         ([str(tars), "http://host/a.tar"], tmp_path, "is remote and other tars are local"),
         (["http://host/a.tar"], None, "--output"),
         (["http://host/a"], tmp_path, r"is not the URL of a \.tar"),
-            (["http://host/a.tar?key=secret"], tmp_path, r"^http://host/a\.tar is given with a password or a query"),
-            (["http://me:secret@host/a.tar"], tmp_path, r"^host/a\.tar is given with a password or a query"),
+        (["http://host/a.tar?key=secret"], tmp_path, r"^http://host/a\.tar is given with a password or a query"),
+        (["http://me:secret@host/a.tar"], tmp_path, r"^host/a\.tar is given with a password or a query"),
         ([str(tars)], Path("s3://bucket/x"), "--output s3:.* is remote"),
     ]
     for inputs, output, message in cases:
