@@ -9,6 +9,7 @@ import csv
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from tests.distributed.harness import Ranks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that starts a job in the background lets it ignore Ctrl-C, and every process below it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Of this test run alone: what an earlier one found out about a shard must not decide anything here.
 _cache = tempfile.TemporaryDirectory(prefix="nextlat-test-cache-")
 os.environ["NEXTLAT_CACHE"] = _cache.name
