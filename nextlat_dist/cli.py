@@ -5,6 +5,7 @@
     nextlat generate --export DIR --prompt TEXT
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat report --run runs/NAME
+    nextlat doctor [--config FILE] [--hostfile FILE]
 
 A user's mistake is one sentence on stderr and exit status 2. Heavy imports happen inside the commands.
 """
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_generate(commands)
     _add_evaluate(commands)
+    _add_doctor(commands)
     report = commands.add_parser("report", help="merge a run's measurements into report.json, report.md and pictures")
     report.add_argument("--run", type=Path, required=True, help="the run's output_dir")
     report.set_defaults(run_command=_report)
@@ -105,6 +107,16 @@ def _add_evaluate(commands: Any) -> None:
     speculative.add_argument("--json", type=Path, help="where to write the measurements")
     speculative.add_argument("--pictures", type=Path, metavar="DIR", help="where to write PNGs")
     speculative.set_defaults(run_command=_evaluate_speculative)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="say what is missing before a run; exit status 1 if anything is")
+    doctor.add_argument("--config", type=Path, help="the run's YAML file: also check the disk for it")
+    doctor.add_argument("--hostfile", type=Path, help="also ask its hosts over ssh")
+    doctor.add_argument("--quick", action="store_true", help="problems only, and nothing that has to be waited for")
+    doctor.add_argument("--json", type=Path, help="where to write the findings")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
+    doctor.set_defaults(run_command=_doctor)
 
 
 def _integers(text: str) -> list[int]:
@@ -207,6 +219,20 @@ def _evaluate_speculative(options: argparse.Namespace) -> None:
         json_path=options.json,
         picture_dir=options.pictures,
     )
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from nextlat_dist.config.load import load_config
+    from nextlat_dist.doctor.examine import examine, show
+    from nextlat_dist.doctor.findings import problems, to_json
+
+    config = None if options.config is None else load_config(options.config, options.overrides)
+    findings = examine(config, options.hostfile, options.quick)
+    show(findings, options.quick)
+    if options.json is not None and os.environ.get("RANK", "0") == "0":
+        options.json.write_text(json.dumps(to_json(findings), indent=2) + "\n")
+    if problems(findings):
+        sys.exit(1)
 
 
 def _report(options: argparse.Namespace) -> None:

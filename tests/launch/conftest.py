@@ -16,20 +16,33 @@ CHECKOUT = Path(__file__).parents[2]
 # A stand-in for the training command: one file per rank with its place, settings and environment.
 REPORTING_CLI = """
 import json, os, pathlib, signal, sys, time
+if sys.argv[1] == "doctor" and "RANK" not in os.environ:
+    pathlib.Path("doctor.json").write_text(json.dumps(sys.argv[2:]))
+    sys.exit(int(os.environ.get("DOCTOR_SAYS", "0")))
+if "--dry-run" in sys.argv:
+    if int(os.environ["WORLD_SIZE"]) not in map(int, os.environ.get("RANKS_THAT_FIT", "1").split()):
+        sys.exit("error: " + os.environ["WORLD_SIZE"] + " ranks do not fit")
+    sys.exit(0)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR",
          "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH")
 report = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
-def stop(*_):
+def stop(number, _):
     time.sleep(0.5)  # as saving a checkpoint would take a while
-    pathlib.Path(f"stopped.{os.environ['RANK']}").touch()
-    sys.exit(1)
+    pathlib.Path(f"stopped.{os.environ['RANK']}").write_text(signal.Signals(number).name)
+    sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN if "deaf=yes" in sys.argv else stop)
+starts = pathlib.Path(f"starts.{os.environ['RANK']}")
+with starts.open("a") as file:
+    file.write(os.environ["WORLD_SIZE"] + "\\n")
 temporary = pathlib.Path(f".report.{os.environ['RANK']}")
 temporary.write_text(json.dumps(report))
 temporary.rename(temporary.name[1:])
 if "wait=yes" in sys.argv:
     time.sleep(60)
-sys.exit(3 if "fail=yes" in sys.argv else 0)
+# exits=3,75,0: the exit code of each start in turn
+codes = next((a.split("=")[1].split(",") for a in sys.argv if a.startswith("exits=")), ["0"])
+sys.exit(int(codes[min(len(starts.read_text().split()), len(codes)) - 1]))
 """
 
 
@@ -80,9 +93,11 @@ def project(tmp_path: Path) -> Project:
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     (tmp_path / "run.yaml").write_text("{}\n")
     dropped = ("SLURM_", "PIP_", "DS_", "MASTER_", "NPROC", "PYTHON", "CUDA_", "OMP_", "TORCH_", "RANK", "WORLD_SIZE")
+    dropped += ("NNODES", "RDZV_", "LOCAL_", "MAX_RESTARTS", "NEXTLAT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     environment["PATH"] = f"{tmp_path / 'commands'}:{environment['PATH']}"
     environment["HOME"] = str(tmp_path)
+    environment["RESTART_SECONDS"] = "0"
     made = Project(tmp_path, environment)
     made.add_command("nvidia-smi", "#!/bin/sh\nexit 9\n")
     return made

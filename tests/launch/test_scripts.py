@@ -3,6 +3,7 @@
 Command: `pytest tests/launch/test_scripts.py`.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.launch.conftest import CHECKOUT, Project, assert_one_sentence
 
 SCRIPTS = sorted([*CHECKOUT.glob("launch/*.sh"), *CHECKOUT.glob("launch/*.sbatch"), CHECKOUT / ".ci/run"])
 TOOLS = Path(sys.executable).parent
-COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "run")]
+COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "ranks.sh", "run")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -48,6 +49,8 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
         (["multi_node.sh", "bad_hosts", "run.yaml"], ["2:second slot=1", "HOST slots=N"]),
         (["multi_node.sh", "no_hosts", "run.yaml"], ["names no host"]),
         (["slurm.sbatch", "run.yaml"], ["not a Slurm job", "sbatch"]),
+        (["torchrun.sh"], ["no CONFIG"]),
+        (["torchrun.sh", "run.yaml"], ["no virtual environment"]),
         (["quickstart.sh", "--fast"], ["--fast", "key=value"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
@@ -64,11 +67,26 @@ def test_number_of_ranks_is_checked(project: Project, value: str) -> None:
     assert_one_sentence(project.run("launch/single_node.sh", "run.yaml", NPROC=value), "NPROC")
 
 
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"NNODES": "two"}, ["NNODES is two", "MIN:MAX"]),
+        ({"NNODES": "1:2"}, ["RDZV_ENDPOINT is not set", "HOST:PORT"]),
+        ({"NPROC": "0"}, ["NPROC is 0"]),
+        ({"MAX_RESTARTS": "some"}, ["MAX_RESTARTS is some"]),
+        ({"RESTART_SECONDS": "-1"}, ["RESTART_SECONDS is -1"]),
+    ],
+    ids=str,
+)
+def test_settings_of_torchrun_are_checked(project: Project, settings: dict[str, str], parts: list[str]) -> None:
+    assert_one_sentence(project.run("launch/torchrun.sh", "run.yaml", **settings), *parts)
+
+
 def test_missing_pdsh(project: Project) -> None:
     project.add_real_venv()
     (project.root / "hosts").write_text("first slots=1\n")
-    for name in ("bash", "dirname", "sed", "grep", "head"):  # a PATH that surely has no pdsh
-        project.add_command(name, f'#!/bin/sh\nexec /usr/bin/env -S PATH=/usr/bin:/bin {name} "$@"\n')
+    for name in ("bash", "dirname", "sed", "grep", "head", "awk"):  # a PATH that surely has no pdsh
+        project.add_command(name, f'#!/bin/sh\nexec {shutil.which(name)} "$@"\n')
     result = project.run("launch/multi_node.sh", "hosts", "run.yaml", PATH=str(project.root / "commands"))
     assert_one_sentence(result, "pdsh is not installed")
 

@@ -6,7 +6,6 @@ Command: `pytest tests/launch/test_starting_ranks.py`.
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,16 +13,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.launch.conftest import Project
 
-SSH = """#!/bin/sh
+# ssh -o OPTION … HOST COMMAND…: every host is this one, but those in the file `down` do not answer.
+SSH = """#!/bin/bash
+while [[ "$1" == -o ]]; do shift 2; done
+if grep -qx "$1" down 2>/dev/null; then
+    echo "ssh: connect to host $1 port 22: No route to host" >&2
+    exit 255
+fi
 echo 127.0.0.1 somewhere-else
 """
 # pdsh -S -f N -w HOST,HOST COMMAND…: runs the command per host with %n replaced by the host's number.
 PDSH = """#!/bin/bash
 hosts="$5"; shift 5
+echo "$hosts $*" >>pdsh.log
 number=0; status=0; pids=()
 for host in ${hosts//,/ }; do
     env -i HOME="$HOME" PATH=/usr/bin:/bin bash -c "${*//%n/$number}" & pids+=($!)
@@ -35,7 +42,10 @@ exit $status
 # A list of nodes longer than a pipe's buffer: whoever reads only its first line must not end the writer's pipeline.
 SCONTROL = """#!/bin/bash
 echo "$*" >>scontrol.log
-[[ "$1" != show ]] || seq -f node%.0f 7 20000
+case "$*" in
+    "show hostnames"*) seq -f node%.0f 7 20000 ;;
+    "show job"*) echo "JobState=${JOB_STATE:-RUNNING}" ;;
+esac
 """
 # srun OPTION… bash -c TEXT rank …: two tasks on two nodes.
 SRUN = """#!/bin/bash
@@ -44,7 +54,12 @@ while [[ "$1" == -* ]]; do shift; done
 export SLURM_LOCALID=0 SLURM_NTASKS=2 SLURM_NNODES=2
 SLURM_PROCID=0 "$@" & first=$!
 SLURM_PROCID=1 "$@" & second=$!
-wait $first && wait $second
+trap 'kill -USR1 $first $second' USR1
+trap 'kill -TERM $first $second' TERM
+wait -n; status=$?
+wait $first || status=$?
+wait $second || status=$?
+exit $status
 """
 
 
@@ -52,6 +67,24 @@ def reports(project: Project, ranks: int) -> list[dict[str, Any]]:
     files = sorted(project.root.glob("report.*"))
     assert [file.name for file in files] == [f"report.{rank}" for rank in range(ranks)]
     return [json.loads(file.read_text()) for file in files]
+
+
+def stopped(project: Project) -> dict[str, str]:
+    """The signal that each rank was asked to stop with."""
+    return {path.name: path.read_text() for path in project.root.glob("stopped.*")}
+
+
+def starts(project: Project, rank: int = 0) -> list[str]:
+    """The number of ranks at each start."""
+    return (project.root / f"starts.{rank}").read_text().split()
+
+
+def end_everything(process: subprocess.Popen[str]) -> None:
+    """Kill the script and all that it started, as Slurm does: ranks are in process groups of their own."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
+    process.communicate(timeout=30)
 
 
 def wait_for(paths: list[Path], process: subprocess.Popen[str]) -> None:
@@ -77,7 +110,9 @@ def test_single_node_starts_two_cpu_ranks(project: Project) -> None:
 
 def test_single_node_returns_the_exit_code_of_a_rank(project: Project) -> None:
     project.add_real_venv()
-    result = project.run("launch/single_node.sh", "run.yaml", "fail=yes", NPROC="1", MASTER_PORT="29876")
+    result = project.run(
+        "launch/single_node.sh", "run.yaml", "exits=3", NPROC="1", MASTER_PORT="29876", MAX_RESTARTS="0"
+    )
     assert result.returncode == 3, result.stderr
     assert reports(project, 1)[0]["MASTER_PORT"] == "29876"
 
@@ -88,8 +123,9 @@ def test_single_node_asked_to_stop_lets_the_ranks_finish(project: Project) -> No
     process = project.start("launch/single_node.sh", "run.yaml", "wait=yes")
     wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
-    assert sorted(path.name for path in project.root.glob("stopped.*")) == ["stopped.0", "stopped.1"]
+    assert process.wait(timeout=60) == 75
+    assert stopped(project) == {"stopped.0": "SIGTERM", "stopped.1": "SIGTERM"}
+    assert starts(project) == ["2"], "a run that was asked to stop stays so"
     process.communicate()
 
 
@@ -107,9 +143,7 @@ def test_single_node_on_gpus_leaves_the_number_to_deepspeed(project: Project, ra
 
 def test_multi_node_starts_a_rank_per_host(project: Project) -> None:
     project.add_real_venv()
-    project.add_command("ssh", SSH)
-    project.add_command("pdsh", PDSH)
-    (project.root / "hosts").write_text("first slots=1\nsecond slots=1\n")
+    add_hosts(project, "first", "second")
     (project.root / ".deepspeed_env").write_text("# interface between the hosts\nGLOO_SOCKET_IFNAME=veth0\n\n")
     result = project.run("launch/multi_node.sh", "hosts", "run.yaml", "training.seed=7", OMP_NUM_THREADS="3")
     assert result.returncode == 0, result.stderr
@@ -122,17 +156,25 @@ def test_multi_node_starts_a_rank_per_host(project: Project) -> None:
         assert str(project.root / ".venv/bin") in rank["PATH"].split(":")
 
 
+def add_hosts(project: Project, *hosts: str) -> None:
+    """Stand-ins for ssh, which does not reach the hosts listed in the file `down`, and pdsh; and a hostfile."""
+    project.add_command("ssh", SSH)
+    project.add_command("pdsh", PDSH)
+    (project.root / "hosts").write_text("# all of them\n" + "".join(f"{host}  slots=1\n" for host in hosts))
+
+
 def test_multi_node_with_one_host_still_goes_there(project: Project) -> None:
-    project.add_command("pdsh", "#!/bin/sh\n")
+    add_hosts(project, "first")
     project.add_command("python", "#!/bin/sh\n", folder=".venv/bin")
-    project.add_command("deepspeed", '#!/bin/sh\necho "$@"\n', folder=".venv/bin")
-    (project.root / "hosts").write_text("first slots=1\n")
+    text = '#!/bin/sh\nfor a in "$@"; do case $a in --hostfile=*) cat "${a#*=}" ;; esac; done; echo "$@"\n'
+    project.add_command("deepspeed", text, folder=".venv/bin")
     result = project.run("launch/multi_node.sh", "hosts", "run.yaml", MASTER_ADDR="10.0.0.1", MASTER_PORT="29876")
-    for option in ("--hostfile=hosts", "--force_multi", "--master_addr=10.0.0.1", "--master_port=29876"):
+    assert result.stdout.splitlines()[0] == "first slots=1"
+    for option in ("--force_multi", "--master_addr=10.0.0.1", "--master_port=29876"):
         assert option in result.stdout.split()
 
 
-def start_slurm_job(project: Project, *arguments: str) -> subprocess.Popen[str]:
+def start_slurm_job(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     project.add_real_venv()
     project.add_command("scontrol", SCONTROL)
     project.add_command("srun", SRUN)
@@ -140,7 +182,7 @@ def start_slurm_job(project: Project, *arguments: str) -> subprocess.Popen[str]:
     spooled.parent.mkdir()
     shutil.copy(project.root / "launch/slurm.sbatch", spooled)
     job = {"SLURM_JOB_ID": "10042", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_SUBMIT_DIR": str(project.root)}
-    return project.start(str(spooled), "run.yaml", *arguments, **job)
+    return project.start(str(spooled), "run.yaml", *arguments, **job, **environment)
 
 
 def test_slurm_tells_every_task_its_place(project: Project) -> None:
@@ -151,25 +193,49 @@ def test_slurm_tells_every_task_its_place(project: Project) -> None:
         assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7", "data.note=two words"]
         assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), "0", "2")
         assert (rank["LOCAL_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) == ("1", "node7", "20042")
-    assert "--kill-on-bad-exit=1" in (project.root / "srun.log").read_text()
+    assert "--wait=30" in (project.root / "srun.log").read_text(), "a failed rank ends the others"
 
 
 def test_slurm_returns_the_exit_code_of_a_rank(project: Project) -> None:
-    process = start_slurm_job(project, "fail=yes")
+    process = start_slurm_job(project, "exits=3", MAX_RESTARTS="1")
     process.communicate(timeout=60)
     assert process.returncode == 3
+    assert len(starts(project)) == 2, "restarted inside the job"
+    assert "requeue" not in (project.root / "scontrol.log").read_text()
 
 
-def test_slurm_requeues_before_the_time_limit(project: Project) -> None:
+def test_slurm_saves_and_requeues_before_the_time_limit(project: Project) -> None:
     process = start_slurm_job(project, "wait=yes")
     wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
     process.send_signal(signal.SIGUSR1)
-    log = project.root / "scontrol.log"
-    deadline = time.monotonic() + 30
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert stopped(project) == {"stopped.0": "SIGUSR1", "stopped.1": "SIGUSR1"}
+    assert (project.root / "scontrol.log").read_text().splitlines()[-1] == "requeue 10042"
+
+
+def test_slurm_requeues_when_the_ranks_take_too_long(project: Project) -> None:
+    process = start_slurm_job(project, "wait=yes", "deaf=yes", SAVE_SECONDS="1")
+    wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
+    process.send_signal(signal.SIGUSR1)
+    log, deadline = project.root / "scontrol.log", time.monotonic() + 30
     while "requeue 10042" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "requeue 10042" in log.read_text()
     assert process.poll() is None, "the ranks go on until Slurm ends them"
-    assert not list(project.root.glob("stopped.*"))
-    os.killpg(process.pid, signal.SIGKILL)  # as Slurm does: every process of the job
-    process.communicate(timeout=30)
+    end_everything(process)
+
+
+def test_slurm_requeues_what_was_preempted(project: Project) -> None:
+    process = start_slurm_job(project, "exits=75")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (project.root / "scontrol.log").read_text().splitlines()[-1] == "requeue 10042"
+    assert len(starts(project)) == 1, "not run on in a job that is about to go"
+
+
+def test_slurm_leaves_a_cancelled_job_alone(project: Project) -> None:
+    process = start_slurm_job(project, "exits=75", JOB_STATE="CANCELLED")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "requeue" not in (project.root / "scontrol.log").read_text()

@@ -1,0 +1,98 @@
+# shellcheck shell=bash
+# What the scripts that start ranks share: they check the environment, run a launcher until the training is done, hand
+# signals to its ranks, and start it again when it failed; every new start resumes from the last commit.
+# Usage: source launch/ranks.sh   after launch/env.sh; the script defines
+#   start_ranks         starts the launcher as the last background process
+#   signal_ranks NAME   signals the ranks themselves: launchers grant them only seconds; fails when there are none
+#   before_restart      optional: looks for what is left to run on; not 0: no further start
+# Variables: MAX_RESTARTS=3 failures, RESTART_SECONDS=5 between two starts, NEXTLAT_SKIP_DOCTOR=1
+
+MAX_RESTARTS="${MAX_RESTARTS:-3}"
+RESTART_SECONDS="${RESTART_SECONDS:-5}"
+[[ "$MAX_RESTARTS" =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is $MAX_RESTARTS, it must be a number of restarts, 0 for none"
+[[ "$RESTART_SECONDS" =~ ^[0-9]+$ ]] || fail "RESTART_SECONDS is $RESTART_SECONDS, it must be a whole number of seconds"
+
+SAVED=75 # of a rank: asked to stop, it saved a checkpoint; the same command goes on from there
+MISTAKE=2
+INTERRUPTED=130
+asked_to_stop="" # the signal that this script got
+launcher=""
+
+# `--doctor` as the first argument runs the doctor in the place of the training; true when it was there.
+choose_command() {
+    command=train
+    [[ "${1-}" == --doctor ]] || return 1
+    command=doctor
+}
+
+# check_environment CONFIG [key=value | option …]: the quick checks, which wait for nothing.
+check_environment() {
+    [[ -z "${NEXTLAT_SKIP_DOCTOR-}" && "$command" == train ]] || return 0
+    local status=0 config="$1" argument settings=()
+    shift
+    for argument in "$@"; do
+        [[ "$argument" == -* ]] || settings+=("$argument")
+    done
+    "$VENV/bin/python" -m nextlat_dist.cli doctor --quick --config "$config" ${settings[@]+"${settings[@]}"} || status=$?
+    [[ $status -ne 1 ]] || echo "(NEXTLAT_SKIP_DOCTOR=1 starts all the same)" >&2
+    [[ $status -eq 0 ]] || exit 2
+}
+
+children_of() { pgrep -d, -P "$1"; }
+
+ask_to_stop() {
+    asked_to_stop="$1"
+    # Ranks that are not there yet cannot save: end what would start them.
+    [[ -z "$launcher" ]] || signal_ranks "$1" || kill -TERM -- "-$launcher" 2>/dev/null || true
+}
+
+# A process group of its own: a signal for this script's whole group must not reach the launcher, and background
+# processes of a shell without job control ignore interrupts.
+start_launcher() {
+    set -m
+    start_ranks
+    launcher=$!
+    set +m
+}
+
+wait_for_launcher() { # sets status
+    while kill -0 "$launcher" 2>/dev/null; do
+        wait "$launcher" || true # a signal ends the wait, not the launcher
+    done
+    status=0
+    wait "$launcher" || status=$?
+    launcher=""
+}
+
+# train_until_done here|elsewhere: runs the launcher until it ends well, is asked to stop, or failed once more than
+# MAX_RESTARTS; returns its last exit code. A run that saved and stopped goes on here, or is left to the caller.
+train_until_done() {
+    local restarts=0 status
+    trap 'ask_to_stop INT' INT
+    trap 'ask_to_stop TERM' TERM HUP
+    trap 'ask_to_stop USR1' USR1
+    while true; do
+        start_launcher
+        wait_for_launcher
+        if [[ "$asked_to_stop" == INT ]]; then
+            return "$INTERRUPTED"
+        elif [[ $status -eq 0 || $status -eq $MISTAKE || $status -eq $INTERRUPTED ]]; then
+            return "$status"
+        elif [[ -n "$asked_to_stop" || "$command" == doctor ]]; then
+            return "$status"
+        elif ((status == SAVED)); then
+            [[ "$1" == here ]] || return "$status"
+            echo "the ranks saved a checkpoint and stopped: starting again from it" >&2
+        elif ((restarts == MAX_RESTARTS)); then
+            echo "the ranks failed with exit code $status, after $restarts restarts: giving up (MAX_RESTARTS=$MAX_RESTARTS)" >&2
+            return "$status"
+        else
+            restarts=$((restarts + 1))
+            echo "the ranks failed with exit code $status: restart $restarts of at most $MAX_RESTARTS, from the last checkpoint" >&2
+        fi
+        sleep "$RESTART_SECONDS" & # as a job, so that a signal ends the wait for it
+        wait $! || true
+        [[ -z "$asked_to_stop" ]] || return "$status"
+        ! declare -F before_restart >/dev/null || before_restart || return "$status"
+    done
+}

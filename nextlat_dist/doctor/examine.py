@@ -1,0 +1,75 @@
+"""`nextlat doctor`: every check in order, as a table.
+
+    nextlat doctor                                              this host
+    nextlat doctor --config run.yaml --hostfile hosts           and the disk for this run, and the hosts
+    bash launch/multi_node.sh --doctor hosts run.yaml           the same checks on every host, under the launcher
+
+Nothing is changed: what is missing is said in a sentence, with how to mend it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from nextlat_dist.config.schema import RunConfig, validate
+from nextlat_dist.doctor import hosts, machine, software
+from nextlat_dist.doctor.findings import Finding, problems, table
+
+MEETING = timedelta(seconds=60)
+
+
+def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> list[Finding]:
+    """All findings of this host, and without `quick` of the others.
+
+    Raises:
+        UserError: the hostfile is not one, or this number of ranks cannot train `config`.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    names = [] if hostfile is None else list(hosts.read_hostfile(hostfile))
+    if config is not None:
+        ranks = sum(hosts.read_hostfile(hostfile).values()) if hostfile is not None else world_size
+        if ranks > 1:
+            validate(config, ranks)
+    gpus = software.gpus()
+    findings = [
+        software.check_python(),
+        *software.check_packages(),
+        software.check_accelerator(gpus, quick),
+        *([] if gpus or sys.platform != "linux" else [software.check_extension(software.extension_directory())]),
+        machine.check_threads(),
+        machine.check_open_files(),
+        machine.check_shared_memory(bool(gpus)),
+        *hosts.check_interfaces(os.environ, several_hosts=_under_launcher_on_several_hosts(world_size)),
+    ]
+    output_dir = None
+    if config is not None:
+        findings += [machine.check_output_dir(config), machine.check_disk(config)]
+        output_dir = Path(config.output_dir)
+    if quick:
+        return findings
+    if names:
+        findings += hosts.check_hosts(names, output_dir)
+    if world_size > 1 and "RANK" in os.environ:
+        findings += hosts.check_ranks(int(os.environ["RANK"]), world_size, output_dir, MEETING)
+    return findings
+
+
+def _under_launcher_on_several_hosts(world_size: int) -> bool:
+    local = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    return world_size > int(local)
+
+
+def show(findings: list[Finding], quick: bool) -> None:
+    """The table on stdout, from rank 0. With `quick`, and from the first rank of another host, its problems on
+    stderr."""
+    if not quick and os.environ.get("RANK", "0") == "0":
+        print(table(findings), flush=True)
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        where = f"{socket.gethostname()}: " if "RANK" in os.environ else ""
+        for text in problems(findings):
+            print(f"error: {where}{text}", file=sys.stderr, flush=True)

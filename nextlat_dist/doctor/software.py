@@ -1,0 +1,126 @@
+"""Versions, accelerator and the extension that DeepSpeed builds; nothing is imported to find out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from nextlat_dist.doctor.findings import Finding, note, ok, problem
+
+PROJECT = "nextlat-dist"
+CONSTRAINTS = Path(__file__).parents[2] / "launch" / "constraints.txt"
+SET_UP = "run bash launch/setup.sh"
+
+
+def check_python() -> Finding:
+    """This interpreter against the range that the project declares."""
+    version = platform.python_version()
+    wanted = metadata.metadata(PROJECT)["Requires-Python"]
+    if version in SpecifierSet(wanted):
+        return ok("python", f"Python {version} (needs {wanted})")
+    return problem("python", f"Python {version} runs this, the project needs {wanted}: set PYTHON and {SET_UP}")
+
+
+def check_packages(requirements: Sequence[str] | None = None, constraints: Path = CONSTRAINTS) -> list[Finding]:
+    """Installed versions against `requirements` (None: the project's own), and against the tested set."""
+    wanted = [
+        Requirement(text) for text in (metadata.requires(PROJECT) or [] if requirements is None else requirements)
+    ]
+    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    tested = _tested_versions(constraints)
+    findings, different = [], []
+    for requirement in wanted:
+        name = requirement.name
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            findings.append(problem("packages", f"{name} is not installed, this project needs {requirement}: {SET_UP}"))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            text = f"{name} {version} is installed, this project needs {requirement}: {SET_UP}"
+            findings.append(problem("packages", text))
+        elif name in tested and version.partition("+")[0] != tested[name]:
+            different.append(f"{name} {version} (tested: {tested[name]})")
+    if different:
+        findings.append(note("packages", f"not the versions of launch/constraints.txt: {', '.join(different)}"))
+    return findings or [ok("packages", f"{len(wanted)} packages in the ranges that the project declares")]
+
+
+def _tested_versions(constraints: Path) -> dict[str, str]:
+    if not constraints.is_file():  # installed without its launch scripts
+        return {}
+    return dict(line.split("==") for line in constraints.read_text().splitlines() if "==" in line)
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as the driver names them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or shutil.which("nvidia-smi") is None:
+        return []
+    result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [line.split(" (UUID")[0] for line in result.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def check_accelerator(found: Sequence[str], quick: bool) -> Finding:
+    """GPUs need a torch built for them; without `quick`, torch itself is asked."""
+    version = metadata.version("torch")
+    if not found:
+        return ok("accelerator", f"no GPU: ranks run on the CPU with gloo (torch {version})")
+    count = f"{len(found)} GPU{'s' if len(found) > 1 else ''}"
+    usable = not version.endswith("+cpu")
+    if usable and not quick:
+        import torch
+
+        usable = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    if usable:
+        return ok("accelerator", f"{count} with NCCL (torch {version}): {found[0]}")
+    return problem(
+        "accelerator",
+        f"this host has {count}, but torch {version} cannot use them: install a torch built for CUDA that the driver "
+        "supports, or hide them with CUDA_VISIBLE_DEVICES=''",
+    )
+
+
+def check_extension(directory: Path) -> Finding:
+    """DeepSpeed's CPU communication in `directory`: built, or buildable, and no lock that nobody holds."""
+    lock, name = directory / "lock", "DeepSpeed's CPU extension"
+    compiler = os.environ.get("CXX", "c++")
+    if lock.exists() and not _is_open(lock):
+        return problem(
+            "extension", f"{lock} was left by a build that was killed, and every run would wait for it: delete it"
+        )
+    if lock.exists():
+        return note("extension", f"another process is building {name}: the run will wait for it")
+    if (directory / "deepspeed_shm_comm.so").is_file():
+        return ok("extension", f"{name} is built")
+    if shutil.which(compiler) is None:
+        return problem(
+            "extension", f"{name} is not built and there is no C++ compiler {compiler}: install one (Debian: g++)"
+        )
+    return note("extension", f"{name} is not built: the first start takes a minute longer, or {SET_UP}")
+
+
+def extension_directory() -> Path:
+    """Where the launch scripts have it built."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    return Path(root) / "deepspeed_shm_comm"
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process has `path` open: torch keeps a lock file open for as long as it holds it."""
+    wanted = str(path.resolve())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(descriptor) == wanted:
+                return True
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return False
