@@ -169,7 +169,24 @@ class TrainingConfig:
 class CheckpointConfig:
     save_interval: int = 0  # steps; 0: at the end only
     keep_last: int = 2
+    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for ever, 0: none
+    background: bool = True  # write while training goes on
+    fallback: bool = True  # resume from an older checkpoint when the newest is damaged; false: stop
     resume: Literal["auto", "never", "must"] = "auto"  # must: an error when there is nothing to resume
+
+
+@dataclass
+class GuardsConfig:
+    """Steps that are not applied. A loss or gradient norm that is NaN or infinite always is one."""
+
+    spike_zscore: float = 0.0  # loss or gradient norm above the median, in robust standard deviations; 0: off
+    window_steps: int = 128  # applied steps that the median is of; spikes are looked for once there are as many
+    max_bad_steps: int = 10  # as many in a row: back to the last checkpoint, and on after their rows; 0: never
+
+
+@dataclass
+class WatchdogConfig:
+    timeout_seconds: float = 1800.0  # without progress of a rank; longer than any save or validation; 0: no watchdog
 
 
 @dataclass
@@ -193,6 +210,8 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw DeepSpeed settings, merged under ours
 
@@ -262,6 +281,7 @@ def _validate_positive(config: RunConfig) -> None:
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "optimizer.lr": config.optimizer.lr,
         "optimizer.eps": config.optimizer.eps,
+        "guards.window_steps": config.guards.window_steps,
     }.items():
         _require(value > 0, f"{key} is {value}, it must be positive")
     for key, value in {
@@ -279,6 +299,10 @@ def _validate_positive(config: RunConfig) -> None:
         "training.validation_interval": training.validation_interval,
         "training.validation_batches": training.validation_batches,
         "checkpoint.save_interval": config.checkpoint.save_interval,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
+        "guards.spike_zscore": config.guards.spike_zscore,
+        "guards.max_bad_steps": config.guards.max_bad_steps,
+        "watchdog.timeout_seconds": config.watchdog.timeout_seconds,
     }.items():
         _require(value >= 0, f"{key} is {value}, it must not be negative")
     peak = training.peak_tflops_per_device

@@ -50,7 +50,11 @@ class LossRecorder:
         self._sums = detached if self._sums is None else self._sums + detached
         return (term_sums * weights.to(term_sums.dtype)).sum()
 
+    def peek(self, terms: int, device: torch.device) -> torch.Tensor:
+        """The sums since the last `take`, float64 [terms]; zeros on a stage that computes no loss."""
+        return torch.zeros(terms, dtype=torch.float64, device=device) if self._sums is None else self._sums
+
     def take(self, terms: int, device: torch.device) -> torch.Tensor:
-        """The sums since the last call, float64 [terms]; zeros on a stage that computes no loss."""
-        sums, self._sums = self._sums, None
-        return torch.zeros(terms, dtype=torch.float64, device=device) if sums is None else sums
+        """As `peek`, and begin anew."""
+        sums, self._sums = self.peek(terms, device), None
+        return sums

@@ -50,6 +50,10 @@ class Engine:
         assert norm is not None
         return float(norm)
 
+    def term_sums(self) -> torch.Tensor:
+        """This rank's term sums [1 + 2d] of the step under way, float64; zeros where no loss is computed."""
+        return self._recorder.peek(self._terms, self.device)
+
     def train_step(self, micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         """One optimizer step over this data-parallel rank's rows.
 
