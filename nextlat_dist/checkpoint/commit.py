@@ -5,8 +5,8 @@
       step_00000120/          manifest.json lists every other file with its size and sha256, and carries its own digest
       step_00000140.writing/  a save that has not been committed; never read
 
-All ranks write into the temporary directory; then every rank digests its share of the files, rank 0 writes the
-manifest, renames the directory and moves the pointer. Nothing is opened whose digest does not match the manifest.
+All ranks write into the temporary directory, flush and digest what they wrote; then rank 0 writes the manifest, renames
+the directory and moves the pointer, last. Nothing is opened whose digest does not match the manifest.
 Needs no torch import beyond `torch.distributed` for the vote.
 """
 
@@ -16,17 +16,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.dims import raise_together
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LATEST = "latest"
 UNCOMMITTED = ".writing"
@@ -36,44 +36,103 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-@contextmanager
-def commit(root: Path, step: int, description: dict[str, Any]) -> Iterator[Path]:
-    """Give all ranks a directory to write into; commit it when every rank leaves the block. Collective.
+def commit(
+    root: Path,
+    step: int,
+    description: dict[str, Any],
+    write: Callable[[Path], Sequence[str]],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Let every rank write its files, then make the checkpoint exist. Collective over all ranks.
 
     Args:
         root: the run's checkpoint directory, on a file system that all ranks share.
         step: names the checkpoint.
         description: JSON-able facts for the manifest (topology, format), the same on every rank.
+        write: puts this rank's files into the given directory and returns their relative names.
+        group: of all ranks, used by nobody else at the time; the default group if None.
+
+    Raises:
+        UserError: on every rank, when any of them cannot write; an older checkpoint is as it was.
     """
-    rank = dist.get_rank()
+    first = dist.get_rank() == 0
     final, temporary = root / step_name(step), root / (step_name(step) + UNCOMMITTED)
-    if rank == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    dist.barrier()
-    yield temporary
-    dist.barrier()
-    files = _digest_together(temporary)
-    if rank == 0:
-        manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": files}
-        manifest["digest"] = manifest_digest(manifest)
-        _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
-            _fsync(directory)
-        if final.exists():  # left by a run that was stopped between this rename and the pointer
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _fsync(root)
-        _write_durably(root / (LATEST + UNCOMMITTED), final.name + "\n")
-        os.replace(root / (LATEST + UNCOMMITTED), root / LATEST)
-        _fsync(root)
-    dist.barrier()
+    files: dict[str, dict[str, Any]] = {}
+    try:
+        if first:
+            _try_together(lambda: _prepare(root, temporary), group)
+        else:
+            _try_together(dict, group)
+        for part in _try_together(lambda: _written(temporary, write(temporary)), group):
+            files |= part
+        manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": dict(sorted(files.items()))}
+        _try_together(lambda: _publish(root, temporary, final, manifest) if first else {}, group)
+    except UserError as error:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"checkpoint {final} cannot be written ({error}); make room or mend the access: older checkpoints are as "
+            "they were",
+            shared=True,
+        ) from None
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Rank 0: delete all but the newest `keep_last` committed checkpoints and every abandoned save."""
-    kept = set(_committed(root)[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
+def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
+    """Every rank's result of its `work`. Collective; raises UserError on all ranks when any rank's raised OSError."""
+    result: dict[str, Any] = {}
+    error = ""
+    try:
+        result = work()
+    except (OSError, SafetensorError) as caught:
+        error = str(caught)
+    answers: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size(group)
+    dist.all_gather_object(answers, (result, error), group=group)
+    for rank, (_, said) in enumerate(answers):
+        if said:
+            raise UserError(f"rank {rank}: {said}", shared=True)
+    return [found for found, _ in answers]
+
+
+def _prepare(root: Path, temporary: Path) -> dict[str, Any]:
+    root.mkdir(parents=True, exist_ok=True)
+    if temporary.exists():  # of a save that was stopped
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    return {}
+
+
+def _written(directory: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Flush the files to disk; {name: size and sha256}."""
+    entries = {}
+    for name in names:
+        path = directory / name
+        _fsync(path)
+        entries[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return entries
+
+
+def _publish(root: Path, temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    manifest["digest"] = manifest_digest(manifest)
+    _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
+        _fsync(directory)
+    if final.exists():  # left by a run that was stopped between this rename and the pointer
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    _fsync(root)
+    _write_durably(root / (LATEST + UNCOMMITTED), final.name + "\n")
+    os.replace(root / (LATEST + UNCOMMITTED), root / LATEST)
+    _fsync(root)
+    return {}
+
+
+def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
+    """Rank 0: delete all committed checkpoints but the newest `keep_last` and those whose step is a multiple of
+    `keep_every` (0: none), and every abandoned save. What the pointer names always stays."""
+    found = committed(root)
+    kept = set(found[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
+    if keep_every:
+        kept |= {path for path in found if int(path.name.removeprefix("step_")) % keep_every == 0}
     for path in root.glob("step_*"):
         if path.is_dir() and path not in kept:
             # The manifest goes first: a deletion cut short leaves no checkpoint that looks whole.
@@ -103,10 +162,10 @@ def find_checkpoint(path: Path) -> Path | None:
                 f"directory that has a {MANIFEST} into it"
             )
         return target
-    committed = _committed(path)
-    if committed:
+    found = committed(path)
+    if found:
         raise UserError(
-            f"{path} holds {committed[-1].name} but no file {LATEST!r}; write that name into {pointer} to use it"
+            f"{path} holds {found[-1].name} but no file {LATEST!r}; write that name into {pointer} to use it"
         )
     for directory in [path, *sorted(path.glob("step_*"))]:
         if directory.name.startswith("step_") and directory.is_dir() and not directory.name.endswith(UNCOMMITTED):
@@ -117,7 +176,7 @@ def find_checkpoint(path: Path) -> Path | None:
     return None
 
 
-def _committed(root: Path) -> list[Path]:
+def committed(root: Path) -> list[Path]:
     """Oldest first. A save that was stopped just before its rename has a manifest too, but not its final name."""
     found = (path.parent for path in root.glob(f"step_*/{MANIFEST}"))
     return sorted(path for path in found if not path.name.endswith(UNCOMMITTED))
@@ -191,19 +250,6 @@ def verify_together(checkpoint: Path) -> dict[str, Any]:
         error = str(caught)
     raise_together(error)
     return manifest
-
-
-def _digest_together(directory: Path) -> dict[str, dict[str, Any]]:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
-    mine = {}
-    for name in names[rank::size]:
-        path = directory / name
-        _fsync(path)
-        mine[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    gathered: list[dict[str, dict[str, Any]]] = [{}] * size
-    dist.all_gather_object(gathered, mine)
-    return {name: entry for part in gathered for name, entry in sorted(part.items())}
 
 
 def _sha256(path: Path) -> str:

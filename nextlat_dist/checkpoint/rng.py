@@ -1,4 +1,4 @@
-"""Random state of one rank as a safetensors file: python, numpy, torch CPU and every CUDA device, no pickle."""
+"""Random state of one rank as safetensors: python, numpy, torch CPU and every CUDA device, no pickle."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 
 def rng_file(rank: int) -> str:
     return f"rng/rank_{rank:05d}.safetensors"
 
 
-def save_rng(checkpoint: Path, rank: int) -> None:
-    path = checkpoint / rng_file(rank)
-    path.parent.mkdir(exist_ok=True)
+def rng_state() -> bytes:
+    """This rank's random state: content of its file."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     for index, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
@@ -28,11 +27,11 @@ def save_rng(checkpoint: Path, rank: int) -> None:
         "python": json.dumps([version, list(words), gauss]),
         "numpy": json.dumps([str(name), int(position), int(has_gauss), float(cached)]),
     }
-    save_file(tensors, path, metadata=metadata)
+    return save(tensors, metadata=metadata)
 
 
 def load_rng(checkpoint: Path, rank: int) -> None:
-    """Restore what `save_rng` wrote for this rank; a rank that the saved run did not have keeps its own state."""
+    """Restore what `rng_state` gave on this rank; a rank that the saved run did not have keeps its own state."""
     if not (checkpoint / rng_file(rank)).exists():
         return
     with safe_open(checkpoint / rng_file(rank), framework="pt") as file:

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from nextlat_dist.checkpoint.commit import UNCOMMITTED, find_checkpoint, verify
-from nextlat_dist.checkpoint.weights import load_full_weights
+from nextlat_dist.checkpoint.tensors import load_full_weights
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import ParallelConfig, RunConfig
 from nextlat_dist.data.loader import RowLoader

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from nextlat_dist.checkpoint.writer import Outcome
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import named_terms, term_weights
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
 from nextlat_dist.training.build import Engine
 from nextlat_dist.training.metrics import MetricsLog, Throughput, format_duration
 from nextlat_dist.training.optimizer import learning_rate, set_learning_rate
-from nextlat_dist.training.state import TrainerState, save_state
+from nextlat_dist.training.state import Saver, TrainerState
 
 
 class Trainer:
@@ -32,10 +33,10 @@ class Trainer:
         train: BatchSource,
         validation: ValidationSet | None,
         log: MetricsLog | None,
-        tokenizer: bytes | None,
+        saver: Saver,
     ) -> None:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
-        self._train, self._validation, self._log, self._tokenizer = train, validation, log, tokenizer
+        self._train, self._validation, self._log, self._saver = train, validation, log, saver
         self._throughput = Throughput(config, dims.world_size)
         self._sums: Any = 0  # term sums and counts [1 + 2d] since the last report
         self._counts: Any = 0
@@ -56,8 +57,13 @@ class Trainer:
                 self._report(rate)
             if self._due(config.training.validation_interval, done) and self._validation is not None:
                 self._validate(self._validation)
+            self._report_saves(self._saver.outcomes())
             if save:
                 self._save()
+        last = self._saver.finish()
+        self._report_saves(last)
+        if last and last[-1].error:
+            raise UserError(last[-1].error, shared=True)
 
     def _next_batch(self) -> GlobalBatch:
         """The next batch; what was lost in it, and its hash where asked for, are logged."""
@@ -136,13 +142,21 @@ class Trainer:
         self._throughput.restart()
 
     def _save(self) -> None:
-        root = Path(self.config.output_dir) / "checkpoints"
         if self._train.loader is not None:
             self.state.cursor = self._train.loader.cursor.to_json()
-        save_state(self.config, self.dims, self.engine, self.state, root, self._tokenizer)
-        if self._log is not None:
-            print(f"step {self.state.step}  checkpoint saved", flush=True)
+        self._saver.save(self.state)
         self._throughput.restart()
+
+    def _report_saves(self, outcomes: list[Outcome]) -> None:
+        """A save that failed costs no training: the next one may go through."""
+        for outcome in outcomes:
+            if self._log is None:
+                continue
+            if outcome.error:
+                print(f"warning: {outcome.error}", flush=True)
+                self._log.write_event({"step": self.state.step, "failed_save": asdict(outcome)})
+            else:
+                print(f"step {outcome.step}  checkpoint saved", flush=True)
 
 
 class ValidationSet:

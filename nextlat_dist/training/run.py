@@ -27,6 +27,7 @@ from nextlat_dist.training.loop import Trainer
 from nextlat_dist.training.metrics import MetricsLog
 from nextlat_dist.training.state import (
     CONFIG_FILE,
+    Saver,
     TrainerState,
     find_resumable,
     read_state,
@@ -69,14 +70,16 @@ def train(config: RunConfig) -> None:
         validation_loader = open_validation_data(config, dims) if validates else None
         engine = build_engine(config, dims)
         if checkpoint is not None:
-            resume_state(dims, engine, checkpoint)
+            resume_state(dims, engine, checkpoint, state)
+        saver = Saver(config, dims, engine, output_dir / "checkpoints", tokenizer)
+        stack.callback(saver.close)
         log = None
         if loader is not None and dims.rank == 0:
             log = _start_log(config, output_dir, state, loader)
             stack.callback(log.close)
         source = batch_source(config, dims, loader, engine.device)
         validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
-        Trainer(config, dims, engine, state, source, validation, log, tokenizer).run()
+        Trainer(config, dims, engine, state, source, validation, log, saver).run()
 
 
 def _start_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:

@@ -35,10 +35,14 @@ def save(root: Path, *steps: int) -> None:
 
     rank = dist.get_rank()
     for step in steps:
-        with commit(root, step, {"topology": {"tensor": dist.get_world_size()}}) as directory:
+
+        def write(directory: Path, step: int = step) -> list[str]:
             (directory / "parts").mkdir(exist_ok=True)
             (directory / f"parts/rank{rank}.bin").write_bytes(bytes([rank]) * (1000 + step))
             (directory / f"rank{rank}.txt").write_text(f"step {step}")
+            return [f"parts/rank{rank}.bin", f"rank{rank}.txt"]
+
+        commit(root, step, {"topology": {"tensor": dist.get_world_size()}}, write)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "manifest binary": (lambda path: (path / MANIFEST).write_bytes(b"\xff\xfe"), r"manifest\.json cannot be read"),
     "other version": (
         lambda path: edit_manifest(path, lambda manifest: manifest.update(format_version=99)),
-        r"has format_version 99, this release reads 1",
+        r"has format_version 99, this release reads 2",
     ),
     "size edited": (
         lambda path: edit_manifest(path, lambda manifest: manifest["files"]["rank0.txt"].update(bytes=5)),
@@ -337,6 +341,39 @@ def test_first_save_killed(tmp_path: Path, one_rank: Ranks) -> None:
     assert set(kinds) == {"scratch", "asks", step_name(6)}
 
 
+# A rank that cannot write.
+
+
+def save_with_full_disk(root: Path, failing: int) -> str:
+    """Save checkpoint 9 while the disk of one rank is full; what this rank is told."""
+    import torch.distributed as dist
+
+    def write(directory: Path) -> list[str]:
+        (directory / f"rank{dist.get_rank()}.txt").write_text("begun")
+        if dist.get_rank() == failing:
+            raise OSError(28, "No space left on device")
+        return [f"rank{dist.get_rank()}.txt"]
+
+    try:
+        commit(root, 9, {}, write)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_write_fails_the_save_on_all(root: Path, failing: int, two_ranks: Ranks) -> None:
+    first, second = two_ranks.run(save_with_full_disk, root, failing)
+    assert first == second
+    assert f"{step_name(9)} cannot be written (rank {failing}: [Errno 28] No space left on device)" in first
+    assert "older checkpoints are as they were" in first
+    assert sorted(path.name for path in root.iterdir()) == [LATEST, step_name(3), step_name(6)]
+    assert find_checkpoint(root) == root / step_name(6)
+    verify(root / step_name(6))
+    two_ranks.run(save, root, 9)
+    assert find_checkpoint(root) == root / step_name(9)
+
+
 # Pruning.
 
 
@@ -362,6 +399,12 @@ def test_prune_keeps_the_newest_and_removes_abandoned_saves(tmp_path: Path) -> N
     assert (tmp_path / "notes").is_dir()
     prune(tmp_path, 1)
     assert kept(tmp_path) == [step_name(10)]
+
+
+def test_prune_keeps_every_so_many_steps(tmp_path: Path) -> None:
+    make(tmp_path, *(step_name(step) for step in (50, 100, 150, 200, 250)), latest=step_name(250))
+    prune(tmp_path, 1, keep_every=100)
+    assert kept(tmp_path) == [step_name(100), step_name(200), step_name(250)]
 
 
 def test_prune_keeps_what_latest_names(tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nextlat_dist.checkpoint.rng import load_rng, rng_file, save_rng
+from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
+
+
+def save(checkpoint: Path, rank: int) -> None:
+    path = checkpoint / rng_file(rank)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(rng_state())
 
 
 def draw() -> list[float]:
@@ -30,7 +36,7 @@ def test_next_numbers_are_those_that_would_have_come(tmp_path: Path, draws_befor
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     for _ in range(draws_before):
         draw()
-    save_rng(tmp_path, 0)
+    save(tmp_path, 0)
     expected = [draw() for _ in range(3)]
     random.seed(4), np.random.seed(5), torch.manual_seed(6)
     assert draw() != expected[0]
@@ -42,7 +48,7 @@ def test_saving_takes_no_number(tmp_path: Path) -> None:
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     expected = draw()
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
-    save_rng(tmp_path, 0)
+    save(tmp_path, 0)
     assert draw() == expected
 
 
@@ -50,7 +56,7 @@ def test_every_rank_has_its_own(tmp_path: Path) -> None:
     states = []
     for rank in (0, 1):
         random.seed(rank), np.random.seed(rank), torch.manual_seed(rank)
-        save_rng(tmp_path, rank)
+        save(tmp_path, rank)
         states.append(draw())
     assert rng_file(0) != rng_file(1)
     for rank in (1, 0):

@@ -24,19 +24,27 @@ def save_given_weights(raw: dict[str, Any], root: str) -> None:
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.sharding import shard, sharding_of
     from nextlat_dist.training.build import build_engine
-    from nextlat_dist.training.state import TrainerState, save_state
+    from nextlat_dist.training.engine_state import local_fragments
+    from nextlat_dist.training.state import Saver, TrainerState
 
     config, dims = jobs.set_up(raw)
     engine = build_engine(config, dims)
+    masters = {fragment.name: fragment for fragment in local_fragments(engine)}
     for name, parameter in canonical_parameters(engine.module):
         sharding = sharding_of(name)
         shape = list(parameter.shape)
         if sharding.dim is not None:
             shape[sharding.dim] *= dims.tensor_size
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(len(name) + 7 * sum(map(ord, name))))
+        local = shard(0.2 * noise, sharding, dims.tensor_rank, dims.tensor_size)
         with torch.no_grad():
-            parameter.copy_(shard(0.2 * noise, sharding, dims.tensor_rank, dims.tensor_size))
-    save_state(config, dims, engine, TrainerState(step=1), Path(root), None)
+            parameter.copy_(local)
+        if name in masters:
+            master = masters[name].values["weight"]
+            master.copy_(local.flatten()[masters[name].start :][: master.numel()])
+    saver = Saver(config, dims, engine, Path(root), None)
+    saver.save(TrainerState(step=1))
+    assert [outcome.error for outcome in saver.finish()] == [""]
 
 
 def export(checkpoint: Path, output: Path, *options: str) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def test_trained_run_exports_and_loads_with_no_flag(trained: Path, text_dataset:
 def test_logit_check_sees_a_wrong_weight(trained: Path) -> None:
     """The negative control of `max_logit_difference`: one scaled matrix shows."""
     from nextlat_dist.checkpoint.commit import find_checkpoint
-    from nextlat_dist.checkpoint.weights import load_full_weights
+    from nextlat_dist.checkpoint.tensors import load_full_weights
 
     source = find_checkpoint(trained / "checkpoints")
     assert source is not None
@@ -99,7 +107,7 @@ def test_logit_check_sees_a_wrong_weight(trained: Path) -> None:
         "from nextlat_dist.parallel.device import use_cpu_where_no_cuda\n"
         "use_cpu_where_no_cuda()\n"
         "from nextlat_dist.config.load import config_from_dict\n"
-        "from nextlat_dist.checkpoint.weights import load_full_weights\n"
+        "from nextlat_dist.checkpoint.tensors import load_full_weights\n"
         "from nextlat_dist.export.huggingface import max_logit_difference\n"
         "source, export = map(Path, sys.argv[1:])\n"
         "config = config_from_dict(yaml.safe_load((source / 'config.yaml').read_text()))\n"

@@ -54,12 +54,17 @@ def sources(dataset: Path) -> list[dict[str, Any]]:
 def test_another_number_of_ranks_goes_on_with_the_same_batches(
     mixed: bool, tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
 ) -> None:
-    """Two ranks to step 3, one to step 6, two to step 9: as one run on one rank."""
+    """Two data-parallel ranks to step 3, one rank to step 6, two tensor-parallel ones to step 9: as one run on one."""
     data: dict[str, Any] = {"sources": sources(text_dataset)} if mixed else {}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     one_rank.run(run_training, configured(whole, text_dataset, 9, **data))
-    for ranks, steps in ((two_ranks, 3), (one_rank, 6), (two_ranks, 9)):
-        ranks.run(run_training, configured(cut, text_dataset, steps, **data))
+    layouts: list[tuple[Ranks, int, dict[str, int]]] = [
+        (two_ranks, 3, {"zero_stage": 2}),
+        (one_rank, 6, {"zero_stage": 0}),
+        (two_ranks, 9, {"zero_stage": 1, "tensor_model_parallel_size": 2}),
+    ]
+    for ranks, steps, parallel in layouts:
+        ranks.run(run_training, configured(cut, text_dataset, steps, **data) | {"parallel": parallel})
         assert sorted(hashes(cut)) == list(range(1, steps + 1))
     assert hashes(whole) == hashes(cut)
     assert len(set(hashes(whole).values())) == 9
@@ -77,17 +82,6 @@ def test_hash_log_of_tensor_and_pipeline_ranks_is_that_of_one_rank(
         raw = configured(tmp_path / name, text_dataset, 3)
         four_ranks.run(run_training, {**raw, "parallel": {**parallel, "zero_stage": 1}})
         assert hashes(tmp_path / name) == hashes(tmp_path / "one")
-
-
-def test_other_ranks_with_zero_are_refused_with_a_sentence(
-    tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
-) -> None:
-    raw = configured(tmp_path, text_dataset, 3)
-    raw["parallel"] = {"zero_stage": 1}
-    two_ranks.run(run_training, raw)
-    (sentence,) = one_rank.run(refused, configured(tmp_path, text_dataset, 6) | {"parallel": {"zero_stage": 1}})
-    assert "data 2, ZeRO 1, this run has tensor 1 x pipeline 1 x data 1, ZeRO 1" in sentence
-    assert "with parallel.zero_stage=0 the number of data-parallel ranks may change" in sentence
 
 
 def test_weights_may_change_after_the_checkpoint_and_not_before(
