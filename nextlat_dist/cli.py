@@ -5,9 +5,12 @@
     nextlat generate --export DIR --prompt TEXT
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat report --run runs/NAME
+    nextlat checkpoint list | verify | prune | reshape runs/NAME/checkpoints
     nextlat doctor [--config FILE] [--hostfile FILE]
 
-A user's mistake is one sentence on stderr and exit status 2. Heavy imports happen inside the commands.
+A user's mistake is one sentence on stderr and exit status 2. A training run that was asked to stop and saved exits with
+75, one whose rank stalled or died with 76: the same command goes on from the last checkpoint. Heavy imports happen
+inside the commands.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
+from nextlat_dist.training.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0" or (_ranks_have_met() and not error.shared):
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
+    except StoppedBySignal as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr, flush=True)
+        status = EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -53,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_evaluate(commands)
     _add_doctor(commands)
+    add_checkpoint(commands)
     report = commands.add_parser("report", help="merge a run's measurements into report.json, report.md and pictures")
     report.add_argument("--run", type=Path, required=True, help="the run's output_dir")
     report.set_defaults(run_command=_report)
@@ -136,6 +146,8 @@ def _train(options: argparse.Namespace) -> None:
     from nextlat_dist.config.load import load_config
 
     config = load_config(options.config, options.overrides)
+    if not options.dry_run:
+        StopRequest().install()  # before the imports that take seconds
     from nextlat_dist.parallel.device import quiet_third_parties, use_cpu_where_no_cuda
 
     use_cpu_where_no_cuda()

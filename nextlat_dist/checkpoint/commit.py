@@ -77,6 +77,20 @@ def commit(
         ) from None
 
 
+def write_alone(root: Path, step: int, description: dict[str, Any], write: Callable[[Path], Sequence[str]]) -> Path:
+    """`commit` by a single process without ranks; returns the checkpoint."""
+    final, temporary = root / step_name(step), root / (step_name(step) + UNCOMMITTED)
+    try:
+        _prepare(root, temporary)
+        files = _written(temporary, write(temporary))
+        manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": dict(sorted(files.items()))}
+        _publish(root, temporary, final, manifest)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"checkpoint {final} cannot be written ({error}); make room or mend the access") from None
+    return final
+
+
 def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
     """Every rank's result of its `work`. Collective; raises UserError on all ranks when any rank's raised OSError."""
     result: dict[str, Any] = {}

@@ -52,6 +52,11 @@ class Fragment:
     values: dict[str, torch.Tensor]
 
 
+def rank_place(tensor_rank: int, pipeline_rank: int, data_rank: int) -> str:
+    """Name of a rank's files, without suffix."""
+    return f"tp{tensor_rank}_pp{pipeline_rank}_dp{data_rank}"
+
+
 def copy_to_host(fragments: Sequence[Fragment]) -> list[Fragment]:
     """Copies that training no longer touches."""
     return [

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from nextlat_dist.checkpoint.commit import committed, find_checkpoint, verify_together
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
-from nextlat_dist.checkpoint.tensors import TensorReader, copy_to_host
+from nextlat_dist.checkpoint.tensors import TensorReader, copy_to_host, rank_place
 from nextlat_dist.checkpoint.writer import CheckpointWriter, Outcome, Snapshot
 from nextlat_dist.config.load import config_from_dict, config_to_dict, dump_config
 from nextlat_dist.config.schema import RunConfig
@@ -80,7 +80,7 @@ class Saver:
             files[CONFIG_FILE] = dump_config(self._config).encode()
             if self._tokenizer is not None:
                 files[TOKENIZER_FILE] = self._tokenizer
-        place = f"tp{dims.tensor_rank}_pp{dims.pipeline_rank}_dp{dims.data_rank}"
+        place = rank_place(dims.tensor_rank, dims.pipeline_rank, dims.data_rank)
         return Snapshot(place, copy_to_host(own_fragments(self._engine, dims)), files)
 
 
