@@ -57,14 +57,28 @@ def rank_place(tensor_rank: int, pipeline_rank: int, data_rank: int) -> str:
     return f"tp{tensor_rank}_pp{pipeline_rank}_dp{data_rank}"
 
 
-def copy_to_host(fragments: Sequence[Fragment]) -> list[Fragment]:
-    """Copies that training no longer touches."""
-    return [
-        Fragment(
-            f.name, f.shape, f.start, {key: value.detach().to("cpu", copy=True) for key, value in f.values.items()}
-        )
-        for f in fragments
-    ]
+class HostCopies:
+    """Copies in host memory that training no longer touches. The memory is kept: new memory costs more than copying.
+
+    A copy is overwritten by the next one of the same fragment.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, str, int], torch.Tensor] = {}
+
+    def take(self, fragments: Sequence[Fragment]) -> list[Fragment]:
+        return [
+            Fragment(
+                f.name, f.shape, f.start, {key: self._copy((f.name, key, f.start), v) for key, v in f.values.items()}
+            )
+            for f in fragments
+        ]
+
+    def _copy(self, place: tuple[str, str, int], value: torch.Tensor) -> torch.Tensor:
+        memory = self._memory.get(place)
+        if memory is None or memory.shape != value.shape:
+            memory = self._memory[place] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return memory.copy_(value.detach())
 
 
 def write_fragments(directory: Path, fragments: Sequence[Fragment], place: str) -> list[str]:

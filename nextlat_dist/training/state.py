@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from nextlat_dist.checkpoint.commit import committed, find_checkpoint, verify_together
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
-from nextlat_dist.checkpoint.tensors import TensorReader, copy_to_host, rank_place
+from nextlat_dist.checkpoint.tensors import HostCopies, TensorReader, rank_place
 from nextlat_dist.checkpoint.writer import CheckpointWriter, Outcome, Snapshot
 from nextlat_dist.config.load import config_from_dict, config_to_dict, dump_config
 from nextlat_dist.config.schema import RunConfig
@@ -50,6 +50,7 @@ class Saver:
         self, config: RunConfig, dims: ParallelDims, engine: Engine, root: Path, tokenizer: bytes | None
     ) -> None:
         self._config, self._dims, self._engine, self._tokenizer = config, dims, engine, tokenizer
+        self._copies = HostCopies()
         settings = config.checkpoint
         self._writer = CheckpointWriter(
             root, keep_last=settings.keep_last, keep_every=settings.keep_every, background=settings.background
@@ -81,7 +82,7 @@ class Saver:
             if self._tokenizer is not None:
                 files[TOKENIZER_FILE] = self._tokenizer
         place = rank_place(dims.tensor_rank, dims.pipeline_rank, dims.data_rank)
-        return Snapshot(place, copy_to_host(own_fragments(self._engine, dims)), files)
+        return Snapshot(place, self._copies.take(own_fragments(self._engine, dims)), files)
 
 
 def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
