@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,17 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.writer import Outcome
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
-from nextlat_dist.objective.terms import named_terms, term_weights
+from nextlat_dist.objective.terms import named_terms
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
 from nextlat_dist.training.build import Engine
+from nextlat_dist.training.guards import StepGuard
 from nextlat_dist.training.metrics import MetricsLog, Throughput, format_duration
 from nextlat_dist.training.optimizer import learning_rate, set_learning_rate
+from nextlat_dist.training.rewind import BadSteps
+from nextlat_dist.training.signals import StoppedBySignal, installed_request
 from nextlat_dist.training.state import Saver, TrainerState
+from nextlat_dist.training.watchdog import Watchdog, slowest
 
 
 class Trainer:
@@ -37,36 +42,51 @@ class Trainer:
     ) -> None:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
         self._train, self._validation, self._log, self._saver = train, validation, log, saver
+        self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, installed_request())
+        self._bad_steps = BadSteps(config, dims, engine, state, log)
+        self._watchdog = Watchdog(Path(config.output_dir), dims.rank, dims.world_size, config.watchdog.timeout_seconds)
         self._throughput = Throughput(config, dims.world_size)
-        self._sums: Any = 0  # term sums and counts [1 + 2d] since the last report
+        self._sums: Any = 0  # global term sums and counts [1 + 2d] of the applied steps since the last report
         self._counts: Any = 0
+        self._norm = self._rate = 0.0  # of the last applied step
+        self._taken: dict[str, int] = {}  # rows of each source before the batch under way
 
     def run(self) -> None:
-        """Train from `state.step` to the end, then validate and save."""
+        """Train from `state.step` to the end, then validate and save.
+
+        Raises:
+            StoppedBySignal: on every rank, when one was asked to stop; the run is saved.
+            UserError: on every rank, when the last save failed or training diverged.
+        """
         config, state = self.config, self.state
-        total = config.total_steps
+        total, stop = config.total_steps, False
         if self._log is not None:
             print(f"MFU is relative to {self._throughput.peak:.3g} TFLOP/s per device ({self._throughput.peak_source})")
-        self._throughput.restart()
-        while state.step < total:
-            rate = self._step(self._next_batch())
-            done = state.step == total
-            save = self._due(config.checkpoint.save_interval, done)
-            # Also before a save, so that a checkpoint never falls inside an average.
-            if save or state.step == 1 or state.step % config.training.log_interval == 0:
-                self._report(rate)
-            if self._due(config.training.validation_interval, done) and self._validation is not None:
-                self._validate(self._validation)
-            self._report_saves(self._saver.outcomes())
-            if save:
-                self._save()
-        last = self._saver.finish()
-        self._report_saves(last)
+        with self._watchdog:
+            self._restart_clocks()
+            while state.step < total and not stop:
+                stop = self._step(self._next_batch())
+                done = state.step == total
+                save = stop or self._due(config.checkpoint.save_interval, done)
+                # Also before a save, so that a checkpoint never falls inside an average.
+                if save or state.step == 1 or state.step % config.training.log_interval == 0:
+                    self._report()
+                # Who asks to stop waits: a validation is not worth the checkpoint.
+                if (done or not stop) and self._due(config.training.validation_interval, done):
+                    self._validate()
+                self._report_saves(self._saver.outcomes())
+                if save:
+                    self._save()
+            last = self._finish_saves()
         if last and last[-1].error:
             raise UserError(last[-1].error, shared=True)
+        if state.step < total:
+            raise StoppedBySignal(state.step)
 
     def _next_batch(self) -> GlobalBatch:
         """The next batch; what was lost in it, and its hash where asked for, are logged."""
+        self._watchdog.beat(self.state.step + 1, "reading data")
+        self._taken = self._rows_taken()
         batch = self._train.next()
         if self._log is not None:
             step, row = self.state.step + 1, self.state.step * self.config.training.global_batch_size
@@ -77,40 +97,52 @@ class Trainer:
                 self._log.write_batch_hash({"step": step, "row": row, "sha256": batch.digest})
         return batch
 
-    def _step(self, batch: GlobalBatch) -> float:
+    def _step(self, batch: GlobalBatch) -> bool:
+        """Train on a batch or skip it; whether a rank was asked to stop."""
         config, state = self.config, self.state
+        self._watchdog.beat(state.step + 1, "training step")
         rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
         set_learning_rate(self.engine.optimizer, rate)
-        self._sums = self._sums + self.engine.train_step(
-            batch.micro_batches, term_weights(batch.counts, config.objective)
-        )
-        self._counts = self._counts + batch.counts
+        verdict = self._guard.step(batch.micro_batches, batch.counts)
         state.step += 1
         state.tokens += config.tokens_per_step
         self._throughput.count(config.tokens_per_step)
-        return rate
+        if verdict.reason:
+            if self._bad_steps.note(verdict, self._taken, self._rows_taken()):
+                self._finish_saves()
+                self._bad_steps.rewind(self._rows_taken())
+        else:
+            self._sums, self._counts = self._sums + verdict.sums, self._counts + batch.counts
+            self._norm, self._rate = verdict.gradient_norm, rate
+            state.bad_steps = 0
+        return verdict.stop
 
     def _due(self, interval: int, done: bool) -> bool:
         return done or (interval > 0 and self.state.step % interval == 0)
 
-    def _report(self, rate: float) -> None:
-        """Log the loss terms as means over everything since the last report."""
-        terms = named_terms(_over_all_ranks(self._sums, self.dims), self._counts, self.config.objective)
-        self._sums, self._counts = 0, 0
-        norm = self.engine.gradient_norm()
+    def _rows_taken(self) -> dict[str, int]:
+        return dict(self._train.loader.cursor.taken) if self._train.loader is not None else {}
+
+    def _report(self) -> None:
+        """Log the loss terms as means over all applied steps since the last report; nothing where there are none."""
+        slow = slowest(_of_all_ranks(self._watchdog.take_busy_seconds(), self.dims, self.engine.device))
         speed, utilisation = self._throughput.read()
-        if self._log is None:
+        sums, counts = self._sums, self._counts
+        self._sums = self._counts = 0
+        if self._log is None or isinstance(counts, int):
             return
+        terms = named_terms(sums, counts, self.config.objective)
         state, total = self.state, self.config.total_steps
         self._log.write(
             {
                 "step": state.step,
                 "tokens": state.tokens,
                 **terms,
-                "gradient_norm": norm,
-                "learning_rate": rate,
+                "gradient_norm": self._norm,
+                "learning_rate": self._rate,
                 "tokens_per_second": speed,
                 "mfu": utilisation,
+                **({"straggler_rank": slow[0], "straggler_ratio": slow[1]} if slow is not None else {}),
                 **self._data_progress(),
                 "time": time.time(),
             }
@@ -118,7 +150,7 @@ class Trainer:
         left = (total - state.step) * self.config.tokens_per_step / speed
         text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
         print(
-            f"step {state.step}/{total}  {text}  grad norm {norm:.3f}  lr {rate:.2e}  "
+            f"step {state.step}/{total}  {text}  grad norm {self._norm:.3f}  lr {self._rate:.2e}  "
             f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}",
             flush=True,
         )
@@ -132,24 +164,40 @@ class Trainer:
         shares = loader.shares if len(progress) > 1 else {}
         return {**progress, **{f"share/{k}": v for k, v in shares.items()}, "quarantined_records": quarantined}
 
-    def _validate(self, validation: ValidationSet) -> None:
-        terms = validation.evaluate(self.engine, self.config, self.dims)
+    def _validate(self) -> None:
+        if self._validation is None:
+            return
+        self._watchdog.beat(self.state.step, "validation")
+        terms = self._validation.evaluate(self.engine, self.config, self.dims)
         if self._log is not None:
             entry = {f"validation_{name}": value for name, value in terms.items()}
             self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
             text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
             print(f"step {self.state.step}  validation  {text}", flush=True)
+        self._restart_clocks()
+
+    def _restart_clocks(self) -> None:
         self._throughput.restart()
+        self._watchdog.take_busy_seconds()
 
     def _save(self) -> None:
+        self._watchdog.beat(self.state.step, "saving")
         if self._train.loader is not None:
             self.state.cursor = self._train.loader.cursor.to_json()
         self._saver.save(self.state)
-        self._throughput.restart()
+        self._restart_clocks()
+
+    def _finish_saves(self) -> list[Outcome]:
+        self._watchdog.beat(self.state.step, "saving")
+        outcomes = self._saver.finish()
+        self._report_saves(outcomes)
+        return outcomes
 
     def _report_saves(self, outcomes: list[Outcome]) -> None:
         """A save that failed costs no training: the next one may go through."""
         for outcome in outcomes:
+            if not outcome.error:
+                self._bad_steps.last_saved = outcome.step
             if self._log is None:
                 continue
             if outcome.error:
@@ -180,3 +228,12 @@ def _over_all_ranks(sums: torch.Tensor, dims: ParallelDims) -> torch.Tensor:
     group = dist.group.WORLD
     assert group is not None
     return all_reduce_sum(sums.clone(), group) / dims.tensor_size
+
+
+def _of_all_ranks(value: float, dims: ParallelDims, device: torch.device) -> list[float]:
+    """`value` of every rank, by rank. Collective."""
+    group = dist.group.WORLD
+    assert group is not None
+    values = torch.zeros(dims.world_size, dtype=torch.float64, device=device)
+    values[dims.rank] = value
+    return list(all_reduce_sum(values, group).tolist())

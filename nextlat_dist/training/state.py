@@ -41,6 +41,9 @@ class TrainerState:
     datasets: dict[str, str] = field(default_factory=dict)  # manifest digest of each source
     wandb_id: str | None = None
     optimizer_step: int = 0  # steps that Adam has taken
+    skipped: list[list[int]] = field(default_factory=list)  # global rows [first, end) that are not in the weights
+    bad_steps: int = 0  # skipped steps since the last applied one
+    recent: list[list[float]] = field(default_factory=list)  # loss and gradient norm of applied steps, for spikes
 
 
 class Saver:

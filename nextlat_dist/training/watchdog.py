@@ -78,7 +78,7 @@ class Watchdog:
         self._directory = output_dir / DIRECTORY
         self._world_size, self._timeout = world_size, timeout_seconds
         # A stall is suspected early enough to be confirmed within the timeout.
-        self._tick_seconds = min(5.0, timeout_seconds / 20)
+        self._tick_seconds = min(2.0, timeout_seconds / 20)
         self._confirm_seconds = 2.5 * self._tick_seconds
         self._beat = Beat(rank, socket.gethostname(), os.getpid())
         self._place = (0, "starting", 0, time.monotonic())  # step, phase, progress, since when; set by the main thread

@@ -1,0 +1,191 @@
+"""Bad steps are skipped on all ranks, in every layout, as if their batch had never been; too many lead back."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.training.guards import robust_zscore
+from nextlat_dist.training.rewind import add_range
+from tests.distributed import jobs
+from tests.distributed.harness import Ranks
+from tests.training.test_resume import logged, run_training, training_config
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "one-rank": (1, {"zero_stage": 0}, "fp32"),
+    "tp2": (2, {"tensor_model_parallel_size": 2, "zero_stage": 1}, "fp32"),
+    "dp2-zero1": (2, {"zero_stage": 1}, "fp32"),
+    "dp2-zero1-bf16": (2, {"zero_stage": 1}, "bf16"),
+    "dp2-zero2": (2, {"zero_stage": 2}, "fp32"),
+    "dp2-zero3": (2, {"zero_stage": 3}, "fp32"),
+    "pp2-zero0": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 0}, "fp32"),
+    "pp2-bf16": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 1}, "bf16"),
+}
+WINDOW = 4
+GOOD, NAN, SPIKE, LOSS = "good", "gradient is NaN", "gradient explodes", "loss is NaN"
+POISONED = [LOSS, *[GOOD] * WINDOW, NAN, GOOD, SPIKE, GOOD, SPIKE, NAN, GOOD]
+
+
+def guarded_steps(raw: dict[str, Any], kinds: list[str]) -> list[tuple[str, str, str]]:
+    """(reason, loss, gradient norm) of steps of these kinds on this rank; good step i trains on the rows of seed i."""
+    from nextlat_dist.objective.masks import term_counts
+    from nextlat_dist.parallel.dims import all_reduce_sum
+    from nextlat_dist.training.build import build_engine
+    from nextlat_dist.training.guards import StepGuard
+    from nextlat_dist.training.signals import StopRequest
+
+    config, dims = jobs.set_up(raw)
+    engine = build_engine(config, dims)
+    kind = GOOD
+    train_step, term_sums = engine.train_step, engine.term_sums
+
+    def poisoned_step(micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        return train_step(micro_batches, weights * {NAN: math.nan, SPIKE: 1e4}.get(kind, 1.0))
+
+    def poisoned_sums() -> torch.Tensor:
+        # Of one rank alone: the others hear of it.
+        return term_sums() * (math.nan if kind == LOSS and dims.rank == dims.world_size - 1 else 1.0)
+
+    engine.train_step, engine.term_sums = poisoned_step, poisoned_sums  # type: ignore[method-assign]
+    guard = StepGuard(config.guards, config.objective, dims, engine, [], StopRequest())
+    found, good = [], 0
+    for kind in kinds:
+        rows = jobs.ragged_rows(8, seed=good if kind == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
+        counts = all_reduce_sum(term_counts(rows, config.objective.rollout_steps), dims.data_group)
+        verdict = guard.step(list(rows.split(config.training.micro_batch_size)), counts)
+        found.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too
+        good += kind == GOOD
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_follows_a_bad_step_is_as_if_it_had_never_been(layout: str, request: pytest.FixtureRequest) -> None:
+    size, parallel, precision = LAYOUTS[layout]
+    ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks"}[size])
+    raw = jobs.tiny_config(
+        parallel=parallel,
+        training={"precision": precision, "micro_batch_size": 2},
+        guards={"spike_zscore": 100.0, "window_steps": WINDOW},
+    )
+    poisoned = ranks.run(guarded_steps, raw, POISONED)
+    clean = ranks.run(guarded_steps, raw, [GOOD] * POISONED.count(GOOD))
+    assert all(one == poisoned[0] for one in poisoned), "ranks judge differently"
+    assert [step for step in poisoned[0] if not step[0]] == clean[0]
+    reasons = dict(zip(POISONED, (reason for reason, *_ in poisoned[0]), strict=True))
+    assert reasons[LOSS] == "loss is nan"
+    assert reasons[NAN].startswith("gradient norm is ")
+    assert reasons[SPIKE].startswith("gradient norm ")
+    assert reasons[SPIKE].endswith("above guards.spike_zscore=100")
+    assert [bool(reason) for reason, *_ in poisoned[0]] == [kind != GOOD for kind in POISONED]
+
+
+@given(st.lists(st.floats(1, 10), min_size=3, max_size=50), st.floats(1.5, 5))
+def test_zscore_knows_no_unit_and_rises(history: list[float], factor: float) -> None:
+    value = max(history) * 2
+    score = robust_zscore(value, history)
+    assert score > 0
+    assert robust_zscore(value * factor, [one * factor for one in history]) == pytest.approx(score)
+    assert robust_zscore(value * factor, history) > score
+
+
+def test_zscore_by_hand() -> None:
+    assert robust_zscore(10.0, [1, 2, 3, 4, 100]) == pytest.approx((10 - 3) / 1.4826)
+    assert robust_zscore(2.0, [2.0] * 9) == 0
+    assert robust_zscore(2.002, [2.0] * 9) == pytest.approx(1.0)  # the spread is never less than a thousandth
+
+
+def test_ranges_are_joined() -> None:
+    ranges: list[list[int]] = []
+    for first, end in ((4, 8), (12, 16), (16, 20), (8, 24), (30, 32)):
+        add_range(ranges, first, end)
+    assert ranges == [[4, 24], [30, 32]]
+
+
+def poisoned_training(raw: dict[str, Any], bad_calls: set[int]) -> str:
+    """Train; the gradient of the n-th step of this process is NaN for n in `bad_calls`. The sentence it ends with."""
+    from nextlat_dist.training.build import Engine
+
+    original = Engine.train_step
+    calls = 0
+
+    def poisoned(self: Engine, micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(self, micro_batches, weights * (math.nan if calls in bad_calls else 1.0))
+
+    Engine.train_step = poisoned  # type: ignore[method-assign]
+    try:
+        run_training(raw)
+    except UserError as error:
+        return str(error)
+    finally:
+        Engine.train_step = original  # type: ignore[method-assign]
+    return ""
+
+
+def events(output: Path, kind: str) -> list[tuple[int, dict[str, Any]]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[kind]) for line in lines if kind in line]
+
+
+def configured(output: Path, dataset: Path, max_bad_steps: int, steps: int = 9) -> dict[str, Any]:
+    raw = training_config(output, dataset, {"zero_stage": 1}, {"train_tokens": steps * 4 * 48, "validation_batches": 0})
+    raw["guards"] = {"max_bad_steps": max_bad_steps}
+    return raw
+
+
+def state(output: Path, step: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / f"checkpoints/step_{step:08d}/trainer_state.json").read_text())
+    return found
+
+
+def test_skipped_rows_are_in_the_log_and_in_checkpoints(tmp_path: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    two_ranks.run(poisoned_training, configured(tmp_path, text_dataset, 0, steps=6), {2, 4, 5})
+    assert sorted(logged(tmp_path)) == [1, 3, 6]
+    found = events(tmp_path, "skipped_step")
+    assert [step for step, _ in found] == [2, 4, 5]
+    assert found[0][1]["rows"] == [4, 8]
+    assert found[0][1]["source_rows"] == {"train": [4, 8]}
+    assert found[0][1]["reason"] == "gradient norm is inf"
+    assert found[0][1]["gradient_norm"] == "inf"
+    assert found[0][1]["loss"] > 0
+    assert [state(tmp_path, step)["skipped"] for step in (3, 6)] == [[[4, 8]], [[4, 8], [12, 20]]]
+    assert [state(tmp_path, step)["optimizer_step"] for step in (3, 6)] == [2, 3]
+
+
+def test_too_many_bad_steps_lead_back_to_the_last_checkpoint(
+    tmp_path: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    back, left_out, cut = tmp_path / "back", tmp_path / "left_out", tmp_path / "cut"
+    two_ranks.run(poisoned_training, configured(back, text_dataset, 2), {5, 6})
+    assert events(back, "rewound") == [(6, {"to_step": 3, "rows": [12, 24], "source_rows": {"train": [12, 24]}})]
+    assert state(back, 9)["skipped"] == [[12, 24]]
+    # A run whose steps 4 to 6 were all left out has the weights of step 3 at step 6.
+    two_ranks.run(poisoned_training, configured(left_out, text_dataset, 0), {4, 5, 6})
+    after = {step: line for step, line in logged(back).items() if step > 6}
+    assert sorted(after) == [7, 8, 9]
+    assert after == {step: line for step, line in logged(left_out).items() if step > 6}
+    # Killed after the last checkpoint and resumed: it goes back again.
+    shutil.copytree(back / "checkpoints" / "step_00000003", cut / "checkpoints" / "step_00000003")
+    (cut / "checkpoints" / "latest").write_text("step_00000003\n")
+    two_ranks.run(poisoned_training, configured(cut, text_dataset, 2), {2, 3})
+    assert {step: line for step, line in logged(cut).items() if step > 6} == after
+    assert state(cut, 9)["skipped"] == [[12, 24]]
+
+
+def test_training_that_does_not_go_on_ends_with_a_sentence(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
+    (sentence,) = one_rank.run(poisoned_training, configured(tmp_path / "early", text_dataset, 2), {1, 2})
+    assert "2 steps in a row up to step 2 were bad and there is no checkpoint yet to go back to" in sentence
+    assert "look at rows 0 to 8" in sentence
+    raw = configured(tmp_path / "late", text_dataset, 1)
+    (sentence,) = one_rank.run(poisoned_training, raw, {4, 5})
+    assert "1 steps in a row up to step 5 were bad and so they were since step 3 before" in sentence
