@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets up, then checks everything: ruff, mypy, shellcheck, pytest. Stops at the first that fails.
 #
-# Usage: bash launch/test.sh [--slow] [pytest arguments …]
-#   --slow   also the tests that take longer than half a minute
+# Usage: bash launch/test.sh [--slow | --faults] [pytest arguments …]
+#   --slow     also the tests that take longer than half a minute
+#   --faults   of the tests only those that kill ranks again and again
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +13,7 @@ selection=(-m "not slow")
 case "${1-}" in
     -h | --help) usage && exit 0 ;;
     --slow) selection=() && shift ;;
+    --faults) selection=(-m faults) && shift ;;
 esac
 
 bash launch/setup.sh

@@ -155,8 +155,8 @@ def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The committed checkpoint that `path` means: itself, or what the pointer in it names; None if nothing was ever
-    saved.
+    """The committed checkpoint that `path` means: itself, or what the pointer in it names, without one the newest; None
+    if nothing was ever saved.
 
     Raises:
         UserError: the save was never committed, or the pointer names nothing. Never a silent start from scratch.
@@ -177,10 +177,8 @@ def find_checkpoint(path: Path) -> Path | None:
             )
         return target
     found = committed(path)
-    if found:
-        raise UserError(
-            f"{path} holds {found[-1].name} but no file {LATEST!r}; write that name into {pointer} to use it"
-        )
+    if found:  # the very first save was stopped between its rename and the pointer
+        return found[-1]
     for directory in [path, *sorted(path.glob("step_*"))]:
         if directory.name.startswith("step_") and directory.is_dir() and not directory.name.endswith(UNCOMMITTED):
             raise UserError(

@@ -113,9 +113,7 @@ def test_checkpoints_without_latest_are_no_fresh_start(root: Path) -> None:
     (root / LATEST).unlink()
     (root / (step_name(9) + ".writing")).mkdir()
     (root / (step_name(9) + ".writing") / MANIFEST).write_text("{}")
-    text = refusal(find_checkpoint, root)
-    assert f"holds {step_name(6)} but no file 'latest'" in text
-    assert f"into {root / LATEST}" in text
+    assert find_checkpoint(root) == root / step_name(6)
 
 
 def test_an_uncommitted_save_is_refused(root: Path) -> None:
@@ -334,11 +332,11 @@ def first_save_killed(root: Path) -> list[str]:
 
 
 def test_first_save_killed(tmp_path: Path, one_rank: Ranks) -> None:
-    """Nothing was committed: a fresh start. Committed without a pointer: said, never a silent start from scratch."""
+    """Nothing was committed: a fresh start. Renamed but without a pointer: used, never a silent start from scratch."""
     answers = one_rank.run(first_save_killed, tmp_path / "checkpoints")[0]
-    kinds = ["scratch" if "scratch" in text else "asks" if "but no file 'latest'" in text else text for text in answers]
-    assert kinds == sorted(kinds, key=["scratch", "asks", step_name(6)].index)
-    assert set(kinds) == {"scratch", "asks", step_name(6)}
+    kinds = ["scratch" if "scratch" in text else text for text in answers]
+    assert kinds == sorted(kinds, key=["scratch", step_name(6)].index)
+    assert kinds.count(step_name(6)) > 2
 
 
 # A rank that cannot write.
