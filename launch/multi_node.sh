@@ -59,21 +59,36 @@ trap 'rm -rf "$files"' EXIT
     done
 } >"$files/env"
 
-# Splits `hosts` into those that answer and the names of the others, all asked at once.
+# ask_hosts LINE…: splits lines of the hostfile into those of hosts that answer, and names of others; asks all at once.
 ask_hosts() { # sets answering, silent
-    local line probes=()
-    for line in "${hosts[@]}"; do
+    local asked=("$@") line probes=()
+    for line in "${asked[@]}"; do
         ssh "${ssh_options[@]}" "${line%% *}" true </dev/null >/dev/null 2>"$files/ssh.${#probes[@]}" &
         probes+=($!)
     done
     answering=() silent=()
-    for line in "${!hosts[@]}"; do
+    for line in "${!asked[@]}"; do
         if wait "${probes[$line]}"; then
-            answering+=("${hosts[$line]}")
+            answering+=("${asked[$line]}")
         else
-            silent+=("${hosts[$line]%% *}")
-            echo "host ${hosts[$line]%% *} does not answer over ssh: $(tail -n 1 "$files/ssh.$line")" >&2
+            silent+=("${asked[$line]%% *}")
+            echo "host ${asked[$line]%% *} does not answer over ssh: $(tail -n 1 "$files/ssh.$line")" >&2
         fi
+    done
+}
+
+# The launcher waits for every host, also when one is gone and the ranks of the others wait for it.
+watch_ranks() {
+    local pdsh
+    while sleep 5 >/dev/null 2>&1; do
+        pdsh="$(pgrep -P "$launcher" -f '^pdsh ')" || continue
+        (($(pgrep -c -P "$pdsh" -x ssh) < ${#lines[@]})) || continue # no host's connection has ended
+        ask_hosts "${lines[@]}"
+        ((${#silent[@]})) || continue
+        echo "ending the ranks of the other hosts" >&2
+        lines=("${answering[@]}")
+        ((${#lines[@]} == 0)) || signal_ranks KILL || true
+        return 0
     done
 }
 
@@ -88,7 +103,7 @@ ranks_fit() {
 }
 
 before_restart() {
-    ask_hosts
+    ask_hosts "${hosts[@]}"
     ((${#answering[@]})) || { echo "no host of $hostfile answers: not starting again" >&2 && return 1; }
     local chosen=("${answering[@]}")
     lines=("${answering[@]}")
@@ -126,6 +141,6 @@ signal_ranks() { # on every host, the children of DeepSpeed's launcher of this r
     pdsh -S -f 1024 -w "$(host_names)" "pkill -$1 -P \"\$(pgrep -d, -f '$launchers')\""
 }
 
-ask_hosts
+ask_hosts "${hosts[@]}"
 ((${#silent[@]} == 0)) || fail "not every host of $hostfile answers over ssh (see above): mend ${silent[*]}, or leave the line out"
 train_until_done here

@@ -4,6 +4,7 @@
 # Usage: source launch/ranks.sh   after launch/env.sh; the script defines
 #   start_ranks         starts the launcher as the last background process
 #   signal_ranks NAME   signals the ranks themselves: launchers grant them only seconds; fails when there are none
+#   watch_ranks         optional: runs beside the launcher, in the background
 #   before_restart      optional: looks for what is left to run on; not 0: no further start
 # Variables: MAX_RESTARTS=3 failures, RESTART_SECONDS=5 between two starts, NEXTLAT_SKIP_DOCTOR=1
 
@@ -53,6 +54,11 @@ start_launcher() {
     start_ranks
     launcher=$!
     set +m
+    watcher=""
+    if declare -F watch_ranks >/dev/null; then
+        watch_ranks &
+        watcher=$!
+    fi
 }
 
 wait_for_launcher() { # sets status
@@ -62,6 +68,7 @@ wait_for_launcher() { # sets status
     status=0
     wait "$launcher" || status=$?
     launcher=""
+    [[ -z "$watcher" ]] || kill "$watcher" 2>/dev/null || true
 }
 
 # train_until_done here|elsewhere: runs the launcher until it ends well, is asked to stop, or failed once more than
