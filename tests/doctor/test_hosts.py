@@ -1,0 +1,167 @@
+"""The doctor about several hosts: interfaces, a hostfile, ranks under a launcher.
+
+ssh is a stand-in here; tests/launch/test_two_hosts.py has two real hosts. Command: `pytest tests/doctor/test_hosts.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nextlat_dist.doctor import hosts
+from nextlat_dist.errors import UserError
+from tests.doctor.test_this_host import add_command, assert_problem
+
+# Host `good` is this one; `late` has another clock, `bare` sees no file of ours, `dead` does not answer.
+SSH = """#!/bin/bash
+while [[ "$1" == -* ]]; do shift 2; done
+case "$1" in
+    dead) echo "ssh: connect to host dead port 22: No route to host" >&2; exit 255 ;;
+    late) echo $(($(date +%s) + 100)).5; echo yes; echo yes ;;
+    bare) date +%s.%N; echo no; echo no ;;
+    *) exec bash -c "$2" ;;
+esac
+"""
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_command(tmp_path / "bin", "ssh", SSH)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_hostfile(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# two\n\nfirst slots=8\n  second   slots=4  # the smaller one\n")
+    assert hosts.read_hostfile(file) == {"first": 8, "second": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("first slots=0", "line 1"),
+        ("a slots=1\nb slot=1", "line 2"),
+        ("a slots=1\na slots=1", "each host once"),
+        ("#", "no host"),
+    ],
+)
+def test_bad_hostfile(text: str, part: str, tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text(text)
+    with pytest.raises(UserError, match=part):
+        hosts.read_hostfile(file)
+    with pytest.raises(UserError, match="cannot read the hostfile"):
+        hosts.read_hostfile(tmp_path / "none")
+
+
+@pytest.mark.usefixtures("ssh")
+def test_hosts_of_a_hostfile(tmp_path: Path) -> None:
+    output = tmp_path / "runs/a"
+    good, dead, late, python, sharing = hosts.check_hosts(["good", "dead", "late", "bare"], output)
+    assert (good.level, good.text) == ("ok", "good answers over ssh")
+    assert_problem(dead, "host dead", "No route to host", "leave it out")
+    assert_problem(late, "clock of host late", "100 seconds" if "100" in late.text else "101 seconds", "chrony")
+    assert_problem(python, "host bare", sys.executable, "same path")
+    assert_problem(sharing, "host bare", str(output), "shared file system")
+    assert not output.exists(), "what was made for the question goes away"
+    assert [f.level for f in hosts.check_hosts(["good"], None)] == ["ok"]
+    with pytest.raises(UserError, match="output_dir=/proc/runs/a cannot be written"):
+        hosts.check_hosts(["good"], Path("/proc/runs/a"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "levels"),
+    [
+        ({}, []),
+        ({"GLOO_SOCKET_IFNAME": "lo"}, ["ok"]),
+        ({"GLOO_SOCKET_IFNAME": "nothing0"}, ["problem"]),
+        ({"GLOO_SOCKET_IFNAME": "lo,nothing0"}, ["problem"]),
+        ({"NCCL_SOCKET_IFNAME": "l"}, ["ok"]),  # a prefix
+        ({"NCCL_SOCKET_IFNAME": "=lo,nothing"}, ["ok"]),
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, ["ok"]),  # all but
+        ({"NCCL_SOCKET_IFNAME": "nothing"}, ["problem"]),
+    ],
+    ids=str,
+)
+def test_interfaces(environment: dict[str, str], levels: list[str]) -> None:
+    findings = hosts.check_interfaces(environment, several_hosts=False)
+    assert [finding.level for finding in findings] == levels
+    for finding in findings:
+        if finding.level == "problem":
+            assert "lo" in finding.text.partition("interfaces are")[2]
+
+
+@pytest.mark.parametrize(("address", "level"), [("127.0.1.1", "problem"), ("10.0.0.7", "ok"), (None, "problem")])
+def test_own_name(address: str | None, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo tells other hosts the address of this one's name."""
+
+    def lookup(name: str) -> str:
+        if address is None:
+            raise OSError
+        return address
+
+    monkeypatch.setattr(socket, "gethostbyname", lookup)
+    [finding] = hosts.check_interfaces({}, several_hosts=True)
+    assert finding.level == level
+    assert level == "ok" or "set GLOO_SOCKET_IFNAME" in finding.text
+    assert [f.level for f in hosts.check_interfaces({"GLOO_SOCKET_IFNAME": "lo"}, several_hosts=True)] == ["ok"]
+
+
+MEET = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from nextlat_dist.doctor import hosts
+rank, world, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[4])
+if rank == 1 and len(sys.argv) > 5:
+    import socket, time
+    socket.gethostname = lambda: "elsewhere"
+    clock = time.time
+    time.time = lambda: clock() + 60
+    Path.exists = lambda self: False
+for finding in hosts.check_ranks(rank, world, Path(sys.argv[3]), timedelta(seconds=seconds)):
+    print(finding.level, finding.text)
+"""
+
+
+def meet(ranks: int, world_size: int, output: Path, *arguments: str) -> list[str]:
+    """What each rank says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET, str(rank), str(world_size), str(output), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    return [process.communicate(timeout=120)[0] for process in started]
+
+
+def test_ranks_meet(tmp_path: Path) -> None:
+    output = tmp_path / "a"
+    zero, one = meet(2, 2, output, "60")
+    assert zero == "ok 2 ranks on 1 hosts met, and see the same output_dir\n"
+    assert one == ""
+    assert not output.exists()
+
+
+def test_ranks_that_differ(tmp_path: Path) -> None:
+    zero, _ = meet(2, 2, tmp_path / "a", "60", "differs")
+    assert "problem the clock of host elsewhere differs from the first's by 60 seconds" in zero
+    assert "problem host elsewhere does not see this host's files" in zero
+
+
+def test_a_rank_that_does_not_come(tmp_path: Path) -> None:
+    [zero] = meet(1, 2, tmp_path / "a", "3")
+    assert zero.startswith("problem rank 0 does not reach the others through 127.0.0.1:")
