@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
 from nextlat_dist.training.guards import robust_zscore
 from nextlat_dist.training.rewind import add_range
@@ -35,7 +36,7 @@ GOOD, NAN, SPIKE, LOSS = "good", "gradient is NaN", "gradient explodes", "loss i
 POISONED = [LOSS, *[GOOD] * WINDOW, NAN, GOOD, SPIKE, GOOD, SPIKE, NAN, GOOD]
 
 
-def guarded_steps(raw: dict[str, Any], kinds: list[str]) -> list[tuple[str, str, str]]:
+def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[tuple[str, str, str]]]:
     """(reason, loss, gradient norm) of steps of these kinds on this rank; good step i trains on the rows of seed i."""
     from nextlat_dist.objective.masks import term_counts
     from nextlat_dist.parallel.dims import all_reduce_sum
@@ -44,27 +45,38 @@ def guarded_steps(raw: dict[str, Any], kinds: list[str]) -> list[tuple[str, str,
     from nextlat_dist.training.signals import StopRequest
 
     config, dims = jobs.set_up(raw)
-    engine = build_engine(config, dims)
-    kind = GOOD
+    found = []
+    for kinds in sequences:
+        engine = build_engine(config, dims)
+        kind = poison(engine, last_rank=dims.rank == dims.world_size - 1)
+        guard = StepGuard(config.guards, config.objective, dims, engine, [], StopRequest())
+        steps, good = [], 0
+        for kind[0] in kinds:
+            rows = jobs.ragged_rows(8, seed=good if kind[0] == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
+            counts = all_reduce_sum(term_counts(rows, config.objective.rollout_steps), dims.data_group)
+            verdict = guard.step(list(rows.split(config.training.micro_batch_size)), counts)
+            steps.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too
+            good += kind[0] == GOOD
+        found.append(steps)
+    return found
+
+
+def poison(engine: Any, *, last_rank: bool) -> list[str]:
+    """Make `engine` take steps of the kind that the returned list holds."""
+    kind = [GOOD]
     train_step, term_sums = engine.train_step, engine.term_sums
 
     def poisoned_step(micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        return train_step(micro_batches, weights * {NAN: math.nan, SPIKE: 1e4}.get(kind, 1.0))
+        poisoned: torch.Tensor = train_step(micro_batches, weights * {NAN: math.nan, SPIKE: 1e4}.get(kind[0], 1.0))
+        return poisoned
 
     def poisoned_sums() -> torch.Tensor:
-        # Of one rank alone: the others hear of it.
-        return term_sums() * (math.nan if kind == LOSS and dims.rank == dims.world_size - 1 else 1.0)
+        # Of one rank alone: the others must hear of it.
+        poisoned: torch.Tensor = term_sums() * (math.nan if kind[0] == LOSS and last_rank else 1.0)
+        return poisoned
 
-    engine.train_step, engine.term_sums = poisoned_step, poisoned_sums  # type: ignore[method-assign]
-    guard = StepGuard(config.guards, config.objective, dims, engine, [], StopRequest())
-    found, good = [], 0
-    for kind in kinds:
-        rows = jobs.ragged_rows(8, seed=good if kind == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
-        counts = all_reduce_sum(term_counts(rows, config.objective.rollout_steps), dims.data_group)
-        verdict = guard.step(list(rows.split(config.training.micro_batch_size)), counts)
-        found.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too
-        good += kind == GOOD
-    return found
+    engine.train_step, engine.term_sums = poisoned_step, poisoned_sums
+    return kind
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -76,16 +88,16 @@ def test_what_follows_a_bad_step_is_as_if_it_had_never_been(layout: str, request
         training={"precision": precision, "micro_batch_size": 2},
         guards={"spike_zscore": 100.0, "window_steps": WINDOW},
     )
-    poisoned = ranks.run(guarded_steps, raw, POISONED)
-    clean = ranks.run(guarded_steps, raw, [GOOD] * POISONED.count(GOOD))
-    assert all(one == poisoned[0] for one in poisoned), "ranks judge differently"
-    assert [step for step in poisoned[0] if not step[0]] == clean[0]
-    reasons = dict(zip(POISONED, (reason for reason, *_ in poisoned[0]), strict=True))
+    results = ranks.run(guarded_steps, raw, [POISONED, [GOOD] * POISONED.count(GOOD)])
+    poisoned, clean = results[0]
+    assert all(one == results[0] for one in results), "ranks judge differently"
+    assert [step for step in poisoned if not step[0]] == clean
+    reasons = dict(zip(POISONED, (reason for reason, *_ in poisoned), strict=True))
     assert reasons[LOSS] == "loss is nan"
     assert reasons[NAN].startswith("gradient norm is ")
     assert reasons[SPIKE].startswith("gradient norm ")
     assert reasons[SPIKE].endswith("above guards.spike_zscore=100")
-    assert [bool(reason) for reason, *_ in poisoned[0]] == [kind != GOOD for kind in POISONED]
+    assert [bool(reason) for reason, *_ in poisoned] == [kind != GOOD for kind in POISONED]
 
 
 @given(st.lists(st.floats(1, 10), min_size=3, max_size=50), st.floats(1.5, 5))
@@ -103,6 +115,16 @@ def test_zscore_by_hand() -> None:
     assert robust_zscore(2.002, [2.0] * 9) == pytest.approx(1.0)  # the spread is never less than a thousandth
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("guards", "spike_zscore", -1), ("guards", "window_steps", 0), ("guards", "max_bad_steps", -1),
+     ("watchdog", "timeout_seconds", -1)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(section: str, key: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"{section}.{key} is {value}"):
+        config_from_dict({section: {key: value}})
+
+
 def test_ranges_are_joined() -> None:
     ranges: list[list[int]] = []
     for first, end in ((4, 8), (12, 16), (16, 20), (8, 24), (30, 32)):
@@ -110,8 +132,8 @@ def test_ranges_are_joined() -> None:
     assert ranges == [[4, 24], [30, 32]]
 
 
-def poisoned_training(raw: dict[str, Any], bad_calls: set[int]) -> str:
-    """Train; the gradient of the n-th step of this process is NaN for n in `bad_calls`. The sentence it ends with."""
+def poisoned_training(raw: dict[str, Any], bad_calls: set[int], factor: float = math.nan) -> str:
+    """Train, with the gradient times `factor` in the n-th step from now for n in `bad_calls`. What it ends with."""
     from nextlat_dist.training.build import Engine
 
     original = Engine.train_step
@@ -120,7 +142,7 @@ def poisoned_training(raw: dict[str, Any], bad_calls: set[int]) -> str:
     def poisoned(self: Engine, micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(self, micro_batches, weights * (math.nan if calls in bad_calls else 1.0))
+        return original(self, micro_batches, weights * (factor if calls in bad_calls else 1.0))
 
     Engine.train_step = poisoned  # type: ignore[method-assign]
     try:
@@ -189,3 +211,16 @@ def test_training_that_does_not_go_on_ends_with_a_sentence(tmp_path: Path, text_
     raw = configured(tmp_path / "late", text_dataset, 1)
     (sentence,) = one_rank.run(poisoned_training, raw, {4, 5})
     assert "1 steps in a row up to step 5 were bad and so they were since step 3 before" in sentence
+
+
+def test_spikes_are_measured_by_the_steps_before_a_resume(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
+    raw = configured(tmp_path, text_dataset, 0, steps=3)
+    raw["guards"] = {"spike_zscore": 1000.0, "window_steps": 2}
+    one_rank.run(poisoned_training, raw, set())
+    lines = logged(tmp_path)
+    recent = [value for step in (2, 3) for value in (lines[step]["loss"], lines[step]["gradient_norm"])]
+    assert [value for pair in state(tmp_path, 3)["recent"] for value in pair] == pytest.approx(recent, rel=1e-12)
+    raw["training"]["train_tokens"] = 5 * 4 * 48
+    one_rank.run(poisoned_training, raw, {1}, 1e6)
+    assert [step for step, _ in events(tmp_path, "skipped_step")] == [4]
+    assert state(tmp_path, 5)["skipped"] == [[12, 16]]

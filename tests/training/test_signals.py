@@ -97,7 +97,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path, text_dataset: P
     assert [rank.returncode for rank in ranks] == [EXIT_STOPPED] * 2, outputs
     (checkpoint,) = (stopped / "checkpoints").glob("step_*")
     step = int(checkpoint.name.removeprefix("step_"))
-    assert asked_at <= step
+    assert asked_at <= step <= asked_at + 10
     assert f"stopped at step {step} as asked by a signal" in outputs[0]
     assert last_step(stopped) == step
 
