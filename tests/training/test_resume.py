@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 
+from nextlat_dist.checkpoint.rng import rng_file
 from nextlat_dist.data.loader import Cursor
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
@@ -28,6 +31,7 @@ def run_training(raw: dict[str, Any]) -> None:
     from nextlat_dist.training.run import train
 
     config, _ = jobs.set_up(raw)
+    torch.rand(1)  # two runs of one process never begin with the same random state
     train(config)
 
 
@@ -79,14 +83,22 @@ def test_resume_is_bit_identical(
     (cut / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"step": 5, "loss"')
     ranks.run(run_training, training_config(cut, text_dataset, parallel, training))
 
-    before, after = logged(whole), logged(cut)
-    assert sorted(before) == sorted(after) == [1, 2, 3, 4, 5, 6]
-    assert before == after
-    final = "checkpoints/step_00000006/weights"
-    files = sorted(p.name for p in (whole / final).iterdir())
-    assert files
-    for file in files:
-        assert (whole / final / file).read_bytes() == (cut / final / file).read_bytes(), file
+    assert sorted(logged(whole)) == sorted(logged(cut)) == [1, 2, 3, 4, 5, 6]
+    assert logged(whole) == logged(cut)
+    final = Path("checkpoints/step_00000006")
+    for folder in ("weights", "optimizer"):
+        files = sorted(p.name for p in (whole / final / folder).iterdir())
+        assert len(files) == size
+        for file in files:
+            before, after = ((run / final / folder / file).read_bytes() for run in (whole, cut))
+            assert before == after, file
+    for rank in range(size):
+        with (
+            safe_open(whole / final / rng_file(rank), "pt") as one,
+            safe_open(cut / final / rng_file(rank), "pt") as two,
+        ):
+            assert one.metadata() == two.metadata()
+            assert all(torch.equal(one.get_tensor(key), two.get_tensor(key)) for key in ("torch", "numpy"))
 
 
 def test_resume_reads_the_next_rows_not_the_first_ones(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
