@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from tests.distributed.harness import Ranks, free_port
 from tests.training.test_resume import logged, run_training, training_config
 
 
-def start_ranks(
+@contextlib.contextmanager
+def running_ranks(
     raw: dict[str, Any], size: int, program: Sequence[str] = ("-m", "nextlat_dist.cli")
-) -> list[subprocess.Popen[str]]:
-    """`nextlat train` with this configuration, one process per rank."""
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """`nextlat train` with this configuration, one process per rank; none of them outlives the block."""
     config = Path(raw["output_dir"]) / "given.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(raw))
     command = [sys.executable, *program, "train", "--config", str(config)]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
+    ranks = [
         subprocess.Popen(
             command,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -39,15 +41,20 @@ def start_ranks(
         )
         for rank in range(size)
     ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def wait_until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
-            for process in processes:
-                process.kill()
-            raise AssertionError("\n".join(process.communicate()[0] for process in processes))
+        ended = [process.communicate()[0] for process in processes if process.poll() is not None]
+        assert not ended, "\n".join(ended)
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -89,11 +96,11 @@ def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path, text_dataset: P
         raw["checkpoint"] = {"save_interval": 0}
         return raw
 
-    ranks = start_ranks(configured(stopped, 100_000), 2)
-    wait_until(lambda: last_step(stopped) >= 2, ranks)
-    ranks[1].send_signal(signal.SIGTERM)
-    asked_at = last_step(stopped)
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    with running_ranks(configured(stopped, 100_000), 2) as ranks:
+        wait_until(lambda: last_step(stopped) >= 2, ranks)
+        ranks[1].send_signal(signal.SIGTERM)
+        asked_at = last_step(stopped)
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_STOPPED] * 2, outputs
     (checkpoint,) = (stopped / "checkpoints").glob("step_*")
     step = int(checkpoint.name.removeprefix("step_"))
@@ -114,12 +121,12 @@ def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path, text_dataset: P
 
 def test_a_signal_while_starting_is_honoured_at_the_first_step(tmp_path: Path, text_dataset: Path) -> None:
     raw = training_config(tmp_path, text_dataset, {"zero_stage": 0}, {"train_tokens": 100_000 * 4 * 48})
-    (rank,) = start_ranks(raw, 1)
-    handled = Path(f"/proc/{rank.pid}/status")
-    wait_until(lambda: _handles(handled, signal.SIGTERM), [rank])
-    rank.send_signal(signal.SIGTERM)
-    assert not (tmp_path / "metrics.jsonl").exists()
-    output = rank.communicate(timeout=120)[0]
+    with running_ranks(raw, 1) as (rank,):
+        status = Path(f"/proc/{rank.pid}/status")
+        wait_until(lambda: _handles(status, signal.SIGTERM), [rank])
+        rank.send_signal(signal.SIGTERM)
+        assert not (tmp_path / "metrics.jsonl").exists()
+        output = rank.communicate(timeout=120)[0]
     assert rank.returncode == EXIT_STOPPED, output
     assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000001"]
 
