@@ -23,6 +23,7 @@ class MetricsLog:
     def __init__(self, config: RunConfig, output_dir: Path, start_step: int, wandb_id: str | None = None) -> None:
         self._path = output_dir / METRICS_FILE
         self._hashes = output_dir / BATCH_HASHES_FILE
+        self._complained = False
         _keep_until(self._path, start_step)
         if config.data.log_batch_hashes:
             _keep_until(self._hashes, start_step)
@@ -34,13 +35,13 @@ class MetricsLog:
 
     def write_event(self, entry: dict[str, Any]) -> None:
         """Something that happened at a step, into the file only."""
-        _append(self._path, entry)
+        self._append(self._path, entry)
 
     def write_batch_hash(self, entry: dict[str, Any]) -> None:
-        _append(self._hashes, entry)
+        self._append(self._hashes, entry)
 
     def write(self, entry: dict[str, Any]) -> None:
-        _append(self._path, entry)
+        self._append(self._path, entry)
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
@@ -48,19 +49,26 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.finish()
 
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    def _append(self, path: Path, entry: dict[str, Any]) -> None:
+        """A full disk costs lines, not the run; it is said once."""
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            if not self._complained:
+                print(f"warning: {path} cannot be written ({error}); training goes on without these lines", flush=True)
+            self._complained = True
 
 
 def _keep_until(path: Path, step: int) -> None:
     """Drop the lines after `step`, and those that a kill cut short."""
     lines = path.read_text().splitlines() if step and path.is_file() else []
     steps = [_step_of(line) for line in lines]
-    path.write_text(
-        "".join(line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
-    )
+    kept = [line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    # A kill in between must not cost the lines of the run so far.
+    whole = path.with_name(f".{path.name}.tmp")
+    whole.write_text("".join(kept))
+    whole.replace(path)
 
 
 def _step_of(line: str) -> int | None:

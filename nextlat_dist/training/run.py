@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from nextlat_dist.config.load import dump_config
@@ -11,7 +12,7 @@ from nextlat_dist.config.schema import RunConfig, validate
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.counting import parameter_counts
-from nextlat_dist.parallel.dims import ParallelDims, world_size_from_environment
+from nextlat_dist.parallel.dims import ParallelDims, raise_together, world_size_from_environment
 from nextlat_dist.training.build import build_engine
 from nextlat_dist.training.data import (
     batch_source,
@@ -51,8 +52,8 @@ def train(config: RunConfig) -> None:
     deepspeed_config(config, _data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
     dims = ParallelDims.initialize(config.parallel)
     output_dir = Path(config.output_dir)
+    raise_together(_cannot_write(output_dir) if dims.rank == 0 else "")
     if dims.rank == 0:
-        output_dir.mkdir(parents=True, exist_ok=True)
         print(describe(config, dims.world_size), flush=True)
     # Data and checkpoint first: what is missing should not be found out after a model was built.
     checkpoint = find_resumable(config, dims, output_dir / "checkpoints")
@@ -80,6 +81,19 @@ def train(config: RunConfig) -> None:
         source = batch_source(config, dims, loader, engine.device)
         validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
         Trainer(config, dims, engine, state, source, validation, log, saver).run()
+
+
+def _cannot_write(output_dir: Path) -> str:
+    """Why the run's directory cannot be used; makes it where it is not there."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir) as probe:
+            probe.write(b"\0" * 65536)
+    except OSError as error:
+        return (
+            f"output_dir={output_dir} cannot be written ({error}); make room or mend the access, or change output_dir"
+        )
+    return ""
 
 
 def _start_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:

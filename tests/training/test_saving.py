@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import re
 import shutil
+import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,50 @@ def test_a_last_save_that_fails_is_the_runs_end(run: Path, text_dataset: Path, t
     assert first == second
     assert re.search(r"step_00000006 cannot be written .* make room or mend the access: older checkpoints", first)
     assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
+
+
+@contextlib.contextmanager
+def disk(directory: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
+    """A file system of this size, mounted; the function mounts it again with other options."""
+    directory.mkdir(parents=True)
+
+    def mount(*options: str) -> None:
+        subprocess.run(["mount", *options, str(directory)], check=True, capture_output=True)
+
+    try:
+        mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this needs the privilege to mount a file system: {error}")
+    try:
+        yield lambda options: mount("-o", f"remount,{options}")
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def kilobytes_of(directory: Path) -> int:
+    return sum(-(-path.stat().st_size // 4096) * 4 for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_disk_that_is_full_keeps_the_older_checkpoint(
+    finished: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    """Room for one checkpoint and a half, for metrics and all; once there is more, the run goes on."""
+    one = kilobytes_of(finished / "checkpoints" / "step_00000003")
+    run = tmp_path / "disk"
+    with disk(run, one * 3 // 2) as remount:
+        first, second = two_ranks.run(refused, config(run, text_dataset))
+        assert first == second
+        assert re.search(r"step_00000006 cannot be written \(rank \d: .*\); make room", first)
+        assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000003"]
+        remount(f"size={3 * one}k")
+        two_ranks.run(run_training, config(run, text_dataset))
+        assert logged(run) == logged(finished)
+        remount("ro")
+        first, second = two_ranks.run(refused, config(run, text_dataset))
+        assert first == second
+        assert f"output_dir={run} cannot be written ([Errno 30] Read-only file system" in first
+        assert len(list((run / "checkpoints").glob("step_*"))) == 2
 
 
 def damage(run: Path, step: int = 6) -> Path:
