@@ -1,10 +1,12 @@
-"""Random state of one rank as safetensors: python, numpy, torch CPU and every CUDA device, no pickle."""
+"""Random state of one rank as safetensors: python, numpy, torch CPU, every CUDA device, Megatron's, no pickle."""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ def rng_state() -> bytes:
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     for index, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"cuda_{index}"] = state
+    for name_of, state in _megatron_states().items():
+        tensors[f"megatron/{name_of}"] = state
     version, words, gauss = random.getstate()
     metadata = {
         "python": json.dumps([version, list(words), gauss]),
@@ -42,5 +46,22 @@ def load_rng(checkpoint: Path, rank: int) -> None:
         cuda = [key for key in file.keys() if key.startswith("cuda_")]  # noqa: SIM118
         for key in cuda:
             torch.cuda.set_rng_state(file.get_tensor(key), int(key.removeprefix("cuda_")))
+        megatron = {k.removeprefix("megatron/"): file.get_tensor(k) for k in file.keys() if k.startswith("megatron/")}  # noqa: SIM118
+        if megatron:
+            _megatron_tracker().set_states(megatron)
     version, words, gauss = json.loads(metadata["python"])
     random.setstate((version, tuple(words), gauss))
+
+
+def _megatron_tracker() -> Any:
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    return get_cuda_rng_tracker()
+
+
+def _megatron_states() -> dict[str, torch.Tensor]:
+    """Megatron-Core's states by name; it has some on GPUs only, and none before it was imported."""
+    if "megatron.core.tensor_parallel.random" not in sys.modules:
+        return {}
+    states: dict[str, torch.Tensor] = _megatron_tracker().get_states()
+    return states

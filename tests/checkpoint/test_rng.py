@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
+from tests.distributed.harness import Ranks
 
 
 def save(checkpoint: Path, rank: int) -> None:
@@ -62,3 +63,27 @@ def test_every_rank_has_its_own(tmp_path: Path) -> None:
     for rank in (1, 0):
         load_rng(tmp_path, rank)
         assert draw() == states[rank]
+
+
+def megatron_states(root: Path) -> tuple[bool, bool]:
+    """Whether Megatron-Core's named states come back, and whether there are none where none were."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    tracker = get_cuda_rng_tracker()
+    tracker.set_states({})
+    (root / "empty").mkdir()
+    save(root / "empty", 0)
+    torch.manual_seed(5)
+    states = {"model-parallel-rng": torch.get_rng_state()}
+    tracker.set_states(dict(states))
+    save(root, 0)
+    tracker.set_states({"model-parallel-rng": torch.zeros_like(states["model-parallel-rng"])})
+    load_rng(root, 0)
+    same = torch.equal(tracker.get_states()["model-parallel-rng"], states["model-parallel-rng"])
+    tracker.set_states({})
+    load_rng(root / "empty", 0)
+    return same, tracker.get_states() == {}
+
+
+def test_megatrons_states_come_back(tmp_path: Path, one_rank: Ranks) -> None:
+    assert one_rank.run(megatron_states, tmp_path) == [(True, True)]
