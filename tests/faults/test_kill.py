@@ -96,7 +96,7 @@ def survive(tmp_path: Path, dataset: Path, two_ranks: Ranks, kills: int, seed: i
             assert before >= int(resumed[1]), "a commit was lost"
         # The save of an interval may still be on its way when the next one begins.
         assert not reached or max(reached) - before <= 2 * SAVE_EVERY, (moments, reached, before)
-    assert len(moments) >= kills - 1 or attempts > 1, moments
+    assert len(moments) > kills // 2, moments  # a run may end before the operation that was drawn
     expected, found_lines = logged(whole), logged(cut)
     assert found_lines == expected
     final = f"checkpoints/step_{steps:08d}"
