@@ -36,6 +36,14 @@ def counts_for_kl(document_ids: Tensor, loss_mask: Tensor, row: int, t: int, i: 
     return counts_for_hidden(document_ids, row, t, i) and counts_for_next_token(document_ids, loss_mask, row, t + i)
 
 
+def counts_for_mtp(document_ids: Tensor, loss_mask: Tensor, row: int, t: int, i: int) -> bool:
+    """Whether the pair (t, i) counts for L_mtp: x_{t+1+i} is a loss token and t … t+1+i lie in one document."""
+    target, document = t + 1 + i, int(document_ids[row, t])
+    if target >= document_ids.shape[1] or document == NO_DOCUMENT:
+        return False
+    return bool(loss_mask[row, target]) and all(int(document_ids[row, j]) == document for j in range(t, target + 1))
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return weight * x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + epsilon)
 
@@ -131,18 +139,21 @@ def reference_terms(
     horizon: int,
     lambda_hidden: float,
     lambda_kl: float,
+    lambda_mtp: float = 1.0,
 ) -> dict[str, Tensor]:
     """Loss terms of one global batch, differentiable with respect to every tensor in `weights`.
 
-    weights: Hugging Face Llama names (without `lm_head.weight` the head is the embedding) plus `latent_predictor.*`;
-    without the latter, or with horizon 0, `hidden` and `kl` are zero.
+    weights: Hugging Face Llama names (without `lm_head.weight` the head is the embedding) plus `latent_predictor.*` or
+    `mtp.layers.*`; without the former, or with horizon 0, `hidden` and `kl` are zero, without the latter `mtp` is.
     tokens, document_ids (-1 is padding), loss_mask (token j may be a target): [b, s+1].
-    Returns float64 scalars `loss`, `next_token`, `hidden`, `kl`, and `logits` [b, s, vocab], `hidden_states` [b, s, h].
+    Returns float64 scalars `loss`, `next_token`, `hidden`, `kl`, `mtp`, and `logits` [b, s, vocab], `hidden_states`
+    [b, s, h].
     """
     weights = {name: weight.double() for name, weight in weights.items()}
     embedding_weight = weights["model.embed_tokens.weight"]
     head_weight = weights.get("lm_head.weight", embedding_weight)
     num_layers = len({name.split(".")[2] for name in weights if name.startswith("model.layers.")})
+    mtp_layers = len({name.split(".")[2] for name in weights if name.startswith("mtp.layers.")})
     if not any(name.startswith("latent_predictor.") for name in weights):
         horizon = 0
     batch, s = tokens.shape[0], tokens.shape[1] - 1
@@ -192,11 +203,35 @@ def reference_terms(
         hidden = hidden + mean_of(hidden_values) / horizon
         kl = kl + mean_of(kl_values) / horizon
 
+    mtp = torch.zeros((), dtype=torch.float64)
+    for i in range(1, mtp_layers + 1):
+        values = []
+        for row in range(batch):
+            prefix = f"mtp.layers.{i - 1}"
+            x = decoder_layer(
+                h[row],
+                weights,
+                prefix,
+                document_ids[row, :s],
+                num_attention_heads=num_attention_heads,
+                num_query_groups=num_query_groups,
+                rotary_base=rotary_base,
+                norm_epsilon=norm_epsilon,
+            )
+            ahead = rms_norm(x, weights[f"{prefix}.norm.weight"], norm_epsilon) @ head_weight.T
+            values += [
+                -F.log_softmax(ahead[t], dim=0)[tokens[row, t + 1 + i]]
+                for t in range(s)
+                if counts_for_mtp(document_ids, loss_mask, row, t, i)
+            ]
+        mtp = mtp + mean_of(values) / mtp_layers
+
     return {
-        "loss": next_token + lambda_hidden * hidden + lambda_kl * kl,
+        "loss": next_token + lambda_hidden * hidden + lambda_kl * kl + lambda_mtp * mtp,
         "next_token": next_token,
         "hidden": hidden,
         "kl": kl,
+        "mtp": mtp,
         "logits": logits,
         "hidden_states": h,
     }

@@ -60,17 +60,20 @@ class PredictorConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is minimised: L_ntp, or L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963)."""
+    """What is minimised: L_ntp; with `nextlat` + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963); with `mtp`
+    + lambda_mtp * L_mtp (arXiv 2404.19737).
+    """
 
-    name: Literal["next_token", "nextlat"] = "nextlat"
-    horizon: int = 1  # rollout steps of the latent predictor, the paper's d
+    name: Literal["next_token", "nextlat", "mtp"] = "nextlat"
+    horizon: int = 1  # the paper's d: rollout steps of the latent predictor, or extra layers of mtp
     lambda_hidden: float = 1.0
     lambda_kl: float = 1.0
+    lambda_mtp: float = 1.0
 
     @property
-    def rollout_steps(self) -> int:
-        """Rollout steps in the loss: `horizon`, or 0 without a latent predictor."""
-        return self.horizon if self.name == "nextlat" else 0
+    def steps_ahead(self) -> int:
+        """How many steps beyond the next token the loss looks: `horizon`, or 0 for next_token."""
+        return 0 if self.name == "next_token" else self.horizon
 
 
 @dataclass
@@ -287,6 +290,7 @@ def _validate_positive(config: RunConfig) -> None:
     for key, value in {
         "objective.lambda_hidden": config.objective.lambda_hidden,
         "objective.lambda_kl": config.objective.lambda_kl,
+        "objective.lambda_mtp": config.objective.lambda_mtp,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "optimizer.clip_grad": config.optimizer.clip_grad,
         "schedule.warmup_tokens": config.schedule.warmup_tokens,
@@ -363,7 +367,7 @@ def _validate_model(config: RunConfig) -> None:
         f"model.max_position_embeddings={config.max_position_embeddings}",
     )
     _require(
-        objective.rollout_steps < data.sequence_length,
+        objective.steps_ahead < data.sequence_length,
         f"objective.horizon={objective.horizon} must be smaller than data.sequence_length={data.sequence_length}",
     )
 

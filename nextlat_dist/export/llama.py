@@ -12,10 +12,11 @@ import torch
 from nextlat_dist.config.schema import RunConfig
 
 PREDICTOR_PREFIX = "latent_predictor."
+MTP_PREFIX = "mtp."
 
 
 def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
-    """{canonical name: full tensor} -> {`LlamaForCausalLM` name: tensor}; predictor tensors are left out."""
+    """{canonical name: full tensor} -> {`LlamaForCausalLM` name: tensor}; what only drafts is left out."""
     model = config.model
     llama: dict[str, torch.Tensor] = {}
     for name, tensor in canonical.items():
@@ -30,13 +31,26 @@ def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str,
             for suffix, piece in _layer_part(part, tensor, config).items():
                 llama[f"model.layers.{index}.{suffix}.weight"] = piece
         else:
-            assert name.startswith(PREDICTOR_PREFIX), name
+            assert name.startswith((PREDICTOR_PREFIX, MTP_PREFIX)), name
     return {name: tensor.contiguous() for name, tensor in llama.items()}
 
 
 def predictor_tensors(canonical: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The latent predictor's tensors, without their prefix; empty for a model trained without one."""
     return {n.removeprefix(PREDICTOR_PREFIX): t for n, t in canonical.items() if n.startswith(PREDICTOR_PREFIX)}
+
+
+def mtp_tensors(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
+    """The extra layers of multi-token prediction under the names of a Llama's (`layers.0.self_attn.q_proj.weight`), each
+    one's last norm as `layers.0.norm.weight`; empty for a model trained without them.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in canonical.items():
+        if name.startswith(MTP_PREFIX):
+            _, _, index, part = name.split(".", 3)
+            pieces = {"norm": tensor} if part == "final_layernorm.weight" else _layer_part(part, tensor, config)
+            found |= {f"layers.{index}.{suffix}.weight": piece.contiguous() for suffix, piece in pieces.items()}
+    return found
 
 
 def _layer_part(part: str, tensor: torch.Tensor, config: RunConfig) -> dict[str, torch.Tensor]:

@@ -18,17 +18,19 @@ from nextlat_dist.model.sharding import shard, sharding_of
 
 
 def canonical_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(canonical name, parameter) of every parameter on this rank, each once, whatever container holds the layers."""
-    seen: set[int] = set()
-    for layer in module.modules():
+    """(canonical name, parameter) of every parameter on this rank, each once, whatever container holds the layers.
+
+    A layer's `canonical_prefix` names its parameters, unless a layer inside it has one of its own.
+    """
+    named: dict[int, tuple[str, nn.Parameter]] = {}
+    for layer in module.modules():  # outer ones first
         prefix = getattr(layer, "canonical_prefix", None)
         if prefix is None:
             continue
         for name, parameter in layer.named_parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                local = name.removeprefix("layer.")
-                yield f"{prefix}.{local}" if prefix else local, parameter
+            local = name.removeprefix("layer.")
+            named[id(parameter)] = (f"{prefix}.{local}" if prefix else local, parameter)
+    yield from named.values()
 
 
 def initialize_parameters(

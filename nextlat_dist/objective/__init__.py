@@ -1,1 +1,1 @@
-"""Training objectives on top of the final hidden states: next_token and nextlat."""
+"""Training objectives on top of the final hidden states: next_token, nextlat and mtp."""

@@ -6,7 +6,9 @@ from nextlat_dist.config.schema import RunConfig
 
 
 def parameter_counts(config: RunConfig) -> dict[str, int]:
-    """Parameters by part; `base` is the exported model (real vocabulary, no padding), `total` adds the predictor."""
+    """Parameters by part; `base` is the exported model (real vocabulary, no padding), `total` adds the latent predictor
+    or the extra layers of mtp.
+    """
     model = config.model
     hidden, ffn = model.hidden_size, model.ffn_size
     kv = hidden // model.num_attention_heads * model.query_groups
@@ -14,7 +16,9 @@ def parameter_counts(config: RunConfig) -> dict[str, int]:
     embedding = model.vocab_size * hidden
     head = 0 if model.tie_embeddings else embedding
     width = config.predictor_hidden_size
-    predictor = 3 * hidden * width + width**2 + 4 * hidden if config.objective.rollout_steps else 0
+    objective = config.objective
+    predictor = 3 * hidden * width + width**2 + 4 * hidden if objective.name == "nextlat" else 0
+    mtp = objective.horizon * (layer + hidden) if objective.name == "mtp" else 0
     decoder = model.num_layers * layer + hidden
     base = embedding + decoder + head
     return {
@@ -23,19 +27,22 @@ def parameter_counts(config: RunConfig) -> dict[str, int]:
         "output_layer": head,
         "base": base,
         "latent_predictor": predictor,
-        "total": base + predictor,
+        "mtp": mtp,
+        "total": base + predictor + mtp,
     }
 
 
 def flops_per_token(config: RunConfig) -> float:
     """Model FLOPs of one training position, forward and backward, without recomputation.
 
-    6 per matrix weight, 12 * layers * hidden * sequence for (full) attention scores and values, and for each rollout
-    step the predictor's 6 per weight plus the student's head: forward and input gradient only, since its weight is
-    frozen.
+    6 per matrix weight and 12 * hidden * sequence for the (full) attention scores and values of a layer. For each
+    rollout step of nextlat the predictor's 6 per weight plus the student's head: forward and input gradient only, since
+    its weight is frozen; for each extra layer of mtp a layer and a head.
     """
-    model, counts = config.model, parameter_counts(config)
+    model, objective, counts = config.model, config.objective, parameter_counts(config)
     head = model.vocab_size * model.hidden_size
-    attention = 12 * model.num_layers * model.hidden_size * config.data.sequence_length
-    base = 6 * (counts["decoder"] + head) + attention
-    return base + config.objective.rollout_steps * (6 * counts["latent_predictor"] + 4 * head)
+    attention = 12 * model.hidden_size * config.data.sequence_length
+    base = 6 * (counts["decoder"] + head) + model.num_layers * attention
+    if objective.name == "mtp":
+        return base + 6 * counts["mtp"] + objective.horizon * (attention + 6 * head)
+    return base + objective.steps_ahead * (6 * counts["latent_predictor"] + 4 * head)

@@ -17,6 +17,7 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.decoder_layer import DecoderLayer, FinalNorm, transformer_config
 from nextlat_dist.model.embedding import TokenEmbedding, embed_for_predictor, lend_weight
 from nextlat_dist.model.initialize import initialize_parameters
+from nextlat_dist.objective.mtp import MTPObjective
 from nextlat_dist.objective.next_token import NextTokenObjective
 from nextlat_dist.objective.nextlat import NextLatObjective
 from nextlat_dist.parallel.dims import ParallelDims
@@ -44,17 +45,15 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
         "process_groups": groups,
     }
     head = {**embedding, "vocab_size": model.vocab_size, "tied": model.tie_embeddings}
+    decoder_layer = {
+        "sequence_length": config.data.sequence_length,
+        "rotary_base": model.rotary_base,
+        "process_groups": groups,
+        "activation_checkpointing": config.training.activation_checkpointing,
+    }
     entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY)]
     for index in range(model.num_layers):
-        arguments = {
-            "transformer_config": shared,
-            "layer_index": index,
-            "sequence_length": config.data.sequence_length,
-            "rotary_base": model.rotary_base,
-            "process_groups": groups,
-            "activation_checkpointing": config.training.activation_checkpointing,
-        }
-        entries.append(LayerEntry(DecoderLayer, arguments))
+        entries.append(LayerEntry(DecoderLayer, {"transformer_config": shared, "layer_index": index, **decoder_layer}))
     entries.append(
         LayerEntry(FinalNorm, {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype})
     )
@@ -62,16 +61,19 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
         entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_for_predictor))
     if model.tie_embeddings:
         entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, lend_weight))
-    if config.objective.name == "nextlat":
-        head |= {"predictor_hidden_size": config.predictor_hidden_size, "horizon": config.objective.horizon}
-        entries.append(LayerEntry(NextLatObjective, head))
-    else:
-        entries.append(LayerEntry(NextTokenObjective, head))
-    return entries
+    horizon = config.objective.horizon
+    objectives = {
+        "next_token": LayerEntry(NextTokenObjective, head),
+        "nextlat": LayerEntry(
+            NextLatObjective, {**head, "predictor_hidden_size": config.predictor_hidden_size, "horizon": horizon}
+        ),
+        "mtp": LayerEntry(MTPObjective, {**head, "horizon": horizon, "decoder_layer": decoder_layer}),
+    }
+    return [*entries, objectives[config.objective.name]]
 
 
 class LayerStack(nn.Module):
-    """The list as one module: rows [b, s + 1, 3] -> term sums [1 + 2d]."""
+    """The list as one module: rows [b, s + 1, 3] -> term sums [terms]."""
 
     def __init__(self, entries: list[LayerEntry]) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What counts: which positions enter each loss term, and how many there are.
+"""What counts: which positions enter each loss term.
 
-The vector of terms is [next_token, hidden step 1..d, kl step 1..d]. Position t counts for next_token if x_{t+1} is a
-loss token of the same document; the pair (t, i) counts for hidden if t .. t+i lie in one document, and for kl if
-moreover position t+i counts for next_token. Document numbers grow along a row, so comparing the two ends of a span is
-enough.
+Position t counts for next_token if x_{t+1} is a loss token of the same document; the pair (t, i) counts for hidden if
+t .. t+i lie in one document, and for kl if moreover position t+i counts for next_token. Then x_{t+1+i} is a loss token
+and t .. t+1+i lie in one document: the pair counts for mtp. Document numbers grow along a row, so comparing the two
+ends of a span is enough.
 """
 
 from __future__ import annotations
@@ -19,20 +19,15 @@ def next_token_mask(rows: torch.Tensor) -> torch.Tensor:
     return (loss_mask[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, :-1] >= 0)).t()
 
 
-def rollout_masks(rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of rollout step `step` >= 1: (hidden, kl), both bool [s - step, b], indexed by the position t it starts
-    from.
-    """
+def state_mask(rows: torch.Tensor, step: int) -> torch.Tensor:
+    """Where t .. t + step (>= 1) lie in one document: bool [s - step, b], indexed by t."""
     document = rows[:, :-1, DOCUMENT]
-    hidden = ((document[:, :-step] == document[:, step:]) & (document[:, step:] >= 0)).t()
-    return hidden, hidden & next_token_mask(rows)[step:]
+    return ((document[:, :-step] == document[:, step:]) & (document[:, step:] >= 0)).t()
 
 
-def term_counts(rows: torch.Tensor, rollout_steps: int) -> torch.Tensor:
-    """How many positions enter each term: float64 [1 + 2 * rollout_steps]."""
-    pairs = [rollout_masks(rows, step) for step in range(1, rollout_steps + 1)]
-    masks = [next_token_mask(rows), *(hidden for hidden, _ in pairs), *(kl for _, kl in pairs)]
-    return torch.stack([mask.sum() for mask in masks]).double()
+def token_mask(rows: torch.Tensor, step: int) -> torch.Tensor:
+    """Where moreover x_{t+1+step} is a loss token of that document: bool [s - step, b], indexed by t."""
+    return state_mask(rows, step) & next_token_mask(rows)[step:]
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

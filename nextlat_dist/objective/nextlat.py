@@ -15,7 +15,7 @@ from torch import nn
 
 from nextlat_dist.model.embedding import TOKEN
 from nextlat_dist.model.latent_predictor import LatentPredictor
-from nextlat_dist.objective.masks import masked_sum, next_token_mask, rollout_masks
+from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.output_head import OutputHead
 
 
@@ -58,8 +58,7 @@ class NextLatObjective(nn.Module):
             target = target.float()
         hidden_sums, kl_sums = [], []
         for step, (state, divergence) in enumerate(zip(predicted, divergences, strict=True), start=1):
-            hidden_mask, kl_mask = rollout_masks(rows, step)
             distance = F.smooth_l1_loss(state.to(target.dtype), target[step:], reduction="none").mean(dim=-1)
-            hidden_sums.append(masked_sum(distance, hidden_mask))
-            kl_sums.append(masked_sum(divergence, kl_mask))
+            hidden_sums.append(masked_sum(distance, state_mask(rows, step)))
+            kl_sums.append(masked_sum(divergence, token_mask(rows, step)))
         return torch.stack([masked_sum(cross_entropy, next_token_mask(rows)), *hidden_sums, *kl_sums])

@@ -1,38 +1,73 @@
-"""From sums of loss terms to the loss.
+"""The loss terms of every objective, and from their sums to the loss.
 
-A layer list ends in the *sums* of every term over the rows it saw. The loss is their weighted sum, with weights that
-hold the lambdas and one over the counts of the *global* batch; so it does not depend on micro-batching, data-parallel
-size or pipeline layout, however ragged the masks are.
+A layer list ends in the *sums* of every term over the rows it saw: [next_token, then each group of `term_groups`, its
+steps in order]. The loss is their weighted sum, with weights that hold the lambdas and one over the counts of the
+*global* batch; so it does not depend on micro-batching, data-parallel size or pipeline layout, however ragged the masks
+are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from nextlat_dist.config.schema import ObjectiveConfig
+from nextlat_dist.objective.masks import next_token_mask, state_mask, token_mask
+
+
+@dataclass(frozen=True)
+class TermGroup:
+    """One term of the loss beside next_token: a mean over what counts at each step, and then over the steps."""
+
+    name: str
+    factor: float  # its lambda
+    mask: Callable[[torch.Tensor, int], torch.Tensor]  # (rows, step) -> bool [s - step, b]: what counts
+
+
+def term_groups(objective: ObjectiveConfig) -> list[TermGroup]:
+    """The terms beside next_token, in their order; each has `objective.steps_ahead` steps."""
+    groups = {
+        "next_token": [],
+        "nextlat": [
+            TermGroup("hidden", objective.lambda_hidden, state_mask),
+            TermGroup("kl", objective.lambda_kl, token_mask),
+        ],
+        "mtp": [TermGroup("mtp", objective.lambda_mtp, token_mask)],
+    }
+    return groups[objective.name]
+
+
+def number_of_terms(objective: ObjectiveConfig) -> int:
+    """Length of the vector of terms."""
+    return 1 + len(term_groups(objective)) * objective.steps_ahead
+
+
+def term_counts(rows: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
+    """How many positions of `rows` enter each term: float64 [terms]."""
+    steps = range(1, objective.steps_ahead + 1)
+    masks = [group.mask(rows, step) for group in term_groups(objective) for step in steps]
+    return torch.stack([mask.sum() for mask in (next_token_mask(rows), *masks)]).double()
 
 
 def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
-    """Weights [1 + 2d] such that (sums * weights).sum() is the loss, from global counts [1 + 2d]; an empty term weighs
+    """Weights [terms] such that (sums * weights).sum() is the loss, from global counts [terms]; an empty term weighs
     0.
     """
-    steps = objective.rollout_steps
-    lambdas = [1.0]
-    for factor in (objective.lambda_hidden, objective.lambda_kl):
-        lambdas += [factor / steps for _ in range(steps)]
+    steps = objective.steps_ahead
+    lambdas = [1.0, *(group.factor / steps for group in term_groups(objective) for _ in range(steps))]
     scale = torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
     return torch.where(counts > 0, scale / counts.clamp(min=1), torch.zeros_like(counts))
 
 
 def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig) -> dict[str, float]:
-    """`loss` and each unweighted term (mean over its count, then over rollout steps) from global sums and counts."""
-    steps = objective.rollout_steps
+    """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts."""
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.zeros_like(counts))
     terms = {"loss": float((sums * term_weights(counts, objective)).sum()), "next_token": float(means[0])}
-    if steps:
-        terms["hidden"] = float(means[1 : 1 + steps].mean())
-        terms["kl"] = float(means[1 + steps :].mean())
-    return terms
+    groups = term_groups(objective)
+    by_group = means[1:].view(len(groups), -1) if groups else []
+    return terms | {group.name: float(mean.mean()) for group, mean in zip(groups, by_group, strict=True)}
 
 
 class LossRecorder:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.data.loader import Lost, RowBatch, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
 from nextlat_dist.model.embedding import pack_rows
-from nextlat_dist.objective.masks import term_counts
+from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
 
 
@@ -29,7 +30,7 @@ class GlobalBatch:
     """This data-parallel rank's share of one global batch."""
 
     micro_batches: list[torch.Tensor]  # rows [micro batch, s + 1, 3] each
-    counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [1 + 2d]
+    counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms]
     losses: list[Lost]  # records first found damaged in this batch, by any reader
     digest: str  # SHA-256 of the whole global batch where hashes were asked for, on the readers
 
@@ -45,7 +46,7 @@ class BatchSource:
         rows: int,
         micro_batch_size: int,
         sequence_length: int,
-        rollout_steps: int,
+        objective: ObjectiveConfig,
         device: torch.device,
         hashes: bool = False,
     ) -> None:
@@ -55,7 +56,7 @@ class BatchSource:
         self._dims = dims
         self._shape = (rows, sequence_length + 1)
         self._micro_batch_size = micro_batch_size
-        self._rollout_steps = rollout_steps
+        self._objective = objective
         self._device = device
         self._hashes = hashes
 
@@ -70,7 +71,7 @@ class BatchSource:
         return GlobalBatch(list(rows.split(self._micro_batch_size)), counts, losses, self._digest(rows))
 
     def _exchange(self, read: Callable[[RowLoader], RowBatch]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """This rank's rows [rows, s + 1, 3], counts [1 + 2d] over all ranks, and whether any reader lost a record."""
+        """This rank's rows [rows, s + 1, 3], counts [terms] over all ranks, and whether any reader lost a record."""
         error, flat = "", torch.zeros(3 * self._shape[0] * self._shape[1] + 2, dtype=torch.int32)
         if self.loader is not None:
             try:
@@ -87,7 +88,7 @@ class BatchSource:
         tokens, documents, loss_mask = flat[:-2].view(3, *self._shape)
         rows = pack_rows(tokens, documents, loss_mask)
         # What went wrong on a reader travels with the counts: one collective tells every rank.
-        summary = torch.cat([term_counts(rows, self._rollout_steps), flat[-2:].double()])
+        summary = torch.cat([term_counts(rows, self._objective), flat[-2:].double()])
         dist.all_reduce(summary, group=self._dims.data_group)
         if summary[-1] > 0:
             raise_together(error)

@@ -14,7 +14,7 @@ from torch import nn
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.objective.layer_list import LayerEntry, LayerStack, initialize, layer_list
-from nextlat_dist.objective.terms import LossRecorder
+from nextlat_dist.objective.terms import LossRecorder, number_of_terms
 from nextlat_dist.parallel.device import communication_backend
 from nextlat_dist.parallel.dims import ModelParallelUnit, ParallelDims
 from nextlat_dist.training.deepspeed_config import deepspeed_config
@@ -51,7 +51,7 @@ class Engine:
         return float(norm)
 
     def term_sums(self) -> torch.Tensor:
-        """This rank's term sums [1 + 2d] of the step under way, float64; zeros where no loss is computed."""
+        """This rank's term sums [terms] of the step under way, float64; zeros where no loss is computed."""
         return self._recorder.peek(self._terms, self.device)
 
     def train_step(self, micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
@@ -59,10 +59,10 @@ class Engine:
 
         Args:
             micro_batches: rows [micro batch, s + 1, 3] each, as many as accumulation steps.
-            weights: of the term sums [1 + 2d], for the global batch (`objective.terms.term_weights`).
+            weights: of the term sums [terms], for the global batch (`objective.terms.term_weights`).
 
         Returns:
-            This rank's term sums [1 + 2d], float64; zeros where no loss is computed.
+            This rank's term sums [terms], float64; zeros where no loss is computed.
         """
         # DeepSpeed averages over accumulation steps and data-parallel ranks; our weights are already global.
         scaled = (weights * len(micro_batches) * self.dims.data_size).float().to(self.device)
@@ -78,7 +78,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, micro_batches: list[torch.Tensor]) -> torch.Tensor:
-        """Term sums [1 + 2d] of this rank's rows, float64, without a step."""
+        """Term sums [terms] of this rank's rows, float64, without a step."""
         weights = torch.zeros(self._terms, device=self.device)
         if self.dims.pipeline_size > 1:
             self.inner.eval_batch(
@@ -124,7 +124,7 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> Engine:
     inner, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, mpu=unit, dist_init_required=False, config=settings
     )
-    return Engine(inner, recorder, dims, 1 + 2 * config.objective.rollout_steps)
+    return Engine(inner, recorder, dims, number_of_terms(config.objective))
 
 
 def _pipeline_module(entries: list[LayerEntry], dims: ParallelDims, recorder: LossRecorder) -> nn.Module:

@@ -152,7 +152,7 @@ def batch_source(config: RunConfig, dims: ParallelDims, loader: RowLoader | None
         rows=config.training.global_batch_size // dims.data_size,
         micro_batch_size=config.training.micro_batch_size,
         sequence_length=config.data.sequence_length,
-        rollout_steps=config.objective.rollout_steps,
+        objective=config.objective,
         device=device,
         hashes=config.data.log_batch_hashes,
     )

@@ -36,7 +36,7 @@ class Verdict:
         reason: why it was skipped; empty when it was applied.
         loss: of the global batch.
         gradient_norm: global, before clipping.
-        sums: term sums of the global batch, float64 [1 + 2d].
+        sums: term sums of the global batch, float64 [terms].
         stop: a rank was asked to stop.
     """
 
@@ -76,7 +76,7 @@ class StepGuard:
 
         Args:
             micro_batches: as many as accumulation steps.
-            counts: positions per loss term over the global batch [1 + 2d].
+            counts: positions per loss term over the global batch [terms].
         """
         self._counts, self._verdict = counts, None
         sums = self._engine.train_step(micro_batches, term_weights(counts, self._objective))

@@ -46,7 +46,7 @@ class Trainer:
         self._bad_steps = BadSteps(config, dims, engine, state, log)
         self._watchdog = Watchdog(Path(config.output_dir), dims.rank, dims.world_size, config.watchdog.timeout_seconds)
         self._throughput = Throughput(config, dims.world_size)
-        self._sums: Any = 0  # global term sums and counts [1 + 2d] of the applied steps since the last report
+        self._sums: Any = 0  # global term sums and counts [terms] of the applied steps since the last report
         self._counts: Any = 0
         self._norm = self._rate = 0.0  # of the last applied step
         self._taken: dict[str, int] = {}  # rows of each source before the batch under way

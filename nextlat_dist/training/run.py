@@ -12,6 +12,7 @@ from nextlat_dist.config.schema import RunConfig, validate
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.counting import parameter_counts
+from nextlat_dist.objective.terms import term_groups
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, world_size_from_environment
 from nextlat_dist.training.build import build_engine
 from nextlat_dist.training.data import (
@@ -118,15 +119,18 @@ def describe(config: RunConfig, world_size: int) -> str:
         f"heads {model.num_attention_heads} (key/value {model.query_groups}), vocabulary {model.vocab_size:,} "
         f"(padded {model.padded_vocab_size:,})",
         f"parameters  base {_count(counts['base'])} (embedding {_count(counts['embedding'])}, decoder "
-        f"{_count(counts['decoder'])}, head {_count(counts['output_layer'])}), latent predictor "
-        f"{_count(counts['latent_predictor'])}, with predictor {_count(counts['total'])}",
-        f"objective   {config.objective.name}"
-        + (
-            f", horizon {config.objective.horizon}, lambda_hidden {config.objective.lambda_hidden:g}, "
-            f"lambda_kl {config.objective.lambda_kl:g}"
-            if config.objective.rollout_steps
-            else ""
+        f"{_count(counts['decoder'])}, head {_count(counts['output_layer'])})"
+        + "".join(
+            f", {text} {_count(counts[part])}, with {word} {_count(counts['total'])}"
+            for part, text, word in (
+                ("latent_predictor", "latent predictor", "predictor"),
+                ("mtp", "mtp layers", "them"),
+            )
+            if counts[part]
         ),
+        f"objective   {config.objective.name}"
+        + (f", horizon {config.objective.horizon}" if config.objective.steps_ahead else "")
+        + "".join(f", lambda_{group.name} {group.factor:g}" for group in term_groups(config.objective)),
         f"layout      {world_size} ranks = tensor {tp} x pipeline {pp} x data {dp}, ZeRO {config.parallel.zero_stage}, "
         f"{training.precision}",
         f"batch       {training.global_batch_size} rows x {config.data.sequence_length} tokens = "

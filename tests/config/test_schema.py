@@ -213,7 +213,7 @@ def test_null_takes_its_default_from_another_key() -> None:
         None, ["model.hidden_size=384", "model.num_attention_heads=6", "data.sequence_length=64", "objective.horizon=3"]
     )
     assert (config.model.query_groups, config.predictor_hidden_size, config.max_position_embeddings) == (6, 384, 64)
-    assert (config.model.ffn_size, config.objective.rollout_steps) == (1024, 3)
+    assert (config.model.ffn_size, config.objective.steps_ahead) == (1024, 3)
     given = ["model.num_query_groups=2", "predictor.hidden_size=8", "model.ffn_hidden_size=10"]
     config = load_config(None, [*given, "model.max_position_embeddings=999"])
     assert (config.model.query_groups, config.predictor_hidden_size, config.model.ffn_size) == (2, 8, 10)

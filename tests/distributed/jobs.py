@@ -13,8 +13,7 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.embedding import pack_rows
 from nextlat_dist.model.initialize import canonical_parameters
 from nextlat_dist.model.sharding import merge, sharding_of
-from nextlat_dist.objective.masks import term_counts
-from nextlat_dist.objective.terms import named_terms, term_weights
+from nextlat_dist.objective.terms import named_terms, term_counts, term_weights
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.build import Engine, build_engine
 
@@ -91,7 +90,7 @@ def train_steps(engine: Engine, config: RunConfig, dims: ParallelDims, steps: ra
     results = []
     for step in steps:
         rows = ragged_rows(config.training.global_batch_size, seed=step).chunk(dims.data_size)[dims.data_rank]
-        counts = all_reduce_sum(term_counts(rows, config.objective.rollout_steps), dims.data_group)
+        counts = all_reduce_sum(term_counts(rows, config.objective), dims.data_group)
         micro_batches = list(rows.split(config.training.micro_batch_size))
         sums = engine.train_step(micro_batches, term_weights(counts, config.objective))
         dist.all_reduce(sums)

@@ -38,8 +38,8 @@ def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.objective import nextlat
     from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
-    from nextlat_dist.objective.masks import masked_sum, term_counts
-    from nextlat_dist.objective.terms import term_weights
+    from nextlat_dist.objective.masks import masked_sum
+    from nextlat_dist.objective.terms import term_counts, term_weights
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))
@@ -62,7 +62,7 @@ def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         for rows in two_batches():
             embedded.clear(), positions.clear()
-            weights = term_weights(term_counts(rows, HORIZON), config.objective).float()
+            weights = term_weights(term_counts(rows, config.objective), config.objective).float()
             (stack(rows) * weights).sum().backward(retain_graph=True)
             # In the order of the calls: hidden and kl of step 1, of step 2, …, next_token last.
             others = sum(value[~in_changed_document(len(value))].sum() for value in positions)

@@ -9,21 +9,19 @@ import torch
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.export.llama import to_llama
+from nextlat_dist.export.llama import mtp_tensors, to_llama
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
 from tests.reference import reference_terms
 
 TOLERANCE = 1e-10
-TERMS = ("loss", "next_token", "hidden", "kl")
 
 
 def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
     """Weights, the value of every term and its gradient for every parameter, from the production path in float64."""
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
-    from nextlat_dist.objective.masks import term_counts
-    from nextlat_dist.objective.terms import LossRecorder, named_terms, term_weights
+    from nextlat_dist.objective.terms import LossRecorder, named_terms, term_counts, term_groups, term_weights
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float64))
@@ -35,16 +33,13 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.1 * noise)
     rows = jobs.ragged_rows(4, seed=3)
-    steps = config.objective.rollout_steps
-    counts = term_counts(rows, steps)
+    counts = term_counts(rows, config.objective)
     sums = stack(rows)
     means = torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
-    select = {
-        "loss": term_weights(counts, config.objective),
-        "next_token": means * (torch.arange(1 + 2 * steps) == 0),
-        "hidden": means * ((torch.arange(1 + 2 * steps) >= 1) & (torch.arange(1 + 2 * steps) <= steps)) / steps,
-        "kl": means * (torch.arange(1 + 2 * steps) > steps) / steps,
-    }
+    steps, place = config.objective.steps_ahead, torch.arange(len(counts))
+    select = {"loss": term_weights(counts, config.objective), "next_token": means * (place == 0)}
+    for number, group in enumerate(term_groups(config.objective)):
+        select[group.name] = means * ((place - 1).div(steps, rounding_mode="floor") == number) / steps
     gradients = {}
     for name, weights in select.items():
         loss = LossRecorder()(sums, weights)
@@ -63,7 +58,8 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _in_llama_names(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
     predictor = {name: tensor for name, tensor in canonical.items() if name.startswith("latent_predictor.")}
-    return {**to_llama(canonical, config), **predictor}
+    mtp = {f"mtp.{name}": tensor for name, tensor in mtp_tensors(canonical, config).items()}
+    return {**to_llama(canonical, config), **predictor, **mtp}
 
 
 def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -81,14 +77,15 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
         horizon=config.objective.horizon,
         lambda_hidden=config.objective.lambda_hidden,
         lambda_kl=config.objective.lambda_kl,
+        lambda_mtp=config.objective.lambda_mtp,
     )
     gradients = {}
-    for name in TERMS:
+    for name in result["gradients"]:
         found = torch.autograd.grad(terms[name], list(weights.values()), retain_graph=True, allow_unused=True)
         gradients[name] = {
             key: torch.zeros_like(w) if g is None else g for (key, w), g in zip(weights.items(), found, strict=True)
         }
-    return {name: float(terms[name].detach()) for name in TERMS}, gradients
+    return {name: float(terms[name].detach()) for name in gradients}, gradients
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -97,10 +94,16 @@ def exact(request: pytest.FixtureRequest, one_rank: Ranks) -> tuple[dict[str, An
     return one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
 
 
-def test_terms_and_gradients_equal_the_equations(exact: tuple[dict[str, Any], RunConfig]) -> None:
-    result, config = exact
+@pytest.fixture(scope="module", params=[1, 3])
+def exact_mtp(request: pytest.FixtureRequest, one_rank: Ranks) -> tuple[dict[str, Any], RunConfig]:
+    raw = jobs.tiny_config(objective={"name": "mtp", "horizon": request.param, "lambda_mtp": 0.7})
+    return one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
+
+
+def _assert_equal_the_equations(result: dict[str, Any], config: RunConfig) -> None:
     terms, gradients = _reference(result, config)
-    for name in TERMS:
+    assert terms.keys() == result["terms"].keys()
+    for name in terms:
         assert terms[name] > 0
         assert result["terms"][name] == pytest.approx(terms[name], rel=TOLERANCE), name
         ours = _in_llama_names(result["gradients"][name], config)
@@ -108,6 +111,16 @@ def test_terms_and_gradients_equal_the_equations(exact: tuple[dict[str, Any], Ru
         for key, expected in gradients[name].items():
             scale = max(float(expected.norm()), 1e-12)
             assert float((ours[key] - expected).norm()) <= TOLERANCE * scale, f"{name}: {key}"
+
+
+def test_terms_and_gradients_equal_the_equations(exact: tuple[dict[str, Any], RunConfig]) -> None:
+    _assert_equal_the_equations(*exact)
+
+
+def test_mtp_terms_and_gradients_equal_the_equations(exact_mtp: tuple[dict[str, Any], RunConfig]) -> None:
+    _assert_equal_the_equations(*exact_mtp)
+    gradients = exact_mtp[0]["gradients"]["mtp"]
+    assert all(gradient.any() for gradient in gradients.values())  # trunk, head and embedding too
 
 
 def test_head_gets_no_gradient_from_the_latent_terms(exact: tuple[dict[str, Any], RunConfig]) -> None:

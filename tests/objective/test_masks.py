@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK, TOKEN, pack_rows
-from nextlat_dist.objective.masks import masked_sum, next_token_mask, rollout_masks, term_counts
+from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
+from nextlat_dist.objective.terms import term_counts
 from tests.distributed.jobs import ragged_rows
 from tests.reference import counts_for_hidden, counts_for_kl, counts_for_next_token
 
@@ -44,33 +46,32 @@ def test_next_token_by_hand() -> None:
     ],
 )
 def test_rollout_by_hand(step: int, hidden: str, kl: str) -> None:
-    assert tuple(map(marks, rollout_masks(by_hand(), step))) == (hidden, kl)
+    assert (marks(state_mask(by_hand(), step)), marks(token_mask(by_hand(), step))) == (hidden, kl)
 
 
 def test_a_prompt_counts_for_hidden_and_not_for_kl() -> None:
     rows = pack_rows(torch.zeros(1, 5), torch.zeros(1, 5), torch.tensor([[0, 0, 0, 0, 1]]))
-    hidden, kl = rollout_masks(rows, 1)
-    assert (marks(hidden), marks(kl)) == ("xxx", "..x")
+    assert (marks(state_mask(rows, 1)), marks(token_mask(rows, 1))) == ("xxx", "..x")
 
 
 def test_padding_counts_for_nothing() -> None:
     """Not even where a loss mask was set by mistake: two padded positions are equal documents otherwise."""
     rows = pack_rows(torch.zeros(2, 6), torch.full((2, 6), -1), torch.ones(2, 6))
-    assert term_counts(rows, 3).tolist() == [0.0] * 7
+    assert term_counts(rows, ObjectiveConfig(horizon=3)).tolist() == [0.0] * 7
 
 
 def test_a_document_no_longer_than_the_horizon_has_no_such_step() -> None:
     rows = pack_rows(torch.zeros(1, 7), torch.tensor([[0, 0, 1, 1, 1, 2, 2]]), torch.ones(1, 7))
-    counts = term_counts(rows, 5).tolist()
+    counts = term_counts(rows, ObjectiveConfig(horizon=5)).tolist()
     # The last token of the row has no state, so document 2 is one position long.
     assert counts == [4.0, 3.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_counts_are_float64_in_the_order_of_the_terms() -> None:
-    counts = term_counts(by_hand(), 2)
+    counts = term_counts(by_hand(), ObjectiveConfig(horizon=2))
     assert counts.dtype == torch.float64
     assert counts.tolist() == [5.0, 6.0, 3.0, 3.0, 1.0]
-    assert term_counts(by_hand(), 0).tolist() == [5.0]
+    assert term_counts(by_hand(), ObjectiveConfig(name="next_token")).tolist() == [5.0]
 
 
 def test_rows_carry_what_they_were_packed_from() -> None:
@@ -101,10 +102,10 @@ def test_random_rows_count_as_in_the_transcription(seed: int, length: int) -> No
     expected = torch.tensor([[counts_for_next_token(documents, loss, b, t) for b in (0, 1)] for t in range(length)])
     assert torch.equal(next_token_mask(rows), expected)
     counts = [int(expected.sum())]
-    steps = [rollout_masks(rows, step) for step in (1, 2, 3)]
+    steps = [(state_mask(rows, step), token_mask(rows, step)) for step in (1, 2, 3)]
     for step, (hidden, kl) in enumerate(steps, start=1):
         positions = range(length - step)
         assert hidden.tolist() == [[counts_for_hidden(documents, b, t, step) for b in (0, 1)] for t in positions]
         assert kl.tolist() == [[counts_for_kl(documents, loss, b, t, step) for b in (0, 1)] for t in positions]
     counts += [int(hidden.sum()) for hidden, _ in steps] + [int(kl.sum()) for _, kl in steps]
-    assert term_counts(rows, 3).tolist() == counts
+    assert term_counts(rows, ObjectiveConfig(horizon=3)).tolist() == counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.objective.masks import masked_sum, next_token_mask, rollout_masks, term_counts
-from nextlat_dist.objective.terms import LossRecorder, named_terms, term_weights
+from nextlat_dist.objective.masks import masked_sum, next_token_mask
+from nextlat_dist.objective.terms import (
+    LossRecorder,
+    named_terms,
+    number_of_terms,
+    term_counts,
+    term_groups,
+    term_weights,
+)
 from tests.distributed.jobs import LENGTH, ragged_rows
 
 NEXTLAT = ObjectiveConfig(name="nextlat", horizon=2, lambda_hidden=3.0, lambda_kl=0.5)
+MTP = ObjectiveConfig(name="mtp", horizon=2, lambda_hidden=3.0, lambda_kl=0.5, lambda_mtp=4.0)
 GPT = ObjectiveConfig(name="next_token", horizon=2, lambda_hidden=3.0, lambda_kl=0.5)
 
 
@@ -27,6 +36,8 @@ def test_weights_by_hand() -> None:
     assert weights.dtype == torch.float64
     assert weights.tolist() == [1 / 4, 3 / 2 / 8, 3 / 2 / 2, 0.5 / 2 / 5, 0.5 / 2 / 1]
     assert term_weights(float64(4), GPT).tolist() == [0.25]
+    assert term_weights(float64(4, 8, 2), MTP).tolist() == [1 / 4, 4 / 2 / 8, 4 / 2 / 2]
+    assert [number_of_terms(objective) for objective in (NEXTLAT, GPT, MTP)] == [5, 1, 3]
 
 
 def test_an_empty_term_weighs_nothing() -> None:
@@ -42,6 +53,7 @@ def test_named_terms_by_hand() -> None:
     # next_token 2; hidden (1 + 4) / 2; kl (2 + 4) / 2
     assert terms == {"loss": 2 + 3 * 2.5 + 0.5 * 3, "next_token": 2.0, "hidden": 2.5, "kl": 3.0}
     assert named_terms(float64(8), float64(4), GPT) == {"loss": 2.0, "next_token": 2.0}
+    assert named_terms(float64(8, 8, 8), float64(4, 8, 2), MTP) == {"loss": 2 + 4 * 2.5, "next_token": 2.0, "mtp": 2.5}
 
 
 def test_recorder_adds_up_and_forgets() -> None:
@@ -60,12 +72,12 @@ def test_recorder_adds_up_and_forgets() -> None:
     assert recorder.take(3, device).tolist() == [0, 0, 0]
 
 
-def _sums(rows: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
+def _sums(rows: torch.Tensor, values: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
     """Term sums of some rows whose position t, row b has the given value in every term; `values` [s, b]."""
-    masks = [rollout_masks(rows, step) for step in range(1, steps + 1)]
-    hidden = [masked_sum(values[: mask.shape[0]], mask) for mask, _ in masks]
-    kl = [masked_sum(values[: mask.shape[0]], mask) for _, mask in masks]
-    return torch.stack([masked_sum(values, next_token_mask(rows)), *hidden, *kl])
+    steps = range(1, objective.steps_ahead + 1)
+    masks = [group.mask(rows, step) for group in term_groups(objective) for step in steps]
+    sums = [masked_sum(values[: mask.shape[0]], mask) for mask in (next_token_mask(rows), *masks)]
+    return torch.stack(sums)
 
 
 @settings(deadline=None, max_examples=30)
@@ -73,23 +85,26 @@ def _sums(rows: torch.Tensor, values: torch.Tensor, steps: int) -> torch.Tensor:
     seed=st.integers(0, 2**32),
     cuts=st.sets(st.integers(1, 7)),
     ranks=st.sampled_from([1, 2, 4]),
+    name=st.sampled_from(["nextlat", "mtp"]),
     horizon=st.integers(1, 3),
 )
-def test_loss_does_not_depend_on_how_rows_are_split(seed: int, cuts: set[int], ranks: int, horizon: int) -> None:
+def test_loss_does_not_depend_on_how_rows_are_split(
+    seed: int, cuts: set[int], ranks: int, name: Any, horizon: int
+) -> None:
     """Any micro-batches on any number of ranks: counts and sums add up, and the mean of means they are not."""
-    objective = ObjectiveConfig(horizon=horizon, lambda_hidden=0.7, lambda_kl=1.3)
+    objective = ObjectiveConfig(name=name, horizon=horizon, lambda_hidden=0.7, lambda_kl=1.3, lambda_mtp=0.9)
     rows = ragged_rows(8, seed=seed)
     values = torch.rand(LENGTH, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    counts = term_counts(rows, horizon)
-    whole = named_terms(_sums(rows, values, horizon), counts, objective)
+    counts = term_counts(rows, objective)
+    whole = named_terms(_sums(rows, values, objective), counts, objective)
 
     added, loss = torch.zeros_like(counts), 0.0
     recorder = LossRecorder()
     borders = sorted({0, 8, *cuts, *range(0, 8, 8 // ranks)})
     for first, last in pairwise(borders):
         part = rows[first:last]
-        added += term_counts(part, horizon)
-        loss += float(recorder(_sums(part, values[:, first:last], horizon), term_weights(counts, objective)))
+        added += term_counts(part, objective)
+        loss += float(recorder(_sums(part, values[:, first:last], objective), term_weights(counts, objective)))
     sums = recorder.take(len(counts), torch.device("cpu"))
     assert torch.equal(added, counts)
     assert named_terms(sums, added, objective) == pytest.approx(whole, rel=1e-12)

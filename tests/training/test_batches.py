@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.data.loader import RowBatch, RowLoader
 from nextlat_dist.errors import UserError
-from nextlat_dist.objective.masks import term_counts
+from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.training.batches import BatchSource
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
 
-ROWS, HORIZON, BIG = 8, 2, 2**24 + 1  # a token id that fp32 could not carry
+ROWS, BIG = 8, 2**24 + 1  # a token id that fp32 could not carry
+OBJECTIVE = ObjectiveConfig(horizon=2)
 
 
 def global_rows() -> torch.Tensor:
@@ -56,7 +58,7 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
         rows=ROWS // dims.data_size,
         micro_batch_size=2,
         sequence_length=config.data.sequence_length,
-        rollout_steps=HORIZON,
+        objective=OBJECTIVE,
         device=torch.device("cpu"),
     )
     answer: dict[str, Any] = {"data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
@@ -85,7 +87,7 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: 
         assert answer["errors"] == ["", ""]
         assert torch.equal(torch.cat(answer["rows"]), whole.chunk(answer["data_size"])[answer["data_rank"]])
         assert {len(rows) for rows in answer["rows"]} == {2}
-        assert torch.equal(answer["counts"], term_counts(whole, HORIZON))
+        assert torch.equal(answer["counts"], term_counts(whole, OBJECTIVE))
 
 
 @pytest.mark.parametrize("failing_reader", [0, 1])

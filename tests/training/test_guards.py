@@ -38,7 +38,7 @@ POISONED = [LOSS, *[GOOD] * WINDOW, NAN, GOOD, SPIKE, GOOD, SPIKE, NAN, GOOD]
 
 def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[tuple[str, str, str]]]:
     """(reason, loss, gradient norm) of steps of these kinds on this rank; good step i trains on the rows of seed i."""
-    from nextlat_dist.objective.masks import term_counts
+    from nextlat_dist.objective.terms import term_counts
     from nextlat_dist.parallel.dims import all_reduce_sum
     from nextlat_dist.training.build import build_engine
     from nextlat_dist.training.guards import StepGuard
@@ -53,7 +53,7 @@ def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[
         steps, good = [], 0
         for kind[0] in kinds:
             rows = jobs.ragged_rows(8, seed=good if kind[0] == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
-            counts = all_reduce_sum(term_counts(rows, config.objective.rollout_steps), dims.data_group)
+            counts = all_reduce_sum(term_counts(rows, config.objective), dims.data_group)
             verdict = guard.step(list(rows.split(config.training.micro_batch_size)), counts)
             steps.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too
             good += kind[0] == GOOD

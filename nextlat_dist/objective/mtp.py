@@ -1,0 +1,71 @@
+"""Multi-token prediction: L_ntp + lambda_mtp * 1/d sum_i CE_i (Gloeckle et al. 2024, arXiv 2404.19737).
+
+On the shared trunk's states h sit d extra transformer layers side by side; layer i, its own norm and the shared output
+head predict x_{t+1+i} at position t, from x_1 .. x_t alone. Gradients reach the extra layers, the head and the trunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nextlat_dist.model.decoder_layer import DecoderLayer
+from nextlat_dist.model.embedding import TOKEN
+from nextlat_dist.objective.masks import masked_sum, next_token_mask, token_mask
+from nextlat_dist.objective.output_head import OutputHead
+
+
+class PredictionLayer(DecoderLayer):
+    """(h [s, b, h], rows) -> (what the output head reads of one step ahead [s, b, h], rows)."""
+
+    def __init__(self, transformer_config: Any, layer_index: int, **decoder_layer: Any) -> None:
+        super().__init__(transformer_config, layer_index, **decoder_layer)
+        self.canonical_prefix = f"mtp.layers.{layer_index}"
+        self.final_layernorm = nn.RMSNorm(
+            transformer_config.hidden_size,
+            eps=transformer_config.layernorm_epsilon,
+            dtype=transformer_config.params_dtype,
+        )
+
+    def _run(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.final_layernorm(super()._run(hidden, rows))
+        return output
+
+
+class MTPObjective(nn.Module):
+    """(hidden [s, b, h], rows[, tied weight]) -> term sums [1 + horizon]."""
+
+    canonical_prefix = ""
+
+    def __init__(
+        self,
+        transformer_config: Any,
+        vocab_size: int,
+        padded_vocab_size: int,
+        process_groups: Any,
+        tied: bool,
+        horizon: int,
+        decoder_layer: dict[str, Any],
+    ) -> None:
+        """`decoder_layer`: what `DecoderLayer` takes besides its configuration and index."""
+        super().__init__()
+        self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
+        self.layers = nn.ModuleList(
+            PredictionLayer(transformer_config, index, **decoder_layer) for index in range(horizon)
+        )
+
+    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        hidden, rows, *lent = inputs
+        targets = rows[:, 1:, TOKEN].t()  # [s, b]
+        states, wanted, masks = [hidden], [targets], [next_token_mask(rows)]
+        for step, layer in enumerate(self.layers, start=1):
+            state, _ = layer((hidden, rows))
+            states.append(state[:-step])  # the last positions have no target
+            wanted.append(targets[step:])
+            masks.append(token_mask(rows, step))
+        # One pass through the head: ZeRO-3 gathers its weight once, tensor ranks exchange once.
+        cross_entropy, _ = self.output_layer(torch.cat(states), torch.cat(wanted), [], *lent)
+        parts = cross_entropy.split([len(state) for state in states])
+        return torch.stack([masked_sum(part, mask) for part, mask in zip(parts, masks, strict=True)])
