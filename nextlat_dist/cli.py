@@ -83,6 +83,9 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--output", type=Path, required=True)
     export.add_argument("--dtype", choices=["fp32", "bf16"], help="default: the precision of the run")
     export.add_argument("--no-verify", action="store_true", help="skip comparing logits with the training forward pass")
+    export.add_argument(
+        "--draft-vocabulary", type=int, default=0, metavar="N", help="draft from the N most frequent ids (0: from all)"
+    )
     export.set_defaults(run_command=_export)
 
 
@@ -171,7 +174,11 @@ def _export(options: argparse.Namespace) -> None:
     from nextlat_dist.export.huggingface import export_checkpoint
 
     report = export_checkpoint(
-        options.checkpoint, options.output, dtype=options.dtype, check_logits=not options.no_verify
+        options.checkpoint,
+        options.output,
+        dtype=options.dtype,
+        check_logits=not options.no_verify,
+        draft_vocabulary=options.draft_vocabulary,
     )
     for key, value in report.items():
         print(f"{key:24} {value}")

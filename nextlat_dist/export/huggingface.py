@@ -23,7 +23,14 @@ from nextlat_dist.config.schema import ParallelConfig, RunConfig
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from nextlat_dist.export.layout import INDEX_FILE, PredictorConfig, save_base_weights, save_predictor
+from nextlat_dist.export.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
+from nextlat_dist.export.layout import (
+    INDEX_FILE,
+    PredictorConfig,
+    save_base_weights,
+    save_draft_vocabulary,
+    save_predictor,
+)
 from nextlat_dist.export.llama import llama_config, predictor_tensors, to_llama
 from nextlat_dist.export.tokenizer import compare, export_tokenizer, special_ids
 from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
@@ -34,7 +41,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export_checkpoint(
-    checkpoint: Path, output: Path, *, dtype: str | None = None, check_logits: bool = True
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    check_logits: bool = True,
+    draft_vocabulary: int = 0,
 ) -> dict[str, Any]:
     """Write `output` from a committed checkpoint (or the newest one in a directory of them); return the export report.
 
@@ -42,9 +54,11 @@ def export_checkpoint(
         dtype: "fp32" or "bf16"; None: the precision the run trained in.
         check_logits: run the training forward pass and `LlamaForCausalLM` on the same rows, both in fp32, and report
             `max_logit_difference`.
+        draft_vocabulary: draft from so many of the run's most frequent training tokens; 0: from all ids.
 
     Raises:
-        UserError: no checkpoint, a half-written or damaged one, or `output` is something that is not an export.
+        UserError: no checkpoint, a half-written or damaged one, `output` is something that is not an export, or a
+            draft vocabulary for a run without a latent predictor, without its training data or of a wrong size.
     """
     source = find_checkpoint(checkpoint)
     if source is None:
@@ -55,6 +69,7 @@ def export_checkpoint(
         raise UserError(f"{output} exists and is not an export, it will not be replaced; choose another --output")
     verify(source, lambda name: "/" not in name)
     config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
+    draft_ids, draft_share = _draft_vocabulary(config, draft_vocabulary)
     kind = _DTYPES[dtype or config.training.precision]
     canonical = {name: tensor.to(kind) for name, tensor in load_full_weights(source).items()}
 
@@ -88,6 +103,9 @@ def export_checkpoint(
             base_weights_sha256=base_sha256,
         )
         save_predictor(temporary, settings, predictor)
+        if draft_ids is not None:
+            save_draft_vocabulary(temporary, draft_ids)
+            report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
     if check_logits:
         report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
     _write_json(temporary / REPORT_FILE, report)
@@ -95,6 +113,27 @@ def export_checkpoint(
         shutil.rmtree(output)
     os.rename(temporary, output)
     return report
+
+
+def _draft_vocabulary(config: RunConfig, size: int) -> tuple[torch.Tensor | None, float]:
+    """The ids to draft from (None: all) and the share of the training tokens that they are."""
+    if size == 0:
+        return None, 1.0
+    if config.objective.name != "nextlat":
+        raise UserError(
+            f"draft_vocabulary is {size}, but a run with objective.name {config.objective.name} has no latent "
+            "predictor to draft with; leave --draft-vocabulary out"
+        )
+    check_size(size, config.model.vocab_size)
+    try:
+        counted = count_run_data(config)
+    except UserError as error:
+        raise UserError(
+            f"the draft vocabulary is counted from the run's training data, but {error} (or export without "
+            "--draft-vocabulary and add it later with `nextlat calibrate --draft-vocabulary N --data DATASET`)"
+        ) from None
+    ids = most_frequent(counted, size)
+    return ids, coverage(counted, ids)
 
 
 def max_logit_difference(

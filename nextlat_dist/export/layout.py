@@ -1,7 +1,9 @@
 """The export on disk: a plain Llama directory, and the latent predictor in a directory of its own.
 
     export/                     config.json, generation_config.json, model.safetensors, model.safetensors.index.json,
-    tokenizer files export/latent_predictor/    config.json, model.safetensors
+                                tokenizer files
+    export/latent_predictor/    config.json, model.safetensors; draft_vocabulary.safetensors, if it drafts from fewer
+                                ids than the base has; calibration.json, once it is calibrated
 
 Loaders that glob `*.safetensors` in the root never see the predictor. The predictor names the base weights it was
 trained with by content hash, so that it is refused beside any other base. Needs torch and safetensors only.
@@ -11,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -24,6 +27,9 @@ from nextlat_dist.errors import UserError
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PREDICTOR_DIRECTORY = "latent_predictor"
+DRAFT_VOCABULARY_FILE = "draft_vocabulary.safetensors"
+DRAFT_VOCABULARY_TENSOR = "draft_vocabulary"  # int64 [draft vocabulary], ascending
+CALIBRATION_FILE = "calibration.json"
 PREDICTOR_FORMAT_VERSION = 1
 PREDICTOR_TENSORS = (
     "layer_norm.weight",  # [2 * hidden_size]
@@ -60,6 +66,14 @@ class PredictorConfig:
             "activation": "gelu",
             **asdict(self),
         }
+
+
+class StoredPredictor(NamedTuple):
+    """What `latent_predictor/` holds; `draft_vocabulary` is int64, ascending, or None: it drafts from all ids."""
+
+    config: PredictorConfig
+    weights: dict[str, torch.Tensor]
+    draft_vocabulary: torch.Tensor | None
 
 
 def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
@@ -112,11 +126,12 @@ def save_predictor(directory: Path, config: PredictorConfig, weights: dict[str, 
     (target / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 
-def load_predictor(directory: Path, base_sha256: str) -> tuple[PredictorConfig, dict[str, torch.Tensor]] | None:
+def load_predictor(directory: Path, base_sha256: str) -> StoredPredictor | None:
     """The latent predictor beside the base weights in `directory`; None if the export has none.
 
     Raises:
-        UserError: it was trained with other base weights than `base_sha256`, or its format is unknown.
+        UserError: it was trained with other base weights than `base_sha256`, its format is unknown, or its draft
+            vocabulary is damaged.
     """
     target = directory / PREDICTOR_DIRECTORY
     if not target.is_dir():
@@ -133,4 +148,39 @@ def load_predictor(directory: Path, base_sha256: str) -> tuple[PredictorConfig, 
             f"{target} belongs to base weights {config.base_weights_sha256[:12]}…, but {directory} holds "
             f"{base_sha256[:12]}…; export base and predictor together again"
         )
-    return config, load_file(target / WEIGHTS_FILE)
+    return StoredPredictor(config, load_file(target / WEIGHTS_FILE), _load_draft_vocabulary(target, config.vocab_size))
+
+
+def save_draft_vocabulary(directory: Path, ids: torch.Tensor | None) -> None:
+    """Give the predictor of the export in `directory` these ids to draft from (int64, ascending); None: all of them.
+
+    A calibration measured with other ids is removed.
+    """
+    target = directory / PREDICTOR_DIRECTORY
+    (target / CALIBRATION_FILE).unlink(missing_ok=True)
+    if ids is None:
+        (target / DRAFT_VOCABULARY_FILE).unlink(missing_ok=True)
+        return
+    temporary = target / f"{DRAFT_VOCABULARY_FILE}.tmp"
+    save_file({DRAFT_VOCABULARY_TENSOR: ids.contiguous()}, temporary, {"format": "pt"})
+    os.replace(temporary, target / DRAFT_VOCABULARY_FILE)
+
+
+def _load_draft_vocabulary(target: Path, vocab_size: int) -> torch.Tensor | None:
+    path = target / DRAFT_VOCABULARY_FILE
+    if not path.is_file():
+        return None
+    ids = load_file(path).get(DRAFT_VOCABULARY_TENSOR)
+    if (
+        ids is None
+        or ids.dtype != torch.int64
+        or ids.dim() != 1
+        or not 0 < ids.numel() < vocab_size
+        or not 0 <= int(ids[0]) <= int(ids[-1]) < vocab_size
+        or not bool((ids.diff() > 0).all())
+    ):
+        raise UserError(
+            f"{path} is not an ascending list of some of the {vocab_size} token ids; write it again with "
+            "`nextlat calibrate --draft-vocabulary`"
+        )
+    return ids

@@ -77,7 +77,7 @@ def load(export: Path | str, device: str | None = None, dtype: torch.dtype | Non
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else weights["model.embed_tokens.weight"].dtype
     llama = Llama(LlamaConfig.from_directory(export), weights, device, dtype)
-    return Decoder(export, llama, LatentPredictor(*predictor, llama) if predictor else None)
+    return Decoder(export, llama, LatentPredictor(predictor.config, predictor.weights, llama) if predictor else None)
 
 
 class Decoder:

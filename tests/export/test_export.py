@@ -153,3 +153,28 @@ def test_predictor_of_another_base_is_refused(trained: Path, tmp_path: Path) -> 
         export(trained / "checkpoints", trained / "export")
     with pytest.raises(UserError, match="belongs to base weights"):
         load_predictor(trained / "export", base_sha256="0" * 64)
+
+
+def test_an_export_drafts_from_the_ids_of_its_own_run(trained: Path, tmp_path: Path) -> None:
+    import yaml
+
+    from nextlat_dist.checkpoint.commit import find_checkpoint
+    from nextlat_dist.config.load import config_from_dict
+    from nextlat_dist.errors import UserError
+    from nextlat_dist.export.draft_vocabulary import count_run_data, coverage, most_frequent
+    from nextlat_dist.export.huggingface import export_checkpoint
+    from nextlat_dist.export.layout import load_predictor
+
+    checkpoint = find_checkpoint(trained / "checkpoints")
+    assert checkpoint is not None
+    counted = count_run_data(config_from_dict(yaml.safe_load((checkpoint / "config.yaml").read_text())))
+    report = export_checkpoint(checkpoint, tmp_path / "export", check_logits=False, draft_vocabulary=100)
+    predictor = load_predictor(tmp_path / "export", report["base_weights_sha256"])
+    assert predictor is not None
+    assert predictor.draft_vocabulary is not None
+    assert torch.equal(predictor.draft_vocabulary, most_frequent(counted, 100))
+    assert report["draft_vocabulary_size"] == 100
+    assert 0.3 < report["draft_vocabulary_coverage"] == coverage(counted, predictor.draft_vocabulary) < 1
+    with pytest.raises(UserError, match="less than the vocabulary of 600 ids"):
+        export_checkpoint(checkpoint, tmp_path / "other", check_logits=False, draft_vocabulary=600)
+    assert not (tmp_path / "other").exists()
