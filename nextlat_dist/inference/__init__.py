@@ -3,6 +3,7 @@
 `from nextlat_dist.inference import load; load(export_dir).generate(["def "], max_new_tokens=64)`
 """
 
-from nextlat_dist.inference.decoder import Decoder, Generation, load
+from nextlat_dist.inference.batch import Generation, Piece
+from nextlat_dist.inference.decoder import Decoder, load
 
-__all__ = ["Decoder", "Generation", "load"]
+__all__ = ["Decoder", "Generation", "Piece", "load"]

@@ -1,4 +1,4 @@
-"""Drafts from the latent predictor: roll the hidden state forward without running the transformer.
+"""Drafts: what proposes tokens for the base model to verify, and the latent predictor as the first of them.
 
 A cycle starts from a *verified* h_t and a token x_{t+1} that is already part of the output:
 `ĥ_{t+1} = p_ψ(h_t, x_{t+1})`, `x̂_{t+2} ~ softmax(W ĥ_{t+1})`, `ĥ_{t+2} = p_ψ(ĥ_{t+1}, x̂_{t+2})`, and so on. No drafted
@@ -8,7 +8,7 @@ state outlives its cycle, so a wrong predictor costs speed and never changes the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -16,53 +16,94 @@ from torch.nn import functional
 from nextlat_dist.export.layout import PredictorConfig
 from nextlat_dist.inference.linear import linear
 from nextlat_dist.inference.llama import Llama
-from nextlat_dist.inference.sampling import Sampling, draw
 
 
-@dataclass(frozen=True)
-class Draft:
-    """Drafted token ids, and the distribution that each was drawn from, [k, vocab] (None when greedy or empty)."""
+class DraftMemory(Protocol):
+    """What drafting remembers of the rows of a batch, row by row as in the base model's cache."""
 
-    tokens: list[int]
-    probabilities: torch.Tensor | None
+    def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
+        """Take note of verified states, after each chunk of the prefill and after each cycle.
+
+        Args:
+            states: [sum(counts), hidden], the base model's h at `counts[r]` new positions of row r, all of row 0 first.
+            settled: of each row's new positions, how many (the first ones) stay; the rest was rejected.
+        """
+
+    def begin(self, h: torch.Tensor) -> None:
+        """A new cycle, from the verified states h [rows, hidden] that the rows' last tokens were picked from."""
+
+    def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        """Logits of the next draft, [rows going on, draft vocab].
+
+        Args:
+            tokens: [rows going on], the token before it: the last emitted one, then the last drafted one.
+            kept: which of the rows of the previous call in this cycle go on, ascending; None: all of them.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """Row `source` takes the place of `target`; the rows from `source` on are not used again."""
+
+
+class Drafter(Protocol):
+    """Proposes tokens; any proposals are lossless, good ones are fast."""
+
+    longest: int | None  # most tokens it can draft in a cycle; None: any number
+    vocabulary: torch.Tensor | None  # [draft vocab], base ids of the columns of its logits; None: the base's own
+
+    def start(self, rows: int, capacity: int) -> DraftMemory:
+        """The memory of a new batch of `rows` rows of up to `capacity` tokens."""
 
 
 class LatentPredictor:
     """`p_ψ(h, x) = h + MLP(LayerNorm([h, e(x)]))` with the base model's own embedding e and output head."""
 
-    def __init__(self, config: PredictorConfig, weights: dict[str, torch.Tensor], llama: Llama) -> None:
+    longest: int | None = None
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        weights: dict[str, torch.Tensor],
+        llama: Llama,
+        vocabulary: torch.Tensor | None = None,
+    ) -> None:
         """`weights` as in `export.layout.PREDICTOR_TENSORS`; cast and moved to where `llama` is."""
         weights = {name: tensor.to(llama.embedding) for name, tensor in weights.items()}
         self.config = config
-        self.llama = llama
+        self.embedding = llama.embedding
+        self.vocabulary: torch.Tensor | None = None if vocabulary is None else vocabulary.to(llama.device)
+        self.head = llama.logits if self.vocabulary is None else linear(llama.head_weight[self.vocabulary])
         self.norm_weight, self.norm_bias = weights["layer_norm.weight"], weights["layer_norm.bias"]
         self._in, self._mid, self._out = (linear(weights[f"linear_{name}.weight"]) for name in ("in", "mid", "out"))
 
-    def step(self, h: torch.Tensor, token: int) -> torch.Tensor:
-        """h [1, hidden] and the token that follows it → the predicted next hidden state, [1, hidden]."""
-        x = torch.cat([h, self.llama.embedding[token : token + 1]], dim=-1)
+    def step(self, h: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """h [rows, hidden] and the tokens [rows] that follow it → the predicted next hidden states [rows, hidden]."""
+        x = torch.cat([h, functional.embedding(tokens, self.embedding)], dim=-1)
         x = functional.layer_norm(
             x, self.norm_weight.shape, self.norm_weight, self.norm_bias, self.config.layer_norm_epsilon
         )
         return h + self._out(functional.gelu(self._mid(functional.gelu(self._in(x)))))
 
-    def draft(self, h: torch.Tensor, token: int, sampling: Sampling, uniforms: Sequence[float]) -> Draft:
-        """One drafted token per number in `uniforms`; a greedy draft ignores their values.
+    def start(self, rows: int, capacity: int) -> DraftMemory:
+        return _Rollout(self)
 
-        Args:
-            h: [1, hidden], the verified hidden state.
-            token: the emitted token that follows it.
-            sampling: the warping of the draft distribution, the same as the base model's.
-        """
-        tokens: list[int] = []
-        probabilities: list[torch.Tensor] = []
-        for uniform in uniforms:
-            h = self.step(h, token)
-            logits = self.llama.logits(h)[0]
-            if sampling.greedy:
-                token = int(logits.argmax())
-            else:
-                probabilities.append(sampling.probabilities(logits))
-                token = draw(probabilities[-1], uniform)
-            tokens.append(token)
-        return Draft(tokens, torch.stack(probabilities) if probabilities else None)
+
+class _Rollout:
+    """The latent predictor's memory: the predicted states of the cycle under way, and nothing of the past."""
+
+    def __init__(self, predictor: LatentPredictor) -> None:
+        self.predictor = predictor
+        self.h = torch.empty(0)
+
+    def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
+        pass
+
+    def begin(self, h: torch.Tensor) -> None:
+        self.h = h
+
+    def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        h = self.h if kept is None else self.h[kept]
+        self.h = self.predictor.step(h, tokens)
+        return self.predictor.head(self.h)
+
+    def move(self, source: int, target: int) -> None:
+        pass

@@ -63,9 +63,15 @@ class Sampling:
         return probabilities
 
 
-def draw(probabilities: torch.Tensor, uniform: float) -> int:
-    """The token at `uniform` in [0, 1) of the cumulative `probabilities [vocab]`; never one of mass 0."""
-    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    total = float(cumulative[-1])
-    target = min(total * uniform, math.nextafter(total, 0.0))  # the product may round up to the total
-    return int(torch.searchsorted(cumulative, target, right=True))
+def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """One token per row: the one at `uniforms[row]` of the cumulative weights; never one of weight 0.
+
+    Args:
+        weights: [rows, vocab], not negative and not all 0 in a row; they need not sum to 1.
+        uniforms: [rows], float64 in [0, 1).
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    # The product may round up to the total.
+    target = torch.minimum(total * uniforms, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
