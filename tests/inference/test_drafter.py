@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.export.layout import save_base_weights
+from nextlat_dist.export.layout import save_base_weights, save_draft_vocabulary
 from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.sampling import Sampling, draw
 from tests.inference.exports import random_predictor, random_weights, tiny_config, write_export
 
 
@@ -38,35 +37,41 @@ def decoder(tmp_path: Path, predictor: dict[str, torch.Tensor]) -> Decoder:
     return load(tmp_path, "cpu", torch.float64)
 
 
-def test_a_draft_rolls_the_state_with_the_token_it_just_drew(
-    decoder: Decoder, predictor: dict[str, torch.Tensor]
-) -> None:
-    h = torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def test_a_draft_rolls_the_state_with_the_token_before_it(decoder: Decoder, predictor: dict[str, torch.Tensor]) -> None:
+    states = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     head = decoder.llama.logits(torch.eye(32, dtype=torch.float64)).t()
-    for sampling in (Sampling(0.0), Sampling(0.8, top_k=9)):
-        uniforms = [0.3, 0.9, 0.5, 0.1]
-        assert decoder.predictor is not None
-        drafted = decoder.predictor.draft(h[None], 7, sampling, uniforms)
-        state, token = h, 7
-        for position, uniform in enumerate(uniforms):
-            state = transcription(decoder, predictor, state, token)
-            logits = head @ state
-            if sampling.greedy:
-                token = int(logits.argmax())
-            else:
-                assert drafted.probabilities is not None
-                q = sampling.probabilities(logits)
-                torch.testing.assert_close(drafted.probabilities[position], q, rtol=1e-10, atol=1e-12)
-                token = draw(q, uniform)
-            assert drafted.tokens[position] == token
-        assert sampling.greedy == (drafted.probabilities is None)
+    assert decoder.drafter is not None
+    memory = decoder.drafter.start(3, 10)
+    memory.begin(states)
+    expected = list(states)
+    rows = [0, 1, 2]
+    for tokens, going in [([7, 3, 9], [0, 1, 2]), ([5, 5, 1], [0, 1, 2]), ([2, 4], [0, 2]), ([6], [2])]:
+        kept = None if len(going) == len(rows) else torch.tensor([rows.index(row) for row in going])
+        logits = memory.logits(torch.tensor(tokens), kept)
+        rows = going
+        for place, row in enumerate(rows):
+            expected[row] = transcription(decoder, predictor, expected[row], tokens[place])
+            torch.testing.assert_close(logits[place], head @ expected[row], rtol=1e-10, atol=1e-10)
 
 
-def test_an_empty_draft_leaves_the_predictor_alone(decoder: Decoder) -> None:
-    assert decoder.predictor is not None
-    drafted = decoder.predictor.draft(torch.zeros(1, 32, dtype=torch.float64), 7, Sampling(1.0), [])
-    assert drafted.tokens == []
-    assert drafted.probabilities is None
+def test_a_draft_vocabulary_is_rows_of_the_head(
+    tmp_path: Path, decoder: Decoder, predictor: dict[str, torch.Tensor]
+) -> None:
+    ids = torch.tensor([0, 2, 3, 11, 30])
+    save_draft_vocabulary(tmp_path, ids)
+    reduced = load(tmp_path, "cpu", torch.float64).drafter
+    assert reduced is not None
+    assert decoder.drafter is not None
+    h = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for drafter in (decoder.drafter, reduced):
+        memory = drafter.start(2, 10)
+        memory.begin(h)
+        logits.append(memory.logits(torch.tensor([4, 8]), None))
+    assert decoder.drafter.vocabulary is None
+    assert reduced.vocabulary is not None
+    assert reduced.vocabulary.tolist() == ids.tolist()
+    torch.testing.assert_close(logits[1], logits[0][:, ids])
 
 
 def test_predictor_of_other_base_weights_is_refused(tmp_path: Path, predictor: dict[str, torch.Tensor]) -> None:

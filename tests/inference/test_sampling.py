@@ -34,18 +34,20 @@ def test_bf16_logits_are_warped_in_fp32() -> None:
 
 
 def test_draw_takes_each_token_over_exactly_its_interval() -> None:
-    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
-    for uniform, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (math.nextafter(1.0, 0.0), 4)]:
-        assert draw(probabilities, uniform) == token
+    weights = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    at = [(0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (math.nextafter(1.0, 0.0), 4)]
+    uniforms = torch.tensor([uniform for uniform, _ in at], dtype=torch.float64)
+    for scale in (1.0, 3.0):  # weights need not sum to 1
+        assert draw(scale * weights.expand(len(at), -1), uniforms).tolist() == [token for _, token in at]
 
 
 def test_draw_never_leaves_the_support() -> None:
     """Sums that are not exactly 1, and the largest uniform number there is."""
     for seed in range(300):
-        probabilities = torch.rand(17, generator=torch.Generator().manual_seed(seed))
-        probabilities[::2] = 0
-        for uniform in (0.0, math.nextafter(1.0, 0.0)):
-            assert probabilities[draw(probabilities, uniform)] > 0
+        weights = torch.rand(2, 17, generator=torch.Generator().manual_seed(seed))
+        weights[:, ::2] = 0
+        uniforms = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+        assert (weights.gather(1, draw(weights, uniforms)[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize(
