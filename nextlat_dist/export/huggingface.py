@@ -1,4 +1,4 @@
-"""`nextlat export`: a checkpoint of any layout becomes a plain Llama directory with the latent predictor beside it.
+"""`nextlat export`: a checkpoint of any layout becomes a plain Llama directory with what drafts for it beside it.
 
 Neither DeepSpeed nor the training package is needed. The result is compared with the training forward pass before it
 is put in place, and appears under its name only when it is whole.
@@ -26,12 +26,14 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.export.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.export.layout import (
     INDEX_FILE,
+    MTPConfig,
     PredictorConfig,
     save_base_weights,
     save_draft_vocabulary,
+    save_mtp,
     save_predictor,
 )
-from nextlat_dist.export.llama import llama_config, predictor_tensors, to_llama
+from nextlat_dist.export.llama import llama_config, mtp_tensors, predictor_tensors, to_llama
 from nextlat_dist.export.tokenizer import compare, export_tokenizer, special_ids
 from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
 
@@ -106,6 +108,9 @@ def export_checkpoint(
         if draft_ids is not None:
             save_draft_vocabulary(temporary, draft_ids)
             report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
+    if config.objective.name == "mtp":
+        sizes = (config.model.hidden_size, config.model.vocab_size, config.objective.horizon)
+        save_mtp(temporary, MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, config))
     if check_logits:
         report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
     _write_json(temporary / REPORT_FILE, report)

@@ -41,8 +41,8 @@ def predictor_tensors(canonical: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def mtp_tensors(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
-    """The extra layers of multi-token prediction under the names of a Llama's (`layers.0.self_attn.q_proj.weight`), each
-    one's last norm as `layers.0.norm.weight`; empty for a model trained without them.
+    """The extra layers of multi-token prediction under a Llama's names (`layers.0.self_attn.q_proj.weight`), each one's
+    last norm as `layers.0.norm.weight`; empty for a model trained without them.
     """
     found: dict[str, torch.Tensor] = {}
     for name, tensor in canonical.items():

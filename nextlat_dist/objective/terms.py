@@ -65,9 +65,10 @@ def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveCo
     """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts."""
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.zeros_like(counts))
     terms = {"loss": float((sums * term_weights(counts, objective)).sum()), "next_token": float(means[0])}
-    groups = term_groups(objective)
-    by_group = means[1:].view(len(groups), -1) if groups else []
-    return terms | {group.name: float(mean.mean()) for group, mean in zip(groups, by_group, strict=True)}
+    steps = objective.steps_ahead
+    for number, group in enumerate(term_groups(objective)):
+        terms[group.name] = float(means[1 + number * steps :][:steps].mean())
+    return terms
 
 
 class LossRecorder:
