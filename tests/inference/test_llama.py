@@ -80,9 +80,8 @@ def test_rows_of_different_lengths(tmp_path: Path, counts: list[tuple[int, ...]]
             values[row, :, length:] = -1e30
     for widths in counts:
         before = cache.lengths
-        flat = torch.cat(
-            [ids[row, length : length + n] for row, (length, n) in enumerate(zip(before, widths, strict=True))]
-        )
+        ends = [length + n for length, n in zip(before, widths, strict=True)]
+        flat = torch.cat([ids[row, before[row] : end] for row, end in enumerate(ends)])
         parts = llama.forward(flat, widths, cache).split(widths)
         assert cache.lengths == ends
         for row, (length, h) in enumerate(zip(cache.lengths, parts, strict=True)):
