@@ -2,6 +2,7 @@
 
     nextlat train --config configs/quickstart.yaml [key=value …] [--dry-run]
     nextlat export --checkpoint runs/NAME/checkpoints --output DIR
+    nextlat calibrate --export DIR --prompts FILE|DIR …
     nextlat generate --export DIR --prompt TEXT
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat report --run runs/NAME
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands)
     _add_export(commands)
+    _add_calibrate(commands)
     _add_generate(commands)
     _add_evaluate(commands)
     _add_doctor(commands)
@@ -87,6 +89,27 @@ def _add_export(commands: Any) -> None:
         "--draft-vocabulary", type=int, default=0, metavar="N", help="draft from the N most frequent ids (0: from all)"
     )
     export.set_defaults(run_command=_export)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser("calibrate", help="measure what adaptive draft lengths go by, on this machine")
+    calibrate.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
+    calibrate.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
+    )
+    calibrate.add_argument("--temperature", type=_numbers, default=[0.0, 0.6, 1.0], metavar="0,0.6,1")
+    calibrate.add_argument("--batch-size", type=_integers, default=[1, 4, 16, 64, 128], metavar="1,4,16,64,128")
+    calibrate.add_argument("--prompts-per-domain", type=int, default=8)
+    calibrate.add_argument("--skip", type=int, default=0, help="leave out the first prompts of each domain")
+    calibrate.add_argument("--max-new-tokens", type=int, default=96)
+    calibrate.add_argument("--seed", type=int, default=0)
+    calibrate.add_argument(
+        "--draft-vocabulary", type=int, metavar="N", help="first: draft from the N most frequent ids of --data (0: all)"
+    )
+    calibrate.add_argument("--data", type=Path, help="the dataset that --draft-vocabulary counts ids in")
+    calibrate.add_argument("--json", type=Path, help="where to write the measurements")
+    calibrate.add_argument("--pictures", type=Path, metavar="DIR", help="where to write a PNG")
+    calibrate.set_defaults(run_command=_calibrate)
 
 
 def _add_generate(commands: Any) -> None:
@@ -182,6 +205,25 @@ def _export(options: argparse.Namespace) -> None:
     )
     for key, value in report.items():
         print(f"{key:24} {value}")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from nextlat_dist.evaluation.calibrate import calibrate
+
+    calibrate(
+        options.export,
+        options.prompts,
+        temperatures=options.temperature,
+        batch_sizes=options.batch_size,
+        prompts_per_domain=options.prompts_per_domain,
+        skip=options.skip,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        draft_vocabulary=options.draft_vocabulary,
+        data=options.data,
+        json_path=options.json,
+        picture_dir=options.pictures,
+    )
 
 
 def _generate(options: argparse.Namespace) -> None:
