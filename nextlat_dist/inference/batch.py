@@ -153,7 +153,7 @@ class Batch:
         # The last emitted token is never fed back.
         capacity = max(len(row.prompt) + row.limit - 1 for row in self.rows)
         self.cache = llama.new_cache(len(prompts), capacity)
-        self.memory = drafter.start(len(prompts), capacity) if drafter else None
+        self.memory = drafter.start(len(prompts), capacity) if drafter and request.draft_length != 0 else None
         self.h = torch.empty(0)  # [rows, hidden], the verified states that the rows' last tokens were picked from
         self.started = self.prefilled = 0.0
 
@@ -273,7 +273,8 @@ class Batch:
         paces = [row.pace for row in self.rows if row.pace]
         going = [r for r, row in enumerate(self.rows) if row.room > 0 and paces[r].begins()]
         if going:
-            self.memory.begin(self.h if len(going) == len(self.rows) else self.h[torch.tensor(going, device=device)])
+            everyone = len(going) == len(self.rows)
+            self.memory.begin(self.h if everyone else self.h[torch.tensor(going, device=device)], going)
         last = torch.tensor([self.rows[r].result.token_ids[-1] for r in going], device=device)
         kept = None
         while going:

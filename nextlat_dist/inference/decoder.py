@@ -23,11 +23,19 @@ from typing import Any
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.export.layout import PREDICTOR_DIRECTORY, load_base_weights, load_predictor, weights_sha256
+from nextlat_dist.export.layout import (
+    MTP_DIRECTORY,
+    PREDICTOR_DIRECTORY,
+    load_base_weights,
+    load_mtp,
+    load_predictor,
+    weights_sha256,
+)
 from nextlat_dist.inference.batch import Batch, Cycle, DraftLength, Generation, Piece, Request
 from nextlat_dist.inference.calibration import Calibration
 from nextlat_dist.inference.drafter import Drafter, LatentPredictor
 from nextlat_dist.inference.llama import Llama, LlamaConfig
+from nextlat_dist.inference.mtp import MultiTokenPrediction
 from nextlat_dist.inference.policy import AdaptivePolicy
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.stopping import Stops
@@ -57,6 +65,9 @@ def load(export: Path | str, device: str | None = None, dtype: torch.dtype | Non
     if predictor is not None:
         drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary)
         calibration = Calibration.load(export / PREDICTOR_DIRECTORY)
+    elif (mtp := load_mtp(export, digest)) is not None:
+        drafter = MultiTokenPrediction(*mtp, llama)
+        calibration = Calibration.load(export / MTP_DIRECTORY)
     return Decoder(export, llama, drafter, calibration)
 
 

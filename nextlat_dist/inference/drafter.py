@@ -29,8 +29,10 @@ class DraftMemory(Protocol):
             settled: of each row's new positions, how many (the first ones) stay; the rest was rejected.
         """
 
-    def begin(self, h: torch.Tensor) -> None:
-        """A new cycle, from the verified states h [rows, hidden] that the rows' last tokens were picked from."""
+    def begin(self, h: torch.Tensor, rows: Sequence[int] | None = None) -> None:
+        """A new cycle of the given rows of the batch, ascending (None: all of them), from the verified states
+        h [rows, hidden] that their last tokens were picked from.
+        """
 
     def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
         """Logits of the next draft, [rows going on, draft vocab].
@@ -97,7 +99,7 @@ class _Rollout:
     def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
         pass
 
-    def begin(self, h: torch.Tensor) -> None:
+    def begin(self, h: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         self.h = h
 
     def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
