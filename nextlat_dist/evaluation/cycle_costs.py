@@ -76,39 +76,44 @@ class _TakeTurns:
 def measure_cycle_costs(
     decoder: Decoder, prompts: list[list[int]], batch_sizes: Sequence[int], seed: int, progress: bool
 ) -> Costs:
-    """Costs of drafting and verifying at each batch size, in units of the plain step at batch size 1."""
+    """Costs of drafting and verifying at each batch size, which begin with 1."""
     context = decoder.llama.config.max_position_embeddings
     longest_prompt = min(PROMPT_TOKENS, context // 4)
     longest = decoder.drafter.longest if decoder.drafter else None
     lengths = sorted({min(drafts, longest or drafts) for drafts in DRAFTS})
-    draft: dict[int, float] = {}
-    verify: dict[int, dict[int, float]] = {}
+    cycles: dict[int, dict[int, list[Cycle]]] = {}
     shown = report.Progress("calibrate, costs", len(batch_sizes), progress)
     for size in batch_sizes:
         rows = [prompts[row % len(prompts)][-longest_prompt:] for row in range(size)]
-        cycles = _cycles_in_turn(decoder, rows, lengths, seed)
-        if cycles.keys() != set(lengths):
+        cycles[size] = cycles_in_turn(decoder, rows, lengths, seed)
+        if cycles[size].keys() != set(lengths):
             raise UserError(
-                f"the model's context of {context} tokens is too short to time cycles of up to {max(lengths)} drafts; "
+                f"the model's context of {context} tokens is too short to time cycles of up to {lengths[-1]} drafts; "
                 "export a model with max_position_embeddings of 64 or more"
             )
-        draft[size] = statistics.median(
-            cycle.draft_seconds / length for length, part in cycles.items() if length for cycle in part
-        )
-        seconds = [statistics.median(c.seconds - c.draft_seconds for c in cycles[length]) for length in lengths]
-        verify[size] = dict(zip((length + 1 for length in lengths), increasing(seconds), strict=True))
-        shown.add(sum(sum(cycle.accepted) + size for part in cycles.values() for cycle in part))
-    unit = verify[batch_sizes[0]][1]
+        shown.add(sum(sum(cycle.accepted) + size for part in cycles[size].values() for cycle in part))
+    return median_costs(cycles)
+
+
+def median_costs(cycles: dict[int, dict[int, list[Cycle]]]) -> Costs:
+    """`cycles[rows][drafts]`, in units of the plain step (no drafts) at batch size 1."""
+    draft: dict[int, float] = {}
+    verify: dict[int, dict[int, float]] = {}
+    for size, by_drafts in cycles.items():
+        draft[size] = statistics.median(c.draft_seconds / k for k, part in by_drafts.items() if k for c in part)
+        seconds = [statistics.median(c.seconds - c.draft_seconds for c in part) for part in by_drafts.values()]
+        verify[size] = dict(zip((k + 1 for k in by_drafts), increasing(seconds), strict=True))
+    unit = verify[1][1]
     return Costs(
         {size: seconds / unit for size, seconds in draft.items()},
         {size: {width: seconds / unit for width, seconds in line.items()} for size, line in verify.items()},
     )
 
 
-def _cycles_in_turn(
+def cycles_in_turn(
     decoder: Decoder, rows: list[list[int]], lengths: Sequence[int], seed: int
 ) -> dict[int, list[Cycle]]:
-    """Cycles of the whole batch by their number of drafts, without the first turns."""
+    """Cycles of the whole batch by their number of drafts, ascending, without the first turns."""
     turns = WARM_UP_TURNS + min(max(TURN_ROWS // len(rows), FEWEST_TURNS), MOST_TURNS)
     tokens = turns * sum(length + 1 for length in lengths) + 1
     seen: list[Cycle] = []
