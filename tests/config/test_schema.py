@@ -37,6 +37,7 @@ POSITIVE = [
 NOT_NEGATIVE = [
     "objective.lambda_hidden",
     "objective.lambda_kl",
+    "objective.lambda_mtp",
     "optimizer.weight_decay",
     "optimizer.clip_grad",
     "schedule.warmup_tokens",
@@ -87,6 +88,7 @@ RULES: list[tuple[list[str], list[str]]] = [  # overrides, and what the sentence
         ["data.sequence_length=256 is longer than model.max_position_embeddings=128"],
     ),
     (["objective.horizon=256"], ["objective.horizon=256 must be smaller than data.sequence_length=256"]),
+    (["objective.name=mtp", "objective.horizon=256"], ["objective.horizon=256 must be smaller than"]),
     (
         ["schedule.warmup_tokens=600_000", "schedule.decay_tokens=400_001"],
         ["schedule.warmup_tokens=600000", "schedule.decay_tokens=400001", "training.train_tokens=1000000"],
@@ -152,6 +154,7 @@ def test_rule_is_broken_with_values_and_keys(overrides: list[str], parts: list[s
     [
         ["model.max_position_embeddings=256"],
         ["objective.horizon=255"],
+        ["objective.name=mtp", "objective.horizon=255"],
         ["objective.name=next_token", "objective.horizon=256"],  # no rollout, no rule
         ["schedule.warmup_tokens=600_000", "schedule.decay_tokens=400_000"],
         ["schedule.name=cosine", "schedule.warmup_tokens=600_000", "schedule.decay_tokens=900_000"],  # wsd's key only

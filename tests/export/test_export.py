@@ -54,18 +54,31 @@ def export(checkpoint: Path, output: Path, *options: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_layouts_export_equal_bytes(tie_embeddings: bool, tmp_path: Path, one_rank: Ranks, four_ranks: Ranks) -> None:
-    model = {"tie_embeddings": tie_embeddings}
-    one_rank.run(save_given_weights, jobs.tiny_config(model=model), str(tmp_path / "one"))
-    four_ranks.run(save_given_weights, jobs.tiny_config(model=model, parallel=TP2_PP2), str(tmp_path / "four"))
+@pytest.mark.parametrize(
+    ("model", "objective", "drafter"),
+    [
+        ({}, {}, "latent_predictor"),
+        ({"tie_embeddings": True}, {}, "latent_predictor"),
+        ({}, {"name": "mtp", "horizon": 2}, "mtp"),
+    ],
+    ids=["nextlat", "tied", "mtp"],
+)
+def test_layouts_export_equal_bytes(
+    model: dict[str, Any], objective: dict[str, Any], drafter: str, tmp_path: Path, one_rank: Ranks, four_ranks: Ranks
+) -> None:
+    sections = {"model": model, "objective": objective}
+    one_rank.run(save_given_weights, jobs.tiny_config(**sections), str(tmp_path / "one"))
+    four_ranks.run(save_given_weights, jobs.tiny_config(**sections, parallel=TP2_PP2), str(tmp_path / "four"))
     reports = [export(tmp_path / name, tmp_path / f"{name}-export") for name in ("one", "four")]
     assert reports[0] == reports[1]
     assert reports[0]["max_logit_difference"] <= 1e-4
-    for file in ("model.safetensors", "latent_predictor/model.safetensors", "config.json"):
+    for file in ("model.safetensors", "config.json", f"{drafter}/model.safetensors", f"{drafter}/config.json"):
         one, four = (tmp_path / f"{name}-export" / file for name in ("one", "four"))
         assert one.read_bytes() == four.read_bytes(), file
-    assert ("lm_head.weight" in load_file(tmp_path / "one-export" / "model.safetensors")) is not tie_embeddings
+    assert sorted(path.name for path in (tmp_path / "one-export").iterdir() if path.is_dir()) == [drafter]
+    base = load_file(tmp_path / "one-export" / "model.safetensors")
+    assert ("lm_head.weight" in base) is not model.get("tie_embeddings", False)
+    assert len(base) == 9 * 4 + 2 + ("lm_head.weight" in base)  # of a plain Llama, and nothing else
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS: dict[str, dict[str, Any]] = {
     "nextlat": {},
     "gpt": {"objective": {"name": "next_token"}},
+    "mtp": {"objective": {"name": "mtp", "horizon": 2}},
     "tied": {"model": {"tie_embeddings": True}},
     "one-group": {"model": {"num_query_groups": 1}, "predictor": {"hidden_size": None}},
 }
@@ -46,7 +47,7 @@ def test_counts_are_those_of_the_built_model(model: str, one_rank: Ranks) -> Non
     config = config_from_dict(raw)
     shapes = one_rank.run(built, raw)[0]
     del shapes["flops"]
-    sizes: dict[str, int] = {"embedding": 0, "decoder": 0, "output_layer": 0, "latent_predictor": 0}
+    sizes: dict[str, int] = {"embedding": 0, "decoder": 0, "output_layer": 0, "latent_predictor": 0, "mtp": 0}
     for name, shape in shapes.items():
         part = name.split(".", maxsplit=1)[0]
         if part in ("embedding", "output_layer"):
@@ -56,10 +57,10 @@ def test_counts_are_those_of_the_built_model(model: str, one_rank: Ranks) -> Non
     counts = parameter_counts(config)
     assert {name: counts[name] for name in sizes} == sizes
     assert counts["base"] == sizes["embedding"] + sizes["decoder"] + sizes["output_layer"]
-    assert counts["total"] == counts["base"] + sizes["latent_predictor"]
+    assert counts["total"] == counts["base"] + sizes["latent_predictor"] + sizes["mtp"]
 
 
-@pytest.mark.parametrize("model", ["nextlat", "gpt", "one-group"])
+@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp", "one-group"])
 def test_flops_are_those_of_a_training_pass(model: str, one_rank: Ranks) -> None:
     sections = MODELS[model]
     raw = jobs.tiny_config(data={"sequence_length": 96}, **sections)
