@@ -21,10 +21,10 @@ from typing import Literal
 
 import torch
 
-from nextlat_dist.inference.drafter import Drafter
+from nextlat_dist.inference.drafter import Chooser, Drafter
 from nextlat_dist.inference.llama import Llama
 from nextlat_dist.inference.policy import AdaptivePolicy, Pace
-from nextlat_dist.inference.sampling import Sampling, draw
+from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.stopping import Stops
 from nextlat_dist.inference.verify import Drafts, DraftStep, verify_greedy, verify_sampled
 
@@ -154,20 +154,24 @@ class Batch:
         capacity = max(len(row.prompt) + row.limit - 1 for row in self.rows)
         self.cache = llama.new_cache(len(prompts), capacity)
         self.memory = drafter.start(len(prompts), capacity) if drafter and request.draft_length != 0 else None
+        self.chooser = Chooser(request.sampling, drafter.vocabulary if drafter else None)
         self.h = torch.empty(0)  # [rows, hidden], the verified states that the rows' last tokens were picked from
         self.started = self.prefilled = 0.0
 
     @torch.inference_mode()
     def run(self) -> Iterator[Piece]:
         """Decode to the end; `results` are complete when the iterator is."""
-        self.started = self.now()
-        first = self.prefill()
-        self.prefilled = self.now()
-        for row in self.rows:
-            row.result.prefill_seconds = self.prefilled - self.started
-        yield from self.settle([[token] for token in first], [0] * len(first))
-        while self.rows:
-            yield from self.cycle()
+        try:
+            self.started = self.now()
+            first = self.prefill()
+            self.prefilled = self.now()
+            for row in self.rows:
+                row.result.prefill_seconds = self.prefilled - self.started
+            yield from self.settle([[token] for token in first], [0] * len(first))
+            while self.rows:
+                yield from self.cycle()
+        finally:
+            self.cache.release()
 
     def prefill(self) -> list[int]:
         """Read the prompts and pick each row's first token."""
@@ -181,7 +185,7 @@ class Batch:
             done += max(counts)
             for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
                 if count and len(prompts[row]) <= done:
-                    last[row] = states[end - 1]
+                    last[row] = states[end - 1].clone()
         self.h = torch.stack([state for state in last if state is not None])
         return self.verify(self.llama.logits(self.h), Drafts(len(self.rows)))[1]
 
@@ -239,32 +243,24 @@ class Batch:
         if steps == 0:
             return
         assert self.memory is not None
-        self.memory.begin(self.h)
         greedy, device = self.request.sampling.greedy, self.llama.device
-        uniforms = torch.empty(0)
-        if not greedy:
-            padded = [row.uniforms(room) + [0.0] * (steps - room) for row, room in zip(self.rows, rooms, strict=True)]
-            uniforms = torch.tensor(padded, dtype=torch.float64, device=device)
+        numbers = [row.uniforms(0 if greedy else room) for row, room in zip(self.rows, rooms, strict=True)]
+        uniforms = torch.tensor(
+            [own + [0.0] * (steps - len(own)) for own in numbers], dtype=torch.float64, device=device
+        )
         tokens = torch.tensor([row.result.token_ids[-1] for row in self.rows], device=device)
-        chosen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        drawn = self.memory.roll(self.chooser, self.h, tokens, uniforms, self.on_cycle is not None)
+        ids, values, sure = drawn.tokens.tolist(), drawn.values.tolist(), drawn.confidences.tolist()
         for step in range(steps):
-            scores = self.scores(self.memory.logits(tokens, None))
-            if self.on_cycle:
-                for row, confidence in enumerate(self.confidence(scores).tolist()):
-                    if step < rooms[row]:
-                        confidences[row].append(confidence)
-            tokens, value = self.choose(scores, None if greedy else uniforms[:, step])
-            chosen.append((tokens, scores, value))
-        # One look at the device for all steps.
-        all_tokens = torch.stack([tokens for tokens, _, _ in chosen]).tolist()
-        all_values = [] if greedy else torch.stack([value for _, _, value in chosen]).tolist()
-        for step, (_, scores, _) in enumerate(chosen):
             rows = [row for row, room in enumerate(rooms) if step < room]
-            draft_step = DraftStep(rows, [all_tokens[step][row] for row in rows])
+            draft_step = DraftStep(rows, [ids[row][step] for row in rows])
             if not greedy:
-                draft_step.q = scores if len(rows) == len(rooms) else scores[torch.tensor(rows, device=device)]
-                draft_step.q_token = [all_values[step][row] for row in rows]
+                q = drawn.scores[:, step]
+                draft_step.q = q if len(rows) == len(rooms) else q[torch.tensor(rows, device=device)]
+                draft_step.q_token = [values[row][step] for row in rows]
             drafts.steps.append(draft_step)
+            for row in rows:
+                confidences[row] += sure[row][step : step + 1]
 
     def draft_while_it_pays(self, drafts: Drafts, confidences: list[list[float]]) -> None:
         """Row by row, as long as its pace says so; never behind a stop token, which would end the row."""
@@ -278,19 +274,17 @@ class Batch:
         last = torch.tensor([self.rows[r].result.token_ids[-1] for r in going], device=device)
         kept = None
         while going:
-            scores = self.scores(self.memory.logits(last, kept))
-            sure = self.confidence(scores).tolist()
+            scores = self.chooser.scores(self.memory.logits(last, kept))
+            sure = self.chooser.confidences(scores).tolist()
             taking = [i for i, r in enumerate(going) if paces[r].takes(sure[i])]
             if not taking:
                 return
             if len(taking) < len(going):
                 scores = scores[torch.tensor(taking, device=device)]
             rows = [going[i] for i in taking]
-            numbers = None
-            if not greedy:
-                drawn = [self.rows[r].numbers.random() for r in rows]
-                numbers = torch.tensor(drawn, dtype=torch.float64, device=device)
-            chosen, values = self.choose(scores, numbers)
+            drawn = [0.0 if greedy else self.rows[r].numbers.random() for r in rows]
+            numbers = torch.tensor(drawn, dtype=torch.float64, device=device)
+            chosen, values = self.chooser.choose(scores, numbers)
             tokens = chosen.tolist()
             drafts.steps.append(DraftStep(rows, tokens) if greedy else DraftStep(rows, tokens, scores, values.tolist()))
             on = []  # places in `rows`
@@ -301,25 +295,6 @@ class Batch:
             kept = None if len(on) == len(going) else torch.tensor([taking[place] for place in on], device=device)
             last = chosen if len(on) == len(rows) else chosen[torch.tensor(on, dtype=torch.int64, device=device)]
             going = [rows[place] for place in on]
-
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """What drafts are chosen by: the logits when greedy, else the distribution q that they are drawn from."""
-        sampling = self.request.sampling
-        return logits if sampling.greedy else sampling.probabilities(logits)
-
-    def confidence(self, scores: torch.Tensor) -> torch.Tensor:
-        """The largest probability of each row; a greedy draft's is that of temperature 1."""
-        if self.request.sampling.greedy:
-            return (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
-        return scores.amax(dim=-1)
-
-    def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drafted ids [rows] and their scores; drawn at `uniforms`, or the best ones."""
-        columns = scores.argmax(dim=-1) if uniforms is None else draw(scores, uniforms)
-        assert self.drafter is not None
-        vocabulary = self.drafter.vocabulary
-        ids = columns if vocabulary is None else vocabulary[columns]
-        return ids, scores.gather(1, columns[:, None])[:, 0]
 
     def verify(self, logits: torch.Tensor, drafts: Drafts) -> tuple[list[int], list[int]]:
         """Per row the number of drafts kept and the token after them, from the base model's logits."""

@@ -34,6 +34,7 @@ from nextlat_dist.export.layout import (
 from nextlat_dist.inference.batch import Batch, Cycle, DraftLength, Generation, Piece, Request
 from nextlat_dist.inference.calibration import Calibration
 from nextlat_dist.inference.drafter import Drafter, LatentPredictor
+from nextlat_dist.inference.graphs import Graphs, StaticLlama
 from nextlat_dist.inference.llama import Llama, LlamaConfig
 from nextlat_dist.inference.mtp import MultiTokenPrediction
 from nextlat_dist.inference.policy import AdaptivePolicy
@@ -41,13 +42,20 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.stopping import Stops
 
 
-def load(export: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder:
+def load(
+    export: Path | str,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    cuda_graphs: bool = True,
+) -> Decoder:
     """The decoder of an export directory.
 
     Args:
         export: a directory written by `nextlat export`.
         device: "cuda" if there is one, else "cpu".
         dtype: fp32 on a CPU, else the dtype of the stored weights.
+        cuda_graphs: on a GPU, capture steps in CUDA graphs; the first steps of each shape are slow then.
 
     Raises:
         UserError: no export, no plain Llama, or a predictor that belongs to other base weights.
@@ -58,12 +66,17 @@ def load(export: Path | str, device: str | None = None, dtype: torch.dtype | Non
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else weights["model.embed_tokens.weight"].dtype
-    llama = Llama(LlamaConfig.from_directory(export), weights, device, dtype)
+    config, graphs = LlamaConfig.from_directory(export), None
+    if cuda_graphs and torch.device(device).type == "cuda":
+        llama: Llama = StaticLlama(config, weights, device, dtype, capture=True)
+        graphs = Graphs(capture=True)
+    else:
+        llama = Llama(config, weights, device, dtype)
     drafter: Drafter | None = None
     calibration = None
     predictor = load_predictor(export, digest)
     if predictor is not None:
-        drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary)
+        drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary, graphs)
         calibration = Calibration.load(export / PREDICTOR_DIRECTORY)
     elif (mtp := load_mtp(export, digest)) is not None:
         drafter = MultiTokenPrediction(*mtp, llama)

@@ -8,14 +8,53 @@ state outlives its cycle, so a wrong predictor costs speed and never changes the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
 
 from nextlat_dist.export.layout import PredictorConfig
+from nextlat_dist.inference.graphs import Graphs
 from nextlat_dist.inference.linear import linear
 from nextlat_dist.inference.llama import Llama
+from nextlat_dist.inference.sampling import Sampling, draw
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """How a draft is chosen from a drafter's logits; `vocabulary` [draft vocab] holds the base ids of their columns."""
+
+    sampling: Sampling
+    vocabulary: torch.Tensor | None
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What drafts are chosen by: the logits when greedy, else the distribution q that they are drawn from."""
+        return logits if self.sampling.greedy else self.sampling.probabilities(logits)
+
+    def confidences(self, scores: torch.Tensor) -> torch.Tensor:
+        """[rows], the largest probability of each row; a greedy draft's is that of temperature 1."""
+        if self.sampling.greedy:
+            return (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
+        return scores.amax(dim=-1)
+
+    def choose(self, scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Drafted ids [rows] and their scores: the best ones when greedy, else drawn at `uniforms` [rows]."""
+        columns = scores.argmax(dim=-1) if self.sampling.greedy else draw(scores, uniforms)
+        ids = columns if self.vocabulary is None else self.vocabulary[columns]
+        return ids, scores.gather(1, columns[:, None])[:, 0]
+
+
+class Drawn(NamedTuple):
+    """Drafts of every row at a stretch: [rows, steps] each, scores [rows, steps, draft vocab].
+
+    Without a use for them, `confidences` and (when greedy) `scores` have no steps.
+    """
+
+    tokens: torch.Tensor
+    values: torch.Tensor  # the scores of the tokens
+    confidences: torch.Tensor
+    scores: torch.Tensor
 
 
 class DraftMemory(Protocol):
@@ -42,6 +81,13 @@ class DraftMemory(Protocol):
             kept: which of the rows of the previous call in this cycle go on, ascending; None: all of them.
         """
 
+    def roll(
+        self, chooser: Chooser, h: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor, confidences: bool
+    ) -> Drawn:
+        """A cycle of all rows that drafts as many tokens as `uniforms` [rows, steps] has columns; see `begin`,
+        `logits`.
+        """
+
     def move(self, source: int, target: int) -> None:
         """Row `source` takes the place of `target`; the rows from `source` on are not used again."""
 
@@ -56,6 +102,30 @@ class Drafter(Protocol):
         """The memory of a new batch of `rows` rows of up to `capacity` tokens."""
 
 
+def unroll(
+    memory: DraftMemory,
+    chooser: Chooser,
+    h: torch.Tensor,
+    tokens: torch.Tensor,
+    uniforms: torch.Tensor,
+    confidences: bool,
+) -> Drawn:
+    """`DraftMemory.roll`, step by step; the host is not waited for."""
+    memory.begin(h)
+    steps: list[tuple[torch.Tensor, ...]] = []
+    for step in range(uniforms.shape[1]):
+        scores = chooser.scores(memory.logits(tokens, None))
+        tokens, values = chooser.choose(scores, uniforms[:, step])
+        steps.append((tokens, values, chooser.confidences(scores) if confidences else values, scores))
+    stacked = [torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3]]
+    return Drawn(
+        stacked[0],
+        stacked[1],
+        stacked[2] if confidences else stacked[2][:, :0],
+        scores[:, None, :][:, :0] if chooser.sampling.greedy else torch.stack([own[3] for own in steps], dim=1),
+    )
+
+
 class LatentPredictor:
     """`p_ψ(h, x) = h + MLP(LayerNorm([h, e(x)]))` with the base model's own embedding e and output head."""
 
@@ -67,10 +137,14 @@ class LatentPredictor:
         weights: dict[str, torch.Tensor],
         llama: Llama,
         vocabulary: torch.Tensor | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        """`weights` as in `export.layout.PREDICTOR_TENSORS`; cast and moved to where `llama` is."""
+        """`weights` as in `export.layout.PREDICTOR_TENSORS`; cast and moved to where `llama` is. With `graphs`, draft
+        steps and whole cycles of drafts go through them.
+        """
         weights = {name: tensor.to(llama.embedding) for name, tensor in weights.items()}
         self.config = config
+        self.graphs = graphs
         self.embedding = llama.embedding
         self.vocabulary: torch.Tensor | None = None if vocabulary is None else vocabulary.to(llama.device)
         self.head = llama.logits if self.vocabulary is None else linear(llama.head_weight[self.vocabulary])
@@ -85,15 +159,21 @@ class LatentPredictor:
         )
         return h + self._out(functional.gelu(self._mid(functional.gelu(self._in(x)))))
 
+    def propose(self, h: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `step`, and the draft logits [rows, draft vocab] of the predicted states."""
+        h = self.step(h, tokens)
+        return h, self.head(h)
+
     def start(self, rows: int, capacity: int) -> DraftMemory:
-        return _Rollout(self)
+        return _Rollout(self, self.graphs)
 
 
 class _Rollout:
     """The latent predictor's memory: the predicted states of the cycle under way, and nothing of the past."""
 
-    def __init__(self, predictor: LatentPredictor) -> None:
+    def __init__(self, predictor: LatentPredictor, graphs: Graphs | None) -> None:
         self.predictor = predictor
+        self.graphs = graphs
         self.h = torch.empty(0)
 
     def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
@@ -104,8 +184,24 @@ class _Rollout:
 
     def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
         h = self.h if kept is None else self.h[kept]
-        self.h = self.predictor.step(h, tokens)
-        return self.predictor.head(self.h)
+        if self.graphs is None:
+            self.h, logits = self.predictor.propose(h, tokens)
+        else:
+            self.h, logits = self.graphs.run("propose", self.predictor.propose, h, tokens)
+        return logits
+
+    def roll(
+        self, chooser: Chooser, h: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor, confidences: bool
+    ) -> Drawn:
+        if self.graphs is None:
+            return unroll(self, chooser, h, tokens, uniforms, confidences)
+        bare = _Rollout(self.predictor, None)
+
+        def cycle(h: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor) -> Drawn:
+            return unroll(bare, chooser, h, tokens, uniforms, confidences)
+
+        key = (uniforms.shape[1], chooser.sampling, confidences)
+        return Drawn(*self.graphs.run(key, cycle, h, tokens, uniforms))
 
     def move(self, source: int, target: int) -> None:
         pass

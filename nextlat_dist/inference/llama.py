@@ -97,6 +97,9 @@ class KeyValueCache:
         """Keep the first `rows` rows."""
         self.lengths = self.lengths[:rows]
 
+    def release(self) -> None:
+        """The batch is done with it."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -184,7 +187,7 @@ class Llama:
         self.final_norm = weights["model.norm.weight"]
         self.head_weight = weights.get("lm_head.weight", self.embedding)
         self._head = linear(self.head_weight)
-        self._rotations = _rotations(config, device, dtype)
+        self.rotations = _rotations(config, device, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -205,11 +208,15 @@ class Llama:
         Returns:
             h [sum(counts), hidden].
         """
-        block = self.block(cache, counts)
+        h = self.run(tokens, self.block(cache, counts), cache)
+        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        return h
+
+    def run(self, tokens: torch.Tensor, block: Block, cache: KeyValueCache) -> torch.Tensor:
+        """tokens [rows * width or fewer], placed as `block` says → h, as many; the cache's lengths stay."""
         x = functional.embedding(tokens, self.embedding)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = layer.forward(x, keys, values, block)
-        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
         return functional.rms_norm(x, self.final_norm.shape, self.final_norm, self.config.rms_norm_eps)
 
     def prefill(
@@ -235,24 +242,24 @@ class Llama:
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         even = min(counts) == width
         if even and min(lengths) == max(lengths):
-            rotation = self._rotations[start:end][:, None]
+            rotation = self.rotations[start:end][:, None]
             rotation = rotation if rows == 1 else rotation.repeat(rows, 1, 1)
             if width == 1:  # a single new token sees every slot up to its own
                 return Block(rows, 1, rotation, None, start, end, None, None)
             visible = torch.ones(width, end, dtype=torch.bool, device=self.device).tril_(start)
-            return Block(rows, width, rotation, self._mask(visible[None], group), start, end, None, None)
+            return Block(rows, width, rotation, self.mask(visible[None], group), start, end, None, None)
         slots = torch.tensor(lengths, device=self.device)[:, None] + torch.arange(width, device=self.device)
         visible = torch.arange(end, device=self.device) <= slots[:, :, None]
-        mask = self._mask(visible, group)
+        mask = self.mask(visible, group)
         if even:
             row = torch.arange(rows, device=self.device).repeat_interleave(width)
             flat, padded = slots.view(-1), None
         else:
             places = [(r, r * width + i, lengths[r] + i) for r, count in enumerate(counts) for i in range(count)]
             row, padded, flat = torch.tensor(places, device=self.device).t().unbind()
-        return Block(rows, width, self._rotations[flat][:, None], mask, start, end, (row, flat), padded)
+        return Block(rows, width, self.rotations[flat][:, None], mask, start, end, (row, flat), padded)
 
-    def _mask(self, visible: torch.Tensor, group: int) -> torch.Tensor:
+    def mask(self, visible: torch.Tensor, group: int) -> torch.Tensor:
         """visible [rows, width, end] → what is added to the scores, [rows, 1, group * width, end]."""
         mask = self.embedding.new_zeros(visible.shape).masked_fill_(visible.logical_not_(), -torch.inf)
         return mask.repeat(1, group, 1)[:, None]

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from nextlat_dist.export.layout import MTPConfig
-from nextlat_dist.inference.drafter import DraftMemory
+from nextlat_dist.inference.drafter import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.llama import PREFILL_CHUNK_TOKENS, DecoderLayer, Llama
 
 
@@ -73,6 +73,11 @@ class _Past:
         self._read(layer, self.rows)
         output, norm = self.outputs[layer][self.rows], self.mtp.norms[layer]
         return llama.logits(functional.rms_norm(output, norm.shape, norm, llama.config.rms_norm_eps))
+
+    def roll(
+        self, chooser: Chooser, h: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor, confidences: bool
+    ) -> Drawn:
+        return unroll(self, chooser, h, tokens, uniforms, confidences)
 
     def move(self, source: int, target: int) -> None:
         used = self.lengths[target] = self.lengths[source]
