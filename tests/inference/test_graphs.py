@@ -95,7 +95,7 @@ def test_a_cache_is_kept_for_the_next_batch_and_never_shared(export: Path) -> No
     mixed: list[list[int]] = [[], []]
     for pieces in zip(one, other, strict=True):
         for tokens, piece in zip(mixed, pieces, strict=True):
-            tokens += piece.token_ids
+            tokens.extend(piece.token_ids)
     assert mixed == [plain, plain]
 
 
