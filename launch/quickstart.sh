@@ -52,7 +52,7 @@ nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
 
 headline "5/6 Self-speculative decoding on held-out prompts"
 nextlat evaluate speculative --export "$run/export" --prompts "$run/prompts" \
-    --draft-lengths 0..6 --prompts-per-domain 4 --max-new-tokens 96 --json "$run/speculative.json" --pictures "$run"
+    --draft-length 0..6 --prompts-per-domain 4 --max-new-tokens 96 --json "$run/speculative.json" --pictures "$run"
 
 headline "6/6 Report"
 nextlat report --run "$run"

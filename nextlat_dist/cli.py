@@ -133,13 +133,21 @@ def _add_evaluate(commands: Any) -> None:
     speculative.add_argument(
         "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
     )
-    speculative.add_argument("--draft-lengths", type=_integers, default=list(range(9)), metavar="0..8 | 0,3,5")
-    speculative.add_argument("--report-draft-length", type=int, default=3, help="the length that the summary is about")
-    speculative.add_argument("--temperatures", type=_numbers, default=[0.0, 1.0], metavar="0,1")
+    speculative.add_argument("--rival", type=Path, help="an export of objective.name mtp to measure beside it")
+    speculative.add_argument(
+        "--draft-length",
+        type=_draft_lengths,
+        metavar="0..10,adaptive",
+        help="default: that, if the export is calibrated",
+    )
+    speculative.add_argument("--temperature", type=_numbers, default=[0.0, 1.0], metavar="0,0.6,1")
+    speculative.add_argument("--batch-size", type=_integers, default=[1], metavar="1,8,32")
     speculative.add_argument("--max-new-tokens", type=int, default=128)
     speculative.add_argument("--prompts-per-domain", type=int, default=8)
+    speculative.add_argument("--prompt-tokens", type=int, help="cut prompts to that many tokens")
     speculative.add_argument("--repeats", type=int, default=1)
     speculative.add_argument("--seed", type=int, default=0)
+    speculative.add_argument("--hugging-face", action="store_true", help="run transformers' generate beside it, too")
     speculative.add_argument("--json", type=Path, help="where to write the measurements")
     speculative.add_argument("--pictures", type=Path, metavar="DIR", help="where to write PNGs")
     speculative.set_defaults(run_command=_evaluate_speculative)
@@ -162,6 +170,14 @@ def _integers(text: str) -> list[int]:
         first, dots, last = part.partition("..")
         values += range(int(first), int(last) + 1) if dots else [int(part)]
     return values
+
+
+def _draft_lengths(text: str) -> list[int | str]:
+    """`0..3,adaptive` -> [0, 1, 2, 3, "adaptive"]."""
+    lengths: list[int | str] = []
+    for part in text.split(","):
+        lengths += ["adaptive"] if part == "adaptive" else _integers(part)
+    return lengths
 
 
 def _numbers(text: str) -> list[float]:
@@ -270,13 +286,16 @@ def _evaluate_speculative(options: argparse.Namespace) -> None:
     evaluate_speculative(
         options.export,
         options.prompts,
-        draft_lengths=options.draft_lengths,
-        report_draft_length=options.report_draft_length,
-        temperatures=options.temperatures,
+        rival=options.rival,
+        draft_lengths=options.draft_length,
+        temperatures=options.temperature,
+        batch_sizes=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         prompts_per_domain=options.prompts_per_domain,
+        prompt_tokens=options.prompt_tokens,
         repeats=options.repeats,
         seed=options.seed,
+        hugging_face=options.hugging_face,
         json_path=options.json,
         picture_dir=options.pictures,
     )

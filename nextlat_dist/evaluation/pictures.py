@@ -12,12 +12,22 @@ COLORS = ("#2a6fbb", "#d1495b", "#3a9e6e", "#8c5fbf", "#e08e22", "#5b6770")
 
 def panels(count: int, title: str) -> tuple[Figure, list[Any]]:
     """A figure with `count` plain panels side by side; drawn without pyplot, so there is no global state or display."""
-    figure = Figure(figsize=(5.2 * count, 3.9), layout="constrained")
+    figure, (line,) = grid(1, count, title)
+    return figure, line
+
+
+def grid(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Any]]]:
+    """The same with several rows of panels."""
+    figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
     figure.suptitle(title)
-    axes = [figure.add_subplot(1, count, index + 1) for index in range(count)]
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+    axes = [
+        [figure.add_subplot(rows, columns, row * columns + column + 1) for column in range(columns)]
+        for row in range(rows)
+    ]
+    for line in axes:
+        for axis in line:
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

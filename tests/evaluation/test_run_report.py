@@ -32,19 +32,32 @@ def write_run(directory: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def write_speculative(directory: Path, identical: bool) -> None:
-    row = {
-        "domain": "code",
-        "temperature": 0.0,
+    where = {"domain": "all", "batch_size": 1, "temperature": 0.0}
+    row = where | {
+        "model": "nextlat",
         "draft_length": 3,
         "tokens_per_second": 900.0,
         "speedup": 1.5,
         "speedup_low": 1.4,
         "speedup_high": 1.6,
-        "speedup_with_prefill": 1.4,
+        "speedup_with_prefill": 1.45,
         "accepted_tokens_per_cycle": 1.25,
         "tokens_per_cycle": 2.25,
         "greedy_differing": 0,
         "repeated_4gram_share": 0.5,
+    }
+    cell = where | {
+        "baseline_tokens_per_second": 600.0,
+        "draft_length_fixed_best": 3,
+        "speedup_fixed_best": 1.5,
+        "accepted_fixed_best": 1.25,
+        "speedup_adaptive": 1.7,
+        "speedup_adaptive_low": 1.65,
+        "speedup_adaptive_high": 1.75,
+        "accepted_adaptive": 2.0,
+        "adaptive_over_fixed_best": 1.133,
+        "adaptive_over_fixed_best_low": 1.1,
+        "adaptive_over_fixed_best_high": 1.2,
     }
     summary = {
         "greedy_identical": identical,
@@ -55,11 +68,25 @@ def write_speculative(directory: Path, identical: bool) -> None:
         "accepted_tokens_per_cycle": 1.25,
         "speedup": 1.5,
         "sampled_accepted_tokens_per_cycle": 0.75,
-        "code_speedup": 1.5,
+        "speedup_adaptive": 1.7,
+        "code_b1_t0_speedup_adaptive": 1.6,
     }
-    content = report.envelope("nextlat evaluate speculative", {"max_new_tokens": 128}, summary, [row])
-    costs = {"plain_step_seconds": 0.002, "draft": 0.2, "verify": {"1": 1.0, "4": 1.3}}
-    report.write_json(directory / "speculative.json", content | {"costs": costs, "caveat": "Loops flatter."})
+    rows = [row, {**row, "domain": "code", "speedup": 7.25}, {**row, "model": "mtp", "speedup": 8.25}]
+    content = report.envelope("nextlat evaluate speculative", {"max_new_tokens": 128}, summary, rows) | {
+        "cells": [cell],
+        "verdicts": ["Adaptive keeps up."],
+        "costs": [
+            {
+                "model": "nextlat",
+                "batch_size": 1,
+                "plain_step_seconds": 0.002,
+                "draft": 0.2,
+                "verify": {"1": 1.0, "4": 1.3},
+            }
+        ],
+        "caveat": "Loops flatter.",
+    }
+    report.write_json(directory / "speculative.json", content)
 
 
 def test_full_report(tmp_path: Path) -> None:
@@ -83,6 +110,7 @@ def test_full_report(tmp_path: Path) -> None:
         "accepted_tokens_per_cycle": 1.25,
         "speedup": 1.5,
         "sampled_accepted_tokens_per_cycle": 0.75,
+        "speedup_adaptive": 1.7,
         "prompts": 24,
     }
     text = (tmp_path / "report.md").read_text()
@@ -92,11 +120,15 @@ def test_full_report(tmp_path: Path) -> None:
         "2.00e-06",
         "token for token",
         "Loops flatter.",
-        "| code | 0 | 3 | 900 | 1.50 | 1.40–1.60 | 1.40 | 1.25 | 2.25 | 0 | 0.50 |",
-        "v(4) = 1.30",
+        "| 1 | 0 | all | 600 | 3 | 1.50 | 1.25 | 1.70 | 1.65–1.75 | 2.00 | 1.133 | 1.100–1.200 |",
+        "| 1 | 0 | 3 | 900 | 1.50 | 1.40–1.60 | 1.45 | 1.25 | 2.25 | 0 | 0.50 |",
+        "Adaptive keeps up.",
+        "batch 1: plain step 2.00 ms; draft step c = 0.200; v(4) = 1.30.",
         "(speedup_by_draft_length.png)",
     ):
         assert expected in text
+    assert "7.25" not in text  # rows of single domains and of rivals are in the JSON alone
+    assert "8.25" not in text
     assert "acceptance_by_position" not in text  # a picture that is not there is not shown
     assert (tmp_path / "loss_terms.png").read_bytes().startswith(b"\x89PNG")
 

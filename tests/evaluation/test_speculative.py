@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import speculative
-from nextlat_dist.evaluation.speculative import evaluate_speculative, first_difference, repeated_share
-from nextlat_dist.inference.decoder import Decoder, Generation, load
+from nextlat_dist.evaluation.speculative import evaluate_speculative
+from nextlat_dist.evaluation.turns import repeated_share
+from nextlat_dist.inference.batch import Generation
+from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
+from nextlat_dist.inference.decoder import Decoder, load
 from tests.inference.exports import (
     copying_model,
     random_predictor,
@@ -23,26 +25,30 @@ from tests.inference.exports import (
     write_tokenizer,
 )
 
-OPTIONS: dict[str, Any] = {"draft_lengths": [1, 2], "report_draft_length": 3, "max_new_tokens": 17, "progress": False}
+OPTIONS: dict[str, Any] = {"draft_lengths": [1, 2, 3], "max_new_tokens": 17, "progress": False}
+TEXTS = ["return self", "import value alpha", "beta", "gamma delta gamma delta"]
 
 
 def make_export(directory: Path, right: bool) -> Path:
+    """Calibrated to draft 3 tokens, whatever their confidence: costs are low, and so is the chance of a fourth."""
     directory.mkdir()
     config = tiny_config(vocab_size=write_tokenizer(directory), hidden_size=64)
     weights, predictor = copying_model(config) if right else (random_weights(config), random_predictor(64))
     write_export(directory, config, weights, predictor)
     stops = {"eos_token_id": list(range(config.vocab_size))}  # every token would stop a run that does not ignore EOS
     (directory / "generation_config.json").write_text(json.dumps(stops))
+    costs = Costs({1: 0.01}, {1: {1: 1.0, 4: 1.0, 5: 9.0}})
+    acceptance = Acceptance(0.0, [0.9, 0.9, 0.9], [5.0, 0.0, 0.0])
+    Calibration("cpu", costs, [acceptance]).save(directory / "latent_predictor")
     return directory
 
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prompts")
-    texts = ["return self", "import value alpha", "beta", "never read"]
-    lines = [json.dumps({"name": f"p{i}", "prompt": text}) for i, text in enumerate(texts)]
+    lines = [json.dumps({"name": f"p{i}", "prompt": text}) for i, text in enumerate([*TEXTS[:3], "never read"])]
     (folder / "code.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "prose.txt").write_text("gamma delta gamma delta")
+    (folder / "prose.txt").write_text(TEXTS[3])
     return folder
 
 
@@ -56,70 +62,95 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_export(tmp_path_factory.mktemp("wrong") / "export", right=False)
 
 
-def rows_by_key(content: dict[str, Any]) -> dict[tuple[str, float, int], dict[str, Any]]:
-    return {(row["domain"], row["temperature"], row["draft_length"]): row for row in content["rows"]}
+def rows_by_key(content: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    names = ("model", "domain", "batch_size", "temperature", "draft_length")
+    return {tuple(row[name] for name in names): row for row in content["rows"]}
 
 
-def test_a_right_predictor_is_reported_as_such(
-    right: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_whole_report(
+    right: Path, wrong: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By the command: two batch sizes, two temperatures, a rival, Hugging Face."""
     json_path = tmp_path / "made" / "speculative.json"
-    content = evaluate_speculative(
-        right,
-        [prompts],
-        prompts_per_domain=3,
-        repeats=2,
-        json_path=json_path,
-        picture_dir=tmp_path / "pictures",
-        **OPTIONS,
-    )
-    assert json.loads(json_path.read_text()) == json.loads(json.dumps(content))
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+    command = ["evaluate", "speculative", "--export", str(right), "--rival", str(wrong), "--prompts", str(prompts)]
+    command += ["--draft-length", "0..2,adaptive", "--temperature", "0,1", "--batch-size", "1,3"]
+    command += ["--max-new-tokens", "9", "--prompts-per-domain", "3", "--prompt-tokens", "4", "--hugging-face"]
+    command += ["--json", str(json_path), "--pictures", str(tmp_path / "pictures")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    content = json.loads(json_path.read_text())
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [path.name for path in pictures] == [
         "acceptance_by_position.png",
+        "cost_split.png",
         "speedup_by_draft_length.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    rows = rows_by_key(content)
+    own = {
+        (model, domain, batch_size, temperature, length)
+        for model in ("nextlat", "mtp")
+        for domain in ("code", "prose", "all")
+        for batch_size in (1, 3)
+        for temperature in (0.0, 1.0)
+        for length in (0, 1, 2, "adaptive")
     }
-    summary, rows = content["summary"], rows_by_key(content)
-    assert set(rows) == {(d, t, k) for d in ("code", "prose", "all") for t in (0.0, 1.0) for k in (0, 1, 2, 3)}
+    outside = {
+        ("hugging_face", domain, 1, temperature, length)
+        for domain in ("code", "prose", "all")
+        for temperature in (0.0, 1.0)
+        for length in (0, "prompt_lookup")
+    }
+    assert set(rows) == own | outside
+    assert rows["nextlat", "code", 1, 0.0, 2]["turns"] == rows["mtp", "prose", 3, 1.0, 0]["turns"] == 4
+    assert rows["nextlat", "code", 3, 1.0, 1]["tokens"] == 4 * 3 * 9
+    assert rows["nextlat", "all", 1, 0.0, "adaptive"]["acceptance_by_position"] == [1.0] * 3
+    assert rows["hugging_face", "code", 1, 0.0, 0]["greedy_differing"] == 0
+    summary = content["summary"]
     assert summary["prompts"] == 4
-    assert rows["code", 0.0, 3]["generations"] == 3 * 2
-    assert rows["all", 0.0, 3]["generations"] == 4 * 2
-    assert rows["all", 1.0, 2]["tokens"] == 4 * 2 * 17
     assert summary["greedy_identical"] is True
-    assert summary["draft_length"] == 3
-    # 17 tokens: one of the prefill, then blocks of at most draft length + 1; a right predictor fills all of them.
+    assert summary["code_b1_t0_accepted_adaptive"] > summary["mtp_code_b1_t0_accepted_adaptive"]
+    assert summary["prose_b3_t1_baseline_tokens_per_second"] > 0
+    assert summary["code_b1_t1_hugging_face_prompt_lookup_over_baseline"] > 0
+    assert summary["b1_verify_cost_1"] == summary["b3_verify_cost_1"] == summary["mtp_b3_verify_cost_1"] == 1.0
+    assert summary["mtp_b1_draft_cost"] > 0
+    assert set(content["machine"]) == {"cpu", "cores", "torch_threads", "gpus"}
+    assert len(content["cycle_split"]) == 2 * 2 * 2 * 4  # models, batch sizes, temperatures, draft lengths
+    for split in content["cycle_split"]:
+        assert split["draft_share"] + split["verify_share"] + split["overhead_share"] == pytest.approx(1.0)
+        assert (split["draft_share"] > 0.01) == (split["draft_length"] != 0)
+    text = json_path.read_text()
+    assert str(tmp_path) not in text
+    assert str(right) not in text
+    assert len(printed.out.split("nextlat, batch 1")[0].splitlines()) == 1 + 3 * 2 * 2  # the table is not all rows
+    for expected in ("flatter", "v(3) =", "NextLat writes more", "with prompt lookup", *content["verdicts"]):
+        assert expected in printed.out
+    assert "evaluate speculative: 32/32" in printed.err  # two domains, sizes, temperatures; four turns each
+
+
+def test_a_right_drafter_fills_every_cycle(right: Path, prompts: Path) -> None:
+    content = evaluate_speculative(right, [prompts], prompts_per_domain=3, repeats=2, temperatures=[0.0], **OPTIONS)
+    rows = rows_by_key(content)
+    assert set(rows) == {("nextlat", d, 1, 0.0, k) for d in ("code", "prose", "all") for k in (0, 1, 2, 3)}
+    # 17 tokens: one of the prefill, then blocks of at most draft length + 1.
     for length in (0, 1, 2, 3):
-        row = rows["all", 0.0, length]
+        row = rows["nextlat", "all", 1, 0.0, length]
         cycles = -(-16 // (length + 1))
-        assert row["cycles"] == 4 * 2 * cycles
+        assert row["turns"] == 2 * (4 + 4)
+        assert row["cycles"] == 16 * cycles
         assert row["accepted_tokens_per_cycle"] == pytest.approx((16 - cycles) / cycles)
         assert row["tokens_per_cycle"] == pytest.approx(16 / cycles)
         assert row["acceptance_by_position"] == [1.0] * length
         assert row["greedy_differing"] == 0
-    assert rows["all", 1.0, 3]["greedy_differing"] is None
-    assert summary["accepted_tokens_per_cycle"] == pytest.approx(3.0)
-    assert summary["sampled_accepted_tokens_per_cycle"] == rows["all", 1.0, 3]["accepted_tokens_per_cycle"]
-    assert summary["code_speedup"] == rows["code", 0.0, 3]["speedup"]
-    assert rows["prose", 1.0, 0]["speedup"] == 1.0
-    assert summary["verify_cost_1"] == 1.0
-    assert all(isinstance(value, (int, float)) for value in summary.values())
-    text = json.dumps(content)
-    assert str(tmp_path) not in text
-    assert str(right) not in text
-    assert set(content["machine"]) == {"cpu", "cores", "torch_threads", "gpus"}
-    printed = capsys.readouterr().out
-    assert "flatter" in printed
-    assert "v(4) =" in printed
+    assert not [name for name in content["summary"] if "adaptive" in name]
 
 
-def test_a_wrong_predictor_accepts_little_and_changes_nothing(wrong: Path, prompts: Path) -> None:
-    content = evaluate_speculative(wrong, [prompts], prompts_per_domain=2, temperatures=[0.0], **OPTIONS)
+def test_a_wrong_drafter_accepts_little_and_changes_nothing(wrong: Path, prompts: Path) -> None:
+    content = evaluate_speculative(wrong, [prompts], prompts_per_domain=4, temperatures=[0.0], **OPTIONS)
     assert content["summary"]["greedy_identical"] is True
-    assert content["summary"]["accepted_tokens_per_cycle"] < 0.5
-    assert "sampled_accepted_tokens_per_cycle" not in content["summary"]
-    row = rows_by_key(content)["all", 0.0, 3]
-    decoder = load(wrong)
-    texts = ["return self", "import value alpha", "gamma delta gamma delta"]
-    results = decoder.generate(texts, max_new_tokens=17, draft_length=3, ignore_eos=True)
+    row = rows_by_key(content)["nextlat", "code", 1, 0.0, 3]
+    results = load(wrong).generate([*TEXTS[:3], "never read"], max_new_tokens=17, draft_length=3, ignore_eos=True)
+    assert row["accepted_tokens_per_cycle"] < 0.5
     assert row["accepted_tokens_per_cycle"] == pytest.approx(
         sum(r.accepted for r in results) / sum(r.cycles for r in results)
     )
@@ -129,58 +160,62 @@ def test_a_wrong_predictor_accepts_little_and_changes_nothing(wrong: Path, promp
 def test_greedy_output_that_differs_is_reported(
     right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One continuation of draft length 2 is falsified behind the decoder's back."""
-    original, spoiled = Decoder.generate, []
+    """One continuation of draft length 2 is falsified behind the decoder's back, after the turn that warms up."""
+    original, seen = Decoder.generate, []
 
     def falsify(self: Decoder, given: list[list[int]], **options: Any) -> list[Generation]:
         results = original(self, given, **options)
-        if options["draft_length"] == 2 and options["max_new_tokens"] == 17 and not spoiled:
+        seen.append(options["draft_length"])
+        if options["draft_length"] == 2 and seen.count(2) == 2:
             results[0].token_ids[5] = (results[0].token_ids[5] + 1) % 300
-            spoiled.append(results[0])
         return results
 
     monkeypatch.setattr(Decoder, "generate", falsify)
-    content = evaluate_speculative(right, [prompts], prompts_per_domain=2, **OPTIONS)
+    content = evaluate_speculative(right, [prompts], prompts_per_domain=2, temperatures=[0.0], **OPTIONS)
     assert content["summary"]["greedy_identical"] is False
     assert content["summary"]["greedy_differences"] == 1
     (difference,) = content["greedy_differences"]
-    assert (difference["domain"], difference["prompt"]) == ("code", "p0")
+    assert (difference["domain"], difference["prompt"], difference["batch_size"]) == ("code", "p0", 1)
     assert (difference["draft_length"], difference["position"]) == (2, 5)
     assert difference["logit_gap"] == content["summary"]["greedy_largest_logit_gap"] > 0
     rows = rows_by_key(content)
-    assert [rows["all", 0.0, length]["greedy_differing"] for length in (0, 1, 2, 3)] == [0, 0, 1, 0]
-    assert rows["prose", 0.0, 2]["greedy_differing"] == 0
-
-
-def test_first_difference_gives_the_base_models_gap(right: Path) -> None:
-    decoder = load(right, "cpu", torch.float64)
-    prompt = decoder.encode("alpha beta")
-    truth = decoder.generate([prompt], max_new_tokens=6, draft_length=0, ignore_eos=True)[0].token_ids
-    other = [*truth[:4], truth[4] + 1, 0]
-    found = first_difference(decoder, prompt, truth, other)
-    ids = torch.tensor([[*prompt, *truth[:4]]])
-    logits = decoder.llama.logits(decoder.llama.forward(ids, decoder.llama.new_cache(1, ids.shape[1]))[0])[-1]
-    assert found["position"] == 4
-    assert found["logit_gap"] == pytest.approx(float(logits[truth[4]] - logits[truth[4] + 1]), abs=1e-12)
+    assert [rows["nextlat", "all", 1, 0.0, k]["greedy_differing"] for k in (0, 1, 2, 3)] == [0, 0, 1, 0]
+    assert "1 greedy continuations differ" in capsys.readouterr().out
 
 
 def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With made-up timings every ratio is known: prompt i takes (i + 1) seconds per cycle, the prefill one second."""
+    """With made-up timings every ratio is known: a cycle takes one second, or two for the longer prompts."""
     original = Decoder.generate
-    order: dict[tuple[int, ...], int] = {}
 
     def timed(self: Decoder, given: list[list[int]], **options: Any) -> list[Generation]:
         results = original(self, given, **options)
-        place = order.setdefault(tuple(given[0]), len(order))
-        results[0].decode_seconds, results[0].prefill_seconds = results[0].cycles * (place + 1.0), 1.0
+        for ids, result in zip(given, results, strict=True):
+            result.decode_seconds = result.cycles * (1.0 + (len(ids) > 4))
+            result.prefill_seconds = 1.0
         return results
 
     monkeypatch.setattr(Decoder, "generate", timed)
-    rows = rows_by_key(evaluate_speculative(right, [prompts], prompts_per_domain=3, temperatures=[0.0], **OPTIONS))
-    row = rows["code", 0.0, 3]
+    content = evaluate_speculative(
+        right,
+        [prompts],
+        prompts_per_domain=3,
+        temperatures=[0.0],
+        batch_sizes=[3, 1],
+        **{**OPTIONS, "draft_lengths": None},
+    )
+    rows, summary = rows_by_key(content), content["summary"]
+    assert {key[4] for key in rows} == {*range(11), "adaptive"}
+    row = rows["nextlat", "code", 1, 0.0, 3]
     assert row["speedup"] == row["speedup_low"] == row["speedup_high"] == pytest.approx(4.0)
-    assert row["tokens_per_second"] == pytest.approx(16 / (4 * 2))  # the median prompt: 4 cycles of 2 seconds
-    assert row["speedup_with_prefill"] == pytest.approx((16 * 2 + 1) / (4 * 2 + 1))
+    assert (row["tokens_per_second_low"], row["tokens_per_second_high"]) == (16 / 8, 16 / 4)
+    assert rows["nextlat", "code", 3, 0.0, 3]["tokens_per_second"] == pytest.approx(3 * 16 / (4 * 2))
+    # 16 tokens in two cycles: the shortest draft length that does it is taken, though longer ones are as fast.
+    assert summary["all_b1_t0_draft_length_fixed_best"] == 7
+    assert summary["all_b1_t0_speedup_fixed_best"] == pytest.approx(8.0)
+    assert summary["all_b1_t0_speedup_adaptive"] == pytest.approx(4.0)
+    assert summary["all_b1_t0_adaptive_over_fixed_best"] == pytest.approx(0.5)
+    assert summary["adaptive_keeps_up"] is False
+    assert summary["adaptive_never_slower"] is True
 
 
 @pytest.mark.parametrize(
@@ -190,7 +225,10 @@ def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: 
         ({"max_new_tokens": 1}, "2 new tokens"),
         ({"temperatures": []}, "1 temperature"),
         ({"temperatures": [-1.0]}, "change temperature"),
-        ({"draft_lengths": [-2]}, "change draft_lengths"),
+        ({"draft_lengths": [-2]}, "change draft_length"),
+        ({"draft_lengths": [0]}, "nothing beside 0"),
+        ({"batch_sizes": [4, 0]}, "change batch_size"),
+        ({"prompt_tokens": 1}, "change prompt_tokens"),
         ({"max_new_tokens": 125}, "exceeds the model's context of 128"),
     ],
 )
@@ -199,15 +237,48 @@ def test_bad_requests(right: Path, prompts: Path, options: dict[str, Any], messa
         evaluate_speculative(right, [prompts], **{**OPTIONS, **options})
 
 
-def test_an_export_without_predictor(tmp_path: Path, prompts: Path) -> None:
+def test_an_export_that_cannot_do_it(tmp_path: Path, right: Path, prompts: Path) -> None:
     config = tiny_config(vocab_size=write_tokenizer(tmp_path))
     write_export(tmp_path, config, random_weights(config), None)
-    with pytest.raises(UserError, match="has no latent predictor"):
+    with pytest.raises(UserError, match="has nothing to draft with"):
         evaluate_speculative(tmp_path, [prompts], **OPTIONS)
+    write_export(tmp_path, config, random_weights(config), random_predictor(config.hidden_size))
+    with pytest.raises(UserError, match="is not calibrated"):
+        evaluate_speculative(tmp_path, [prompts], draft_lengths=["adaptive"])
 
 
-def test_repeated_share() -> None:
-    assert repeated_share([1, 2, 3]) == 0
-    assert repeated_share(list(range(50))) == 0
-    assert repeated_share([7] * 13) == pytest.approx(9 / 10)
-    assert speculative.REPETITION_ORDER == 4
+def test_a_rival_of_another_tokenizer(
+    tmp_path: Path, right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Decoder.encode
+    rival = make_export(tmp_path / "rival", right=False)
+
+    def encode(self: Decoder, prompt: str) -> list[int]:
+        return [*original(self, prompt), *([5] if self.export == rival else [])]
+
+    monkeypatch.setattr(Decoder, "encode", encode)
+    with pytest.raises(UserError, match="in other tokens"):
+        evaluate_speculative(right, [prompts], rival=rival, **OPTIONS)
+
+
+def test_a_rival_gets_the_lengths_that_it_can_draft(
+    right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextlat_dist.evaluation import speculative
+
+    def loaded(export: Path) -> Decoder:
+        decoder = load(export)
+        if export.name == "rival":
+            assert decoder.drafter is not None
+            decoder.drafter.longest = 2
+            decoder.calibration = None
+        return decoder
+
+    monkeypatch.setattr(speculative, "load", loaded)
+    rival = right.with_name("rival")
+    if not rival.exists():
+        rival.symlink_to(right)
+    content = evaluate_speculative(right, [prompts], rival=rival, temperatures=[1.0], **OPTIONS)
+    assert {row["draft_length"] for row in content["rows"] if row["model"] == "mtp"} == {0, 1, 2}
+    (costs,) = (entry for entry in content["costs"] if entry["model"] == "mtp")
+    assert set(costs["verify"]) == {"1", "2", "3"}
