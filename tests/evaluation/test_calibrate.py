@@ -12,10 +12,16 @@ from scipy.optimize import minimize
 
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.calibrate import DRAFT_LENGTH, Observations, calibrate, measure_acceptance
+from nextlat_dist.evaluation.calibrate import (
+    DRAFT_LENGTH,
+    Observations,
+    calibrate,
+    drafter_directory,
+    measure_acceptance,
+)
 from nextlat_dist.evaluation.cycle_costs import cycles_in_turn, increasing, measure_cycle_costs, median_costs
 from nextlat_dist.evaluation.logistic import fit, probability, reliability
-from nextlat_dist.export.layout import PREDICTOR_DIRECTORY
+from nextlat_dist.export.layout import MTP_DIRECTORY, PREDICTOR_DIRECTORY
 from nextlat_dist.inference.batch import Cycle
 from nextlat_dist.inference.calibration import Acceptance, Calibration
 from nextlat_dist.inference.decoder import load
@@ -27,6 +33,7 @@ from tests.inference.exports import (
     write_export,
     write_tokenizer,
 )
+from tests.inference.test_mtp import mtp_export
 
 VOCAB_SIZE = 640  # more than the tokenizers of the prompts and of `text_dataset` have
 QUICK: dict[str, Any] = {"temperatures": [0.0, 1.0], "batch_sizes": [2], "max_new_tokens": 20, "progress": False}
@@ -188,6 +195,13 @@ def test_cycles_take_turns_and_leave_the_output_alone(right: Path) -> None:
     assert costs.verify[1][1] == 1.0
     assert {size: list(line) for size, line in costs.verify.items()} == {1: [1, 2, 3, 5, 9], 2: [1, 2, 3, 5, 9]}
     assert min(costs.draft.values()) > 0
+
+
+def test_a_drafter_of_few_tokens_is_timed_up_to_those(tmp_path: Path) -> None:
+    decoder = load(mtp_export(tmp_path / "mtp"))
+    costs = measure_cycle_costs(decoder, [[1, 2, 3], [2, 2]], [1, 3], seed=0, progress=False)
+    assert {size: list(line) for size, line in costs.verify.items()} == {1: [1, 2, 3], 3: [1, 2, 3]}
+    assert drafter_directory(decoder) == tmp_path / "mtp" / MTP_DIRECTORY
 
 
 def test_a_calibrated_export_decodes_adaptively(right: Path, prompts: Path, tmp_path: Path) -> None:
