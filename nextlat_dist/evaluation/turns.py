@@ -25,7 +25,7 @@ from nextlat_dist.inference.decoder import Decoder
 ALL = "all"
 NEXTLAT, RIVAL, HUGGING_FACE = "nextlat", "mtp", "hugging_face"
 REPETITION_ORDER = 4
-LEAST_TURNS = 4  # of a cell: two for choosing the best fixed length, two for measuring it
+LEAST_TURNS = 6  # of a cell: fewer would leave the intervals little to draw from
 
 
 @dataclass(frozen=True)

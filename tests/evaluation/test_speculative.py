@@ -12,7 +12,7 @@ import pytest
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.speculative import evaluate_speculative
-from nextlat_dist.evaluation.turns import repeated_share
+from nextlat_dist.evaluation.turns import LEAST_TURNS, repeated_share
 from nextlat_dist.inference.batch import Generation
 from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
 from nextlat_dist.inference.decoder import Decoder, load
@@ -102,8 +102,8 @@ def test_the_whole_report(
         for length in (0, "prompt_lookup")
     }
     assert set(rows) == own | outside
-    assert rows["nextlat", "code", 1, 0.0, 2]["turns"] == rows["mtp", "prose", 3, 1.0, 0]["turns"] == 4
-    assert rows["nextlat", "code", 3, 1.0, 1]["tokens"] == 4 * 3 * 9
+    assert rows["nextlat", "code", 1, 0.0, 2]["turns"] == rows["mtp", "prose", 3, 1.0, 0]["turns"] == LEAST_TURNS
+    assert rows["nextlat", "code", 3, 1.0, 1]["tokens"] == LEAST_TURNS * 3 * 9
     assert rows["nextlat", "all", 1, 0.0, "adaptive"]["acceptance_by_position"] == [1.0] * 3
     assert rows["hugging_face", "code", 1, 0.0, 0]["greedy_differing"] == 0
     summary = content["summary"]
@@ -125,7 +125,8 @@ def test_the_whole_report(
     assert len(printed.out.split("nextlat, batch 1")[0].splitlines()) == 1 + 3 * 2 * 2  # the table is not all rows
     for expected in ("flatter", "v(3) =", "NextLat writes more", "with prompt lookup", *content["verdicts"]):
         assert expected in printed.out
-    assert "evaluate speculative: 32/32" in printed.err  # two domains, sizes, temperatures; four turns each
+    turns = 2 * 2 * 2 * LEAST_TURNS  # domains, batch sizes, temperatures
+    assert f"evaluate speculative: {turns}/{turns}" in printed.err
 
 
 def test_a_right_drafter_fills_every_cycle(right: Path, prompts: Path) -> None:
@@ -136,8 +137,8 @@ def test_a_right_drafter_fills_every_cycle(right: Path, prompts: Path) -> None:
     for length in (0, 1, 2, 3):
         row = rows["nextlat", "all", 1, 0.0, length]
         cycles = -(-16 // (length + 1))
-        assert row["turns"] == 2 * (4 + 4)
-        assert row["cycles"] == 16 * cycles
+        assert row["turns"] == 2 * 2 * LEAST_TURNS
+        assert row["cycles"] == 4 * LEAST_TURNS * cycles
         assert row["accepted_tokens_per_cycle"] == pytest.approx((16 - cycles) / cycles)
         assert row["tokens_per_cycle"] == pytest.approx(16 / cycles)
         assert row["acceptance_by_position"] == [1.0] * length
@@ -149,7 +150,8 @@ def test_a_wrong_drafter_accepts_little_and_changes_nothing(wrong: Path, prompts
     content = evaluate_speculative(wrong, [prompts], prompts_per_domain=4, temperatures=[0.0], **OPTIONS)
     assert content["summary"]["greedy_identical"] is True
     row = rows_by_key(content)["nextlat", "code", 1, 0.0, 3]
-    results = load(wrong).generate([*TEXTS[:3], "never read"], max_new_tokens=17, draft_length=3, ignore_eos=True)
+    texts = [*TEXTS[:3], "never read", *TEXTS[:2]]  # the first two once more, for LEAST_TURNS
+    results = load(wrong).generate(texts, max_new_tokens=17, draft_length=3, ignore_eos=True)
     assert row["accepted_tokens_per_cycle"] < 0.5
     assert row["accepted_tokens_per_cycle"] == pytest.approx(
         sum(r.accepted for r in results) / sum(r.cycles for r in results)

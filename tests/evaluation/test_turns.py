@@ -38,7 +38,7 @@ def prompts_of(domain: str, count: int) -> list[EncodedPrompt]:
 
 
 def test_a_pass_holds_every_prompt_and_goes_round() -> None:
-    domains = {"code": prompts_of("code", 9), "prose": prompts_of("prose", 2)}
+    domains = {"code": prompts_of("code", 11), "prose": prompts_of("prose", 2)}
     turns = plan_turns(domains, [1, 2, 4], [0.0, 1.0], repeats=2, seed=100)
     by_cell: dict[Cell, list[list[str]]] = {}
     for turn in turns:
@@ -46,17 +46,17 @@ def test_a_pass_holds_every_prompt_and_goes_round() -> None:
             [row.prompt.name.removeprefix(turn.cell.domain) for row in turn.prompts]
         )
     assert len(by_cell) == 2 * 3 * 2
-    assert by_cell[Cell("code", 1, 0.0)] == [[str(i)] for i in range(9)] * 2
-    five = [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], ["8", "0"]]
-    assert by_cell[Cell("code", 2, 1.0)] == five * 2
+    assert by_cell[Cell("code", 1, 0.0)] == [[str(i)] for i in range(11)] * 2
+    pairs = [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], ["8", "9"], ["10", "0"]]
+    assert by_cell[Cell("code", 2, 1.0)] == pairs * 2
     assert by_cell[Cell("prose", 4, 0.0)] == [["0", "1", "0", "1"]] * LEAST_TURNS * 2
 
 
 def test_halves_are_of_prompts_and_seeds_never_meet() -> None:
-    turns = plan_turns({"code": prompts_of("code", 5)}, [1, 3], [1.0], repeats=3, seed=7)
+    turns = plan_turns({"code": prompts_of("code", 7)}, [1, 3], [1.0], repeats=3, seed=7)
     alone = [turn for turn in turns if turn.cell.batch_size == 1]
     half_of = {(turn.prompts[0].prompt.name, turn.half) for turn in alone}
-    assert sorted(half_of) == [("code0", 0), ("code1", 1), ("code2", 0), ("code3", 1), ("code4", 0)]
+    assert sorted(half_of) == [(f"code{i}", i % 2) for i in range(7)]
     rows = [turn.seed + row for turn in turns if turn.cell.batch_size == 3 for row in range(3)]
     assert min(rows) == 7
     assert len(set(rows)) == len(rows)
@@ -64,7 +64,7 @@ def test_halves_are_of_prompts_and_seeds_never_meet() -> None:
 
 def test_cells_are_interleaved() -> None:
     """At any time every cell has had about the same share of its turns."""
-    turns = plan_turns({"a": prompts_of("a", 40), "b": prompts_of("b", 4)}, [1], [0.0], repeats=1, seed=0)
+    turns = plan_turns({"a": prompts_of("a", 60), "b": prompts_of("b", 6)}, [1], [0.0], repeats=1, seed=0)
     assert Counter(turn.cell.domain for turn in turns[:22]) == {"a": 20, "b": 2}
 
 
@@ -112,13 +112,13 @@ def test_contenders_rotate_and_are_counted() -> None:
     assert outcome.accepted_by_position == [2, 0]
     assert Contender(HUGGING_FACE, 0) not in measured.outcomes[Cell("code", 2, 0.0)]
     cells = over_all_domains(measured)
-    assert len(cells[Cell(ALL, 1, 0.0)][Contender(RIVAL, 0)]) == 4 + LEAST_TURNS
+    assert len(cells[Cell(ALL, 1, 0.0)][Contender(RIVAL, 0)]) == 2 * LEAST_TURNS
     # The rival is held against its own baseline, Hugging Face against that of NextLat.
     alone = cells[Cell("code", 1, 0.0)]
     assert {c.model: sum(o.differing for o in alone[c]) for c in alone if c.draft_length == 0} == {
         NEXTLAT: 0,
         RIVAL: 0,
-        HUGGING_FACE: 4,
+        HUGGING_FACE: LEAST_TURNS,
     }
 
 

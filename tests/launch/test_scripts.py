@@ -52,6 +52,7 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
         (["torchrun.sh"], ["no CONFIG"]),
         (["torchrun.sh", "run.yaml"], ["no virtual environment"]),
         (["quickstart.sh", "--fast"], ["--fast", "key=value"]),
+        (["speculative.sh", "--fast"], ["--fast", "key=value"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
