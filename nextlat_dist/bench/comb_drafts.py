@@ -2,11 +2,11 @@
 
     python -m nextlat_dist.bench.comb_drafts --export DIR --prompts FILE|DIR … [--json FILE] [--quick]
 
-`comb_to_chain`   tokens/s of the best comb over the best chain: greedy, batch 1, all lengths taking turns on the same text
+`comb_to_chain`   tokens/s of the best comb over the best chain: greedy, batch 1, all lengths taking turns
 `second_choice`   share of the rejections, at the best comb's length, where the second choice was the token
 
-A comb's node is one drafted state like any other, and all second choices are read off logits that the chain needs anyway;
-what they cost is a verification of 1 + 2k tokens instead of 1 + k. A hit is worth one token. The engine drafts chains.
+A comb's second choices are read off logits that the chain needs anyway; what they cost is a verification of 1 + 2k
+tokens instead of 1 + k. A hit is worth one token. The engine drafts chains.
 Invariant: both loops emit the base model's greedy tokens.
 """
 
