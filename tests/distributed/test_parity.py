@@ -59,8 +59,11 @@ def _assert_equal(result: Any, expected: Any) -> None:
             assert ours[key] == pytest.approx(value, rel=TOLERANCE), f"step {step}, {key}"
 
 
-@pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "horizon"),
+    [pytest.param(layout, 1, marks=() if layout == "tp2-pp2" else pytest.mark.slow) for layout in LAYOUTS]
+    + [(layout, 3) for layout in LAYOUTS],
+)
 def test_layout_equals_single_rank(
     layout: str, horizon: int, reference: dict[int, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -72,8 +75,11 @@ def test_layout_equals_single_rank(
 
 @pytest.mark.parametrize(
     ("objective", "model"),
-    [({"name": "next_token"}, {}), ({}, {"tie_embeddings": True}), ({"name": "next_token"}, {"tie_embeddings": True})],
-    ids=["next-token", "tied", "tied-next-token"],
+    [
+        pytest.param({"name": "next_token"}, {}, id="next-token"),
+        pytest.param({}, {"tie_embeddings": True}, id="tied"),
+        pytest.param({"name": "next_token"}, {"tie_embeddings": True}, id="tied-next-token", marks=pytest.mark.slow),
+    ],
 )
 def test_pipeline_equals_single_rank_for_other_models(
     objective: dict[str, Any], model: dict[str, Any], one_rank: Ranks, four_ranks: Ranks

@@ -64,6 +64,7 @@ def test_every_start_has_the_same_arguments(plain: Project) -> None:
     assert rank["arguments"] == ["train", "--config", "run.yaml", "exits=1,0", "data.note=two words"]
 
 
+@pytest.mark.slow
 def test_restart_under_the_real_launcher(project: Project) -> None:
     project.add_real_venv()
     result = project.run("launch/single_node.sh", "run.yaml", "exits=9,0")
@@ -83,7 +84,7 @@ def test_interrupt_ends_the_ranks_and_stays_so(project: Project) -> None:
     assert starts(project) == ["2"]
 
 
-@pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("wanted", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_torchrun_ranks_save_when_asked_to_stop(project: Project, wanted: signal.Signals) -> None:
     project.add_real_venv()
     process = project.start("launch/torchrun.sh", "run.yaml", "wait=yes")
@@ -98,7 +99,7 @@ def test_torchrun_ranks_save_when_asked_to_stop(project: Project, wanted: signal
         assert (rank["RANK"], rank["WORLD_SIZE"], rank["LOCAL_SIZE"]) == (str(number), "2", "2")
 
 
-@pytest.mark.parametrize(("codes", "code", "times"), [("2", 2, 1), ("5,0", 0, 2)])
+@pytest.mark.parametrize(("codes", "code", "times"), [("2", 2, 1), pytest.param("5,0", 0, 2, marks=pytest.mark.slow)])
 def test_torchrun_passes_on_why_it_failed(project: Project, codes: str, code: int, times: int) -> None:
     project.add_real_venv()
     result = project.run("launch/torchrun.sh", "run.yaml", f"exits={codes}", NPROC="1")

@@ -50,7 +50,9 @@ def sources(dataset: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["one-source", "mixture"])
+@pytest.mark.parametrize(
+    "mixed", [pytest.param(False, marks=pytest.mark.slow, id="one-source"), pytest.param(True, id="mixture")]
+)
 def test_another_number_of_ranks_goes_on_with_the_same_batches(
     mixed: bool, tmp_path: Path, text_dataset: Path, one_rank: Ranks, two_ranks: Ranks
 ) -> None:

@@ -25,6 +25,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "pp2-bf16": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 1}, {"precision": "bf16"}),
     "tp2-pp2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 0}, {}),
 }
+SLOW_LAYOUTS = {"one-rank", "dp2-zero2", "tp2"}  # the others have each of their parts
 
 
 def run_training(raw: dict[str, Any]) -> None:
@@ -66,7 +67,9 @@ def logged(output: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: {k: v for k, v in line.items() if k not in clock} for line in lines if "loss" in line}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.slow if name in SLOW_LAYOUTS else ()) for name in LAYOUTS]
+)
 def test_resume_is_bit_identical(
     layout: str, tmp_path: Path, text_dataset: Path, request: pytest.FixtureRequest
 ) -> None:

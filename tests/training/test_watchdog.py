@@ -76,7 +76,7 @@ def test_what_says_that_a_connection_was_lost() -> None:
     assert not lost_connection(OSError(gloo))
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_or_killed_rank_is_named_and_the_others_end(
     number: signal.Signals, tmp_path: Path, text_dataset: Path
 ) -> None:
