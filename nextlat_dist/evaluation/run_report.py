@@ -21,7 +21,7 @@ from nextlat_dist import report
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import pictures
 from nextlat_dist.evaluation.costs import costs_sentence
-from nextlat_dist.evaluation.speculative_words import greedy_sentence, tabled
+from nextlat_dist.evaluation.speculative_words import greedy_sentence, tables
 from nextlat_dist.evaluation.turns import ALL, NEXTLAT
 
 METRICS_FILE = "metrics.jsonl"
@@ -171,7 +171,7 @@ def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
         "interval. *Accepted* counts drafted tokens per cycle, *tokens/cycle* also the one that costs no draft. Speeds "
         "leave out the prefill. The best fixed length is chosen on one half of the turns and measured on the other.",
         "",
-        report.markdown_table(*tabled(measured["cells"])),
+        "\n\n".join(report.markdown_table(*table) for table in tables(measured["cells"])),
         "",
         *([" ".join(measured["verdicts"]), ""] if measured["verdicts"] else []),
         "All domains together, by draft length:",

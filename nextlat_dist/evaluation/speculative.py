@@ -25,7 +25,7 @@ from nextlat_dist.evaluation import speculative_summary as numbers
 from nextlat_dist.evaluation.contenders import encode_prompts, sides_of
 from nextlat_dist.evaluation.costs import MEASURED_ROUNDS, costs_sentence, measure_costs, split_cycles
 from nextlat_dist.evaluation.speculative_pictures import draw_pictures
-from nextlat_dist.evaluation.speculative_words import CAVEAT, greedy_sentence, tabled, verdicts
+from nextlat_dist.evaluation.speculative_words import CAVEAT, greedy_sentence, tables, verdicts
 from nextlat_dist.evaluation.turns import (
     NEXTLAT,
     RIVAL,
@@ -253,7 +253,8 @@ def _cost_names(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _show(content: Mapping[str, Any]) -> None:
     summary = content["summary"]
-    print(report.table(*tabled(content["cells"])))
+    for columns, rows in tables(content["cells"]):
+        print(report.table(columns, rows), end="\n\n")
     for entry in content["costs"]:
         print(f"{entry['model']}, {costs_sentence(entry)}")
     for sentence in content["verdicts"]:

@@ -18,10 +18,8 @@ _CLAIM_WORDS = {
     "adaptive_never_slower": f"adaptive reaches {NEVER_SLOWER} of plain decoding's speed",
     "nextlat_ahead_of_mtp": "NextLat writes more tokens per second than MTP, beyond its confidence interval,",
 }
-_COLUMNS = {
-    "batch": "{batch_size}",
-    "temperature": "{temperature:g}",
-    "domain": "{domain}",
+_CELL_COLUMNS = {"batch": "{batch_size}", "temperature": "{temperature:g}", "domain": "{domain}"}
+_OWN_COLUMNS = {
     "tokens/s plain": "{baseline_tokens_per_second:.0f}",
     "best fixed": "{draft_length_fixed_best}",
     "speedup": "{speedup_fixed_best:.2f}",
@@ -35,10 +33,12 @@ _ADAPTIVE_COLUMNS = {
     "(95%) ": "{adaptive_over_fixed_best_low:.3f}–{adaptive_over_fixed_best_high:.3f}",
 }
 _RIVAL_COLUMNS = {
-    "MTP fixed": "{mtp_draft_length_fixed_best}",
-    "speedup ": "{mtp_speedup_fixed_best:.2f}",
-    "accepted  ": "{mtp_accepted_fixed_best:.2f}",
-    "tokens/s over MTP": "{nextlat_over_mtp:.2f}",
+    "MTP best fixed": "{mtp_draft_length_fixed_best}",
+    "speedup": "{mtp_speedup_fixed_best:.2f}",
+    "accepted": "{mtp_accepted_fixed_best:.2f}",
+    "adaptive": "{mtp_speedup_adaptive:.2f}",
+    "NextLat/MTP tokens/s": "{nextlat_over_mtp:.2f}",
+    "(95%)": "{nextlat_over_mtp_low:.2f}–{nextlat_over_mtp_high:.2f}",
 }
 _HUGGING_FACE_COLUMNS = {
     "transformers/plain": "{hugging_face_over_baseline:.2f}",
@@ -74,16 +74,28 @@ def greedy_sentence(summary: Mapping[str, Any]) -> str:
     )
 
 
-def tabled(compared: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Columns and rows for `report.table`: what was measured in any cell, by batch size, temperature, domain."""
-    columns = _COLUMNS.copy()
-    for name, further in (
-        ("speedup_adaptive", _ADAPTIVE_COLUMNS),
-        ("nextlat_over_mtp", _RIVAL_COLUMNS),
-        ("hugging_face_over_baseline", _HUGGING_FACE_COLUMNS),
-    ):
-        if any(name in entry for entry in compared):
-            columns |= further
+def tables(compared: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """Columns and rows for `report.table`, by batch size, temperature, domain: our own cells, then those with rivals.
+
+    Only what was measured has columns, and the second table is there only if it has any.
+    """
+
+    def measured(name: str) -> list[Mapping[str, Any]]:
+        return [entry for entry in compared if name in entry]
+
+    own = _OWN_COLUMNS | (_ADAPTIVE_COLUMNS if measured("speedup_adaptive") else {})
+    found = [_table(own, compared)]
+    rivals = _RIVAL_COLUMNS if measured("nextlat_over_mtp") else {}
+    outside = _HUGGING_FACE_COLUMNS if measured("hugging_face_over_baseline") else {}
+    if rivals or outside:
+        found.append(_table(rivals | outside, compared if rivals else measured("hugging_face_over_baseline")))
+    return found
+
+
+def _table(
+    columns: Mapping[str, str], entries: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    columns = _CELL_COLUMNS | dict(columns)
     nothing = dict.fromkeys(name for form in columns.values() for _, name, _, _ in Formatter().parse(form) if name)
-    rows = [nothing | dict(entry) for entry in compared]
+    rows = [nothing | dict(entry) for entry in entries]
     return columns, sorted(rows, key=lambda row: (row["batch_size"], row["temperature"]))

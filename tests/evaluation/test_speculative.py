@@ -11,6 +11,7 @@ import pytest
 
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.contenders import encode_prompts
 from nextlat_dist.evaluation.speculative import evaluate_speculative
 from nextlat_dist.evaluation.turns import LEAST_TURNS, repeated_share
 from nextlat_dist.inference.batch import Generation
@@ -122,7 +123,7 @@ def test_the_whole_report(
     text = json_path.read_text()
     assert str(tmp_path) not in text
     assert str(right) not in text
-    assert len(printed.out.split("nextlat, batch 1")[0].splitlines()) == 1 + 3 * 2 * 2  # the table is not all rows
+    assert len(printed.out.split("nextlat, batch 1")[0].splitlines()) == 2 * (2 + 3 * 2 * 2)  # two tables of the cells
     for expected in ("flatter", "v(3) =", "NextLat writes more", "with prompt lookup", *content["verdicts"]):
         assert expected in printed.out
     turns = 2 * 2 * 2 * LEAST_TURNS  # domains, batch sizes, temperatures
@@ -237,6 +238,14 @@ def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: 
 def test_bad_requests(right: Path, prompts: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate_speculative(right, [prompts], **{**OPTIONS, **options})
+
+
+def test_prompts_are_cut_behind_their_first_tokens(right: Path, prompts: Path) -> None:
+    decoder = load(right)
+    cut = encode_prompts({"nextlat": decoder}, [prompts], per_domain=3, prompt_tokens=4, max_new_tokens=124)
+    whole = [decoder.encode(text) for text in TEXTS]
+    assert [prompt.ids for domain in ("code", "prose") for prompt in cut[domain]] == [ids[:4] for ids in whole]
+    assert max(map(len, whole)) > 4
 
 
 def test_an_export_that_cannot_do_it(tmp_path: Path, right: Path, prompts: Path) -> None:

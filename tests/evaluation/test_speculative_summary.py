@@ -9,7 +9,7 @@ import pytest
 
 from nextlat_dist import report
 from nextlat_dist.evaluation.speculative_summary import Outcomes, compare, headline, rows_of, summarise
-from nextlat_dist.evaluation.speculative_words import tabled, verdicts
+from nextlat_dist.evaluation.speculative_words import tables, verdicts
 from nextlat_dist.evaluation.turns import ALL, HUGGING_FACE, NEXTLAT, RIVAL, Cell, Contender, Outcome
 
 CODE = Cell("code", 1, 0.0)
@@ -126,16 +126,15 @@ def test_what_was_not_measured_is_absent() -> None:
     del measured[Contender(NEXTLAT, "adaptive")]
     (entry,) = compare({CODE: measured})
     assert not [name for name in entry if "adaptive" in name or "mtp" in name or "cpu" in name or "face" in name]
-    columns, rows = tabled([entry])
+    ((columns, rows),) = tables([entry])
     assert "adaptive" not in columns
-    assert "MTP fixed" not in columns
     assert "2.00" in report.table(columns, rows)
     only_adaptive = {
         c: turns for c, turns in outcomes().items() if c in list(outcomes())[:1] or c.draft_length == "adaptive"
     }
     (entry,) = compare({CODE: only_adaptive})
     assert "adaptive_over_fixed_best" not in entry
-    assert "–" in report.table(*tabled([entry]))
+    assert "–" in report.table(*tables([entry])[0])
 
 
 def test_flat_names_and_verdicts_over_all_cells() -> None:
@@ -191,3 +190,29 @@ def test_headline() -> None:
     assert found["speedup_adaptive"] == pytest.approx(2.0)
     assert found["sampled_speedup_adaptive"] == pytest.approx(3.0)
     assert found["baseline_tokens_per_second"] == 100.0
+
+
+def test_tables() -> None:
+    everything = compare({Cell("prose", 8, 1.0): outcomes(), CODE: outcomes()})
+    own, rivals = (report.table(*table).splitlines() for table in tables(everything))
+    assert own[1].split() == [
+        "1",
+        "0",
+        "code",
+        "100",
+        "2",
+        "2.00",
+        "1.50",
+        "2.10",
+        "2.10–2.10",
+        "1.50",
+        "1.050",
+        "1.050–1.050",
+    ]
+    assert rivals[1].split() == ["1", "0", "code", "1", "1.27", "0.67", "–", "1.50", "1.50–1.50", "0.25", "0.50"]
+    assert [line.split()[:3] for line in (own[2], rivals[2])] == [["8", "1", "prose"]] * 2
+    outside = {c: turns for c, turns in outcomes().items() if c.model != RIVAL}
+    alone = {c: turns for c, turns in outside.items() if c.model == NEXTLAT}
+    _, (columns, rows) = tables(compare({CODE: outside, Cell("code", 8, 0.0): alone}))
+    assert "MTP best fixed" not in columns
+    assert [row["batch_size"] for row in rows] == [1]
