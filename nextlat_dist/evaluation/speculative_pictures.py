@@ -35,7 +35,7 @@ def _draw_speedups(rows: Rows, path: Path) -> None:
             panel = _where(rows, batch_size=batch_size, temperature=temperature)
             for domain, style in _styles(panel).items():
                 _draw_model(axis, _where(panel, model=NEXTLAT, domain=domain), style, domain == ALL)
-            rival = {"color": pictures.COLORS[1], "marker": "s", "markersize": 3.5, "label": "MTP, all"}
+            rival = {"color": pictures.COLORS[4], "marker": "s", "markersize": 3.5, "label": "MTP, all"}
             _draw_model(axis, _where(panel, model=RIVAL, domain=ALL), rival, False)
             axis.axhline(1.0, color="black", linewidth=0.8)
             axis.set(title=_name(temperature, batch_size), xlabel="draft length (tokens)", ylabel="speedup")
