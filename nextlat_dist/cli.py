@@ -4,6 +4,7 @@
     nextlat export --checkpoint runs/NAME/checkpoints --output DIR
     nextlat calibrate --export DIR --prompts FILE|DIR …
     nextlat generate --export DIR --prompt TEXT
+    nextlat chat --export DIR
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat report --run runs/NAME
     nextlat checkpoint list | verify | prune | reshape runs/NAME/checkpoints
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_calibrate(commands)
     _add_generate(commands)
+    _add_chat(commands)
     _add_evaluate(commands)
     _add_doctor(commands)
     add_checkpoint(commands)
@@ -114,15 +116,33 @@ def _add_calibrate(commands: Any) -> None:
 
 def _add_generate(commands: Any) -> None:
     generate = commands.add_parser("generate", help="continue a text, several tokens a step")
-    generate.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
     generate.add_argument("--prompt", required=True, help="the text, or - to read it from stdin")
-    generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument("--draft-length", type=int, default=3, help="tokens drafted per cycle; 0: plain decoding")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
-    generate.add_argument("--top-k", type=int, default=0, help="0: off")
-    generate.add_argument("--top-p", type=float, default=1.0, help="1: off")
-    generate.add_argument("--seed", type=int, default=0)
+    _add_decoding(generate)
     generate.set_defaults(run_command=_generate)
+
+
+def _add_chat(commands: Any) -> None:
+    chat = commands.add_parser("chat", help="write a text together with the model, in the terminal")
+    _add_decoding(chat)
+    chat.set_defaults(run_command=_chat)
+
+
+def _add_decoding(parser: Any) -> None:
+    parser.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--draft-length",
+        type=_draft_length,
+        metavar="N|adaptive",
+        help="tokens drafted per cycle; 0: plain decoding; default: adaptive where calibrated, else 3",
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="0: off")
+    parser.add_argument("--top-p", type=float, default=1.0, help="1: off")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated")
+    parser.add_argument("--show-drafts", action="store_true", help="colour the tokens that were drafted")
+    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: on a terminal")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -178,6 +198,10 @@ def _draft_lengths(text: str) -> list[int | str]:
     for part in text.split(","):
         lengths += ["adaptive"] if part == "adaptive" else _integers(part)
     return lengths
+
+
+def _draft_length(text: str) -> int | str:
+    return text if text == "adaptive" else int(text)
 
 
 def _numbers(text: str) -> list[float]:
@@ -244,40 +268,34 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from nextlat_dist.inference import load
+    from nextlat_dist.inference.terminal import generate
 
     decoder = load(options.export)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    ids = decoder.encode(prompt)
-    settled: list[int] = []
-    shown = ""
+    generate(decoder, prompt, *_decoding(options))
 
-    def stream(_: int, tokens: list[int]) -> None:
-        nonlocal shown
-        settled.extend(tokens)
-        text = decoder.continuation_text(ids, settled)
-        if text.startswith(shown) and not text.endswith("\ufffd"):  # hold back a character that is still in pieces
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
 
-    [generation] = decoder.generate(
-        [ids],
+def _chat(options: argparse.Namespace) -> None:
+    from nextlat_dist.inference import load
+    from nextlat_dist.inference.terminal import chat, read_line
+
+    chat(load(options.export), *_decoding(options), read_line)
+
+
+def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
+    from nextlat_dist.inference.terminal import Screen, Settings, wants_colour
+
+    settings = Settings(
         max_new_tokens=options.max_new_tokens,
         draft_length=options.draft_length,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
-        on_tokens=stream,
+        stop_strings=tuple(options.stop),
     )
-    print(decoder.continuation_text(ids, generation.token_ids)[len(shown) :])
-    # The first token belongs to the prefill.
-    tokens, seconds = len(generation.token_ids), max(generation.decode_seconds, 1e-9)
-    print(
-        f"[{tokens} tokens in {generation.cycles} cycles, {generation.accepted} of {generation.drafted} drafted tokens "
-        f"accepted, {(tokens - 1) / seconds:.0f} tokens/s]",
-        file=sys.stderr,
-    )
+    colour = options.show_drafts and wants_colour(options.color, sys.stdout)
+    return settings, Screen(sys.stdout, sys.stderr, colour=colour)
 
 
 def _evaluate_speculative(options: argparse.Namespace) -> None:
