@@ -289,7 +289,9 @@ def test_a_rival_gets_the_lengths_that_it_can_draft(
     rival = right.with_name("rival")
     if not rival.exists():
         rival.symlink_to(right)
-    content = evaluate_speculative(right, [prompts], rival=rival, temperatures=[1.0], **OPTIONS)
+    options = OPTIONS | {"draft_lengths": [1, 2, 3, "adaptive"]}
+    content = evaluate_speculative(right, [prompts], rival=rival, temperatures=[1.0], **options)
+    assert {row["draft_length"] for row in content["rows"] if row["model"] == "nextlat"} == {0, 1, 2, 3, "adaptive"}
     assert {row["draft_length"] for row in content["rows"] if row["model"] == "mtp"} == {0, 1, 2}
     (costs,) = (entry for entry in content["costs"] if entry["model"] == "mtp")
     assert set(costs["verify"]) == {"1", "2", "3"}
