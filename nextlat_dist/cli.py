@@ -201,6 +201,8 @@ def _draft_lengths(text: str) -> list[int | str]:
 
 
 def _draft_length(text: str) -> int | str:
+    if text != "adaptive" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor adaptive")
     return text if text == "adaptive" else int(text)
 
 

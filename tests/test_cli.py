@@ -81,7 +81,7 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: nextlat" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "export", "generate", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "export", "generate", "chat", "evaluate", "report"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], [command, "--help"]):
         with pytest.raises(SystemExit) as caught:
