@@ -13,6 +13,7 @@ import torch
 from nextlat_dist.errors import UserError
 from nextlat_dist.export.layout import MTPConfig, load_base_weights, save_base_weights, save_mtp, weights_sha256
 from nextlat_dist.inference import load
+from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.mtp import MultiTokenPrediction
 from tests.distributed import jobs
@@ -101,8 +102,8 @@ class Rows:
         self.pick = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.drafter = drafter
-        self.settled: list[torch.Tensor] = [torch.empty(0, HIDDEN, dtype=torch.float64) for _ in range(4)]
-        self.memory = drafter.start(4, CONTEXT)
+        self.settled: list[torch.Tensor] = [torch.empty(0, HIDDEN, dtype=torch.float64) for _ in range(5)]
+        self.memory = drafter.start(5, CONTEXT)
 
     def absorb(self, most: int) -> None:
         counts = [self.pick.randint(1, most) for _ in self.settled]
@@ -150,6 +151,7 @@ def test_a_row_drafts_as_if_alone_whatever_happens_around_it(decoder: Decoder, s
     assert isinstance(decoder.drafter, MultiTokenPrediction)
     rows = Rows(decoder.drafter, seed)
     rows.absorb(most=12)
+    rows.end_one()  # with its first token
     for cycle in range(9):
         if cycle != 4:  # a cycle without drafts leaves more to read
             rows.draft()
@@ -172,9 +174,14 @@ def test_greedy_output_is_that_of_no_drafts(decoder: Decoder, draft_length: int)
     assert all(0 < some < most for some, most in zip(accepted, offered, strict=True))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_batch_is_its_rows_alone(decoder: Decoder, temperature: float) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 30, "draft_length": 2, "temperature": temperature}
+# Costs that are those of one row at any number of rows: what a row drafts is its own affair.
+COSTS = Costs({1: 0.05}, {1: {1: 1.0, 2: 1.02, 3: 1.04}})
+
+
+@pytest.mark.parametrize(("draft_length", "temperature"), [(2, 0.0), (2, 0.9), ("adaptive", 0.9)])
+def test_a_batch_is_its_rows_alone(decoder: Decoder, draft_length: Any, temperature: float) -> None:
+    decoder.calibration = Calibration("cpu", COSTS, [Acceptance(0.9, [0.5, 0.4], [0.0, 1.0, 0.0])])
+    options: dict[str, Any] = {"max_new_tokens": CONTEXT, "draft_length": draft_length, "temperature": temperature}
     batch = decoder.generate(PROMPTS, seed=5, **options)
     for row, (prompt, result) in enumerate(zip(PROMPTS, batch, strict=True)):
         (alone,) = decoder.generate([prompt], seed=5 + row, **options)
@@ -186,6 +193,7 @@ def test_a_batch_is_its_rows_alone(decoder: Decoder, temperature: float) -> None
 def test_no_more_than_its_layers(decoder: Decoder) -> None:
     with pytest.raises(UserError, match="proposes 2 tokens at most"):
         decoder.generate(PROMPTS, max_new_tokens=4, draft_length=3)
+    decoder.calibration = None
     assert decoder.generate(PROMPTS[:1], max_new_tokens=8)[0].drafted_by_position[1:]  # 2 where nothing is said
 
 
