@@ -27,7 +27,7 @@ from nextlat_dist.evaluation.turns import ALL, NEXTLAT
 METRICS_FILE = "metrics.jsonl"
 EXPORT_REPORT = Path("export") / "export_report.json"
 SPECULATIVE_REPORT = "speculative.json"
-LOSS_TERMS = {"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL"}
+LOSS_TERMS = {"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL", "mtp": "multi-token"}
 LAST_ENTRIES = 5
 SPECULATIVE_FIELDS = (
     "greedy_identical",
