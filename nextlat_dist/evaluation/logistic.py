@@ -25,24 +25,15 @@ def fit(features: np.ndarray, outcomes: np.ndarray, ridge: float = RIDGE) -> np.
     [n] of 0 or 1.
     """
     weights = np.zeros(features.shape[1])
-    loss = _loss(weights, features, outcomes, ridge)
     for _ in range(MOST_STEPS):
         p = probability(weights, features)
         gradient = features.T @ (p - outcomes) + ridge * weights
         curvature = (features * (p * (1 - p))[:, None]).T @ features + ridge * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)
-        size = 1.0
-        while (new := _loss(weights - size * step, features, outcomes, ridge)) > loss and size > TOLERANCE:
-            size /= 2  # a full step may overshoot far from the optimum
-        weights, loss = weights - size * step, new
+        weights = weights - step
         if np.abs(step).max() < TOLERANCE:
             break
     return weights
-
-
-def _loss(weights: np.ndarray, features: np.ndarray, outcomes: np.ndarray, ridge: float) -> float:
-    z = features @ weights
-    return float((np.logaddexp(0, z) - outcomes * z).sum() + ridge / 2 * (weights @ weights))
 
 
 def reliability(predicted: np.ndarray, outcomes: np.ndarray, bins: int) -> list[dict[str, Any]]:
