@@ -274,7 +274,7 @@ class Batch:
         last = torch.tensor([self.rows[r].result.token_ids[-1] for r in going], device=device)
         kept = None
         while going:
-            scores = self.chooser.scores(self.memory.logits(last, kept))
+            scores = self.chooser.scores(self.memory.logits(last, kept), True)
             sure = self.chooser.confidences(scores).tolist()
             taking = [i for i, r in enumerate(going) if paces[r].takes(sure[i])]
             if not taking:

@@ -28,21 +28,27 @@ class Chooser:
     sampling: Sampling
     vocabulary: torch.Tensor | None
 
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """What drafts are chosen by: the logits when greedy, else the distribution q that they are drawn from."""
-        return logits if self.sampling.greedy else self.sampling.probabilities(logits)
+    def scores(self, logits: torch.Tensor, normalised: bool) -> torch.Tensor:
+        """What drafts are chosen by: the distribution q that they are drawn from; when greedy the logits, or the
+        log-softmax of them if they are to tell the drafter's confidence too (`normalised`).
+        """
+        if not self.sampling.greedy:
+            return self.sampling.probabilities(logits)
+        return logits.log_softmax(dim=-1) if normalised else logits
 
     def confidences(self, scores: torch.Tensor) -> torch.Tensor:
-        """[rows], the largest probability of each row; a greedy draft's is that of temperature 1."""
-        if self.sampling.greedy:
-            return (scores.amax(dim=-1) - scores.logsumexp(dim=-1)).exp()
-        return scores.amax(dim=-1)
+        """[rows], the largest probability of each row (when greedy, that of temperature 1), from normalised scores."""
+        best = scores.amax(dim=-1)
+        return best.exp() if self.sampling.greedy else best
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Drafted ids [rows] and their scores: the best ones when greedy, else drawn at `uniforms` [rows]."""
-        columns = scores.argmax(dim=-1) if self.sampling.greedy else draw(scores, uniforms)
-        ids = columns if self.vocabulary is None else self.vocabulary[columns]
-        return ids, scores.gather(1, columns[:, None])[:, 0]
+        if self.sampling.greedy:
+            values, columns = scores.max(dim=-1)
+        else:
+            columns = draw(scores, uniforms)
+            values = scores.gather(1, columns[:, None])[:, 0]
+        return columns if self.vocabulary is None else self.vocabulary[columns], values
 
 
 class Drawn(NamedTuple):
@@ -114,16 +120,12 @@ def unroll(
     memory.begin(h)
     steps: list[tuple[torch.Tensor, ...]] = []
     for step in range(uniforms.shape[1]):
-        scores = chooser.scores(memory.logits(tokens, None))
+        scores = chooser.scores(memory.logits(tokens, None), confidences)
         tokens, values = chooser.choose(scores, uniforms[:, step])
         steps.append((tokens, values, chooser.confidences(scores) if confidences else values, scores))
-    stacked = [torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3]]
-    return Drawn(
-        stacked[0],
-        stacked[1],
-        stacked[2] if confidences else stacked[2][:, :0],
-        scores[:, None, :][:, :0] if chooser.sampling.greedy else torch.stack([own[3] for own in steps], dim=1),
-    )
+    ids, values, sure = (torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3])
+    q = scores[:, None][:, :0] if chooser.sampling.greedy else torch.stack([own[3] for own in steps], dim=1)
+    return Drawn(ids, values, sure if confidences else sure[:, :0], q)
 
 
 class LatentPredictor:

@@ -53,11 +53,9 @@ class AdaptivePolicy:
         self.acceptance = calibration.acceptance_at(temperature)
         shares = self.acceptance.by_position[: self.longest]
         self.by_position = shares + shares[-1:] * (self.longest - len(shares))
+        # Of a cycle with so many drafts, in plain steps of the batch.
+        self.cost = [drafts * self.draft + verify for drafts, verify in enumerate(self.verify)]
         self.rate = self.best_rate(self.by_position)
-
-    def cost(self, drafts: int) -> float:
-        """Of a cycle with `drafts` drafts, in plain steps of the batch."""
-        return drafts * self.draft + self.verify[drafts]
 
     def best_rate(self, by_position: list[float]) -> float:
         """Tokens per plain step at the best fixed number of drafts, at least 1."""
@@ -65,7 +63,7 @@ class AdaptivePolicy:
         for drafts, share in enumerate(by_position, start=1):
             survival *= share
             tokens += survival
-            best = max(best, tokens / self.cost(drafts))
+            best = max(best, tokens / self.cost[drafts])
         return best
 
     def pace(self) -> Pace:
@@ -105,11 +103,11 @@ class AdaptivePace:
             survival *= self.ahead[drafts - 1]
             tokens += survival
             if drafts >= least:
-                best = max(best, tokens - rate * (policy.cost(drafts) - spent))
+                best = max(best, tokens - rate * (policy.cost[drafts] - spent))
         return best
 
     def begins(self) -> bool:
-        return self._gain(1, 1.0, self.policy.cost(0), 1) > MARGIN
+        return self._gain(1, 1.0, self.policy.cost[0], 1) > MARGIN
 
     def takes(self, confidence: float) -> bool:
         policy = self.policy
@@ -119,9 +117,9 @@ class AdaptivePace:
         reached = self.survival * self._corrected(share)
         # The step has been paid for, whether its draft is taken or not.
         stop_cost = policy.draft * self.steps + policy.verify[position - 1]
-        now = reached - self.rate * (policy.cost(position) - stop_cost)
+        now = reached - self.rate * (policy.cost[position] - stop_cost)
         if now <= 0:
-            later = self._gain(position + 1, reached, policy.cost(position), position + 1)
+            later = self._gain(position + 1, reached, policy.cost[position], position + 1)
             if now + later <= 0:
                 return False
         self.drafted.append(share)
@@ -132,7 +130,7 @@ class AdaptivePace:
         position = len(self.drafted)
         if position == self.policy.longest:
             return False
-        return self._gain(position + 1, self.survival, self.policy.cost(position), position + 1) > 0
+        return self._gain(position + 1, self.survival, self.policy.cost[position], position + 1) > 0
 
     def settle(self, accepted: int) -> None:
         policy = self.policy

@@ -47,7 +47,7 @@ def play(policy: AdaptivePolicy, accept: float, cycles: int, seed: int = 0) -> t
 
 
 def fixed_rate(policy: AdaptivePolicy, accept: float, drafts: int) -> float:
-    return sum(accept**i for i in range(drafts + 1)) / policy.cost(drafts)
+    return sum(accept**i for i in range(drafts + 1)) / policy.cost[drafts]
 
 
 @pytest.mark.parametrize("accept", [0.2, 0.5, 0.7, 0.9, 0.98])
@@ -84,7 +84,7 @@ def test_confidence_beats_every_fixed_length() -> None:
         run = next((i for i, hit in enumerate(accepted) if not hit), LONGEST)
         for drafts, totals in rates.items():
             totals[0] += min(run, drafts) + 1
-            totals[1] += policy.cost(drafts)
+            totals[1] += policy.cost[drafts]
         drafts = steps = 0
         going = pace.begins()
         while going:
