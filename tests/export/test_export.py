@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
+from tests.export.server import check_root
 from tests.training.test_resume import run_training, training_config
 
 TP2_PP2 = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 1}
@@ -79,6 +80,7 @@ def test_layouts_export_equal_bytes(
     base = load_file(tmp_path / "one-export" / "model.safetensors")
     assert ("lm_head.weight" in base) is not model.get("tie_embeddings", False)
     assert len(base) == 9 * 4 + 2 + ("lm_head.weight" in base)  # of a plain Llama, and nothing else
+    check_root(tmp_path / "one-export")
 
 
 @pytest.fixture(scope="module")

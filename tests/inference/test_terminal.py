@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
+import shutil
 import signal
 import sys
 import time
@@ -83,6 +85,19 @@ def test_bytes_that_never_become_a_character(decoder: Decoder) -> None:
     stream.push(Piece(0, snowman[:1], 0))
     assert text_of(stream.push(Piece(0, decoder.encode("alpha")[1:], 0))) == "\ufffdalpha"
     assert text_of(stream.push(Piece(0, snowman, 0))) == "☃"
+    assert text_of(stream.push(Piece(0, snowman[:1] * 4, 0))) == 4 * "\ufffd"  # no character is that long
+
+
+def test_the_space_behind_a_special_token(decoder: Decoder, tmp_path: Path) -> None:
+    """A tokenizer that takes the first space of a text away: what follows "</s>" is not the first."""
+    shutil.copytree(decoder.export, tmp_path / "export")
+    path = tmp_path / "export" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    path.write_text(json.dumps(raw))
+    stripping = load(tmp_path / "export")
+    new = [*decoder.encode(" alpha")[1:], 2, *decoder.encode(" beta")[1:]]
+    assert text_of(TextStream(stripping, [1]).push(Piece(0, new, 0))) == "alpha beta"
 
 
 def test_the_drafted_part_of_a_piece(decoder: Decoder) -> None:
@@ -103,6 +118,7 @@ def test_a_stop_string_is_never_shown(decoder: Decoder, size: int) -> None:
         (["\n\n\n"], "alpha beta\n\nbeta"),
         (["beta\n\n\n", "self"], "alpha beta\n\n"),
         (["\n\nb", "beta\n\n\n"], "alpha beta"),
+        (["self", "\n\n\nself"], "alpha beta\n\nbeta"),
         (["selfish"], text),
     ]:
         stream = TextStream(decoder, [1], stops)
