@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.reference import counts_for_hidden, counts_for_kl, counts_for_next_token, reference_terms
+from tests.reference import counts_for_hidden, counts_for_kl, counts_for_mtp, counts_for_next_token, reference_terms
 
 VOCAB, HIDDEN, FFN, HEADS, GROUPS, LAYERS, PREDICTOR = 23, 16, 24, 4, 2, 2, 20
 ROTARY_BASE, NORM_EPSILON = 500.0, 1e-2  # an epsilon large enough that a wrong one shows
@@ -115,6 +115,8 @@ def test_what_counts_table_filled_in_by_hand() -> None:
 
     assert [hidden_pairs(i) for i in (1, 2, 3, 4)] == [[0, 1, 2, 4, 5], [0, 1, 4], [0], []]
     assert [kl_pairs(i) for i in (1, 2, 3, 4)] == [[0, 1, 4], [0], [], []]
+    for i in (1, 2, 3, 4):  # what looks as far ahead counts for both
+        assert [t for t in range(s) if counts_for_mtp(documents, loss_mask, 0, t, i)] == kl_pairs(i)
 
 
 def test_last_token_is_a_target_without_a_state() -> None:
