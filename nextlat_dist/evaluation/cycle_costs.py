@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, cast
 
 from nextlat_dist import report
 from nextlat_dist.errors import UserError
@@ -118,7 +117,7 @@ def cycles_in_turn(
     tokens = turns * sum(length + 1 for length in lengths) + 1
     seen: list[Cycle] = []
     request = Request(tokens, "adaptive", Sampling(), Stops(frozenset()))
-    policy = cast(Any, _TakeTurns(lengths))
+    policy = _TakeTurns(lengths)
     seeds = range(seed, seed + len(rows))
     batch = Batch(decoder.llama, decoder.drafter, rows, request, policy, seeds, seen.append)
     pieces = batch.run()

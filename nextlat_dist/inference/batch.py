@@ -23,7 +23,7 @@ import torch
 
 from nextlat_dist.inference.drafter import Chooser, Drafter
 from nextlat_dist.inference.llama import Llama
-from nextlat_dist.inference.policy import AdaptivePolicy, Pace
+from nextlat_dist.inference.policy import Pace, Policy
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.stopping import Stops
 from nextlat_dist.inference.verify import Drafts, DraftStep, verify_greedy, verify_sampled
@@ -132,7 +132,7 @@ class Batch:
         drafter: Drafter | None,
         prompts: Sequence[list[int]],
         request: Request,
-        policy: AdaptivePolicy | None,
+        policy: Policy | None,
         seeds: Sequence[int],
         on_cycle: Callable[[Cycle], None] | None = None,
     ) -> None:

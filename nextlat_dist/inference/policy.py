@@ -43,8 +43,15 @@ class Pace(Protocol):
         """The cycle kept `accepted` drafts."""
 
 
+class Policy(Protocol):
+    """What the rows of a batch share."""
+
+    def pace(self) -> Pace:
+        """A row's decisions, from its first cycle on."""
+
+
 class AdaptivePolicy:
-    """What the rows of a batch share: costs at its size, acceptance at its temperature."""
+    """Drafts what pays, by the costs at the batch's size and the acceptance at its temperature."""
 
     def __init__(self, calibration: Calibration, temperature: float, rows: int, longest: int | None) -> None:
         self.longest = min(LONGEST, longest or LONGEST)
@@ -128,8 +135,6 @@ class AdaptivePace:
 
     def goes_on(self) -> bool:
         position = len(self.drafted)
-        if position == self.policy.longest:
-            return False
         return self._gain(position + 1, self.survival, self.policy.cost[position], position + 1) > 0
 
     def settle(self, accepted: int) -> None:
