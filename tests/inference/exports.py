@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +16,19 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from nextlat_dist.export.layout import PredictorConfig, save_base_weights, save_predictor
+from nextlat_dist.export.layout import (
+    PredictorConfig,
+    load_base_weights,
+    load_predictor,
+    save_base_weights,
+    save_predictor,
+    weights_sha256,
+)
 from nextlat_dist.export.tokenizer import export_tokenizer
+from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.drafter import Chooser, Drawn, LatentPredictor, unroll
+from nextlat_dist.inference.sampling import Sampling
 
 BOS, EOS = 1, 2
 
@@ -90,6 +103,94 @@ def copying_model(config: LlamaConfig, seed: int = 0) -> tuple[dict[str, torch.T
     return weights, predictor
 
 
+def write_kind(directory: Path, kind: str) -> Path:
+    """An export whose predictor is "random", "wrong", "right" or "half_right"; the base is random, or (for a right one)
+    a copying model.
+    """
+    config = tiny_config()
+    if kind in ("random", "wrong"):
+        weights, predictor = random_weights(config), random_predictor(config.hidden_size)
+        if kind == "wrong":
+            predictor = {name: -100 * tensor for name, tensor in predictor.items()}
+    else:
+        weights, predictor = copying_model(config)
+        if kind == "half_right":
+            noise = torch.randn(predictor["linear_out.weight"].shape, generator=torch.Generator().manual_seed(4))
+            predictor["linear_out.weight"] += 0.25 * noise
+    return write_export(directory, config, weights, predictor)
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random tokens of `tiny_config`'s vocabulary, BOS and EOS not among them."""
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(3, 31, (length,), generator=generator).tolist()
+
+
+class PlannedDrafter:
+    """Drafts each row's true sequence, with an error at a pseudo-random place of every cycle, if any; how sure it says
+    it is varies. So every number of accepted tokens occurs, at every length of an adaptive draft.
+    """
+
+    longest: int | None = None
+    vocabulary: torch.Tensor | None = None
+
+    def __init__(self, sequences: list[list[int]], size: int) -> None:
+        """`sequences` are prompts with their greedy continuations, row by row; `size` is that of the vocabulary."""
+        self.sequences, self.size = sequences, size
+
+    def start(self, rows: int, capacity: int) -> _Plan:
+        return _Plan(self, rows)
+
+
+class _Plan:
+    """Which sequence is in which row, and how much of it is settled."""
+
+    def __init__(self, drafter: PlannedDrafter, rows: int) -> None:
+        self.drafter = drafter
+        self.sequence, self.settled = list(range(rows)), [0] * rows
+        self.going: list[int] = []
+        self.step = 0
+
+    def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
+        for row, kept in enumerate(settled):
+            self.settled[row] += kept
+
+    def begin(self, h: torch.Tensor, rows: Sequence[int] | None = None) -> None:
+        self.going = list(range(len(h))) if rows is None else list(rows)
+        self.step = 0
+
+    def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        if kept is not None:
+            self.going = [self.going[place] for place in kept.tolist()]
+        logits = torch.zeros(len(self.going), self.drafter.size, dtype=torch.float64)
+        for place, row in enumerate(self.going):
+            sequence, position = self.drafter.sequences[self.sequence[row]], self.settled[row] + 1 + self.step
+            numbers = random.Random(f"{self.sequence[row]} {self.settled[row]}")
+            token = sequence[position] if position < len(sequence) else 0
+            if numbers.randrange(5) == self.step:
+                token = (token + 1) % self.drafter.size
+            logits[place, token] = 3 + 6 * numbers.random()
+        self.step += 1
+        return logits
+
+    def roll(
+        self, chooser: Chooser, h: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor, confidences: bool
+    ) -> Drawn:
+        return unroll(self, chooser, h, tokens, uniforms, confidences)
+
+    def move(self, source: int, target: int) -> None:
+        self.sequence[target], self.settled[target] = self.sequence[source], self.settled[source]
+
+
+@torch.inference_mode()
+def token_by_token(export: Path, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """Greedy decoding of prompts of one length with transformers' model and no cache at all."""
+    model, ids = reference_model(export, torch.float64), torch.tensor(prompts)
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    return ids[:, len(prompts[0]) :].tolist()
+
+
 def reference_model(directory: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     """transformers' own model of an export; its norms compute in `dtype` (they would fall back to fp32 in float64)."""
     model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
@@ -145,3 +246,42 @@ def write_tokenizer(directory: Path) -> int:
     export_tokenizer(path, directory, 128)
     size: int = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
     return size
+
+
+def calibration(draft: float = 0.05, per_token: float = 0.1) -> Calibration:
+    """Costs and acceptance at which adaptive drafting stops at several lengths."""
+    costs = Costs({1: draft}, {1: {n: 1 + per_token * (n - 1) for n in (1, 2, 4, 8, 16)}})
+    shares = [0.7, 0.65, 0.6, 0.5, 0.4]
+    return Calibration("cpu", costs, [Acceptance(temperature, shares, [0.2, 1.0, -0.3]) for temperature in (0.0, 1.0)])
+
+
+def tiny_world(directory: Path, vocabulary: int) -> Path:
+    """An export of so few tokens that the law of its continuations can be written down; it keeps half of its drafts."""
+    config = tiny_config(
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    return write_export(directory, config, random_weights(config, seed=1, scale=0.6), random_predictor(8, width=8))
+
+
+def reduced(decoder: Decoder, ids: list[int]) -> LatentPredictor:
+    """The decoder's predictor, with drafts of these ids only."""
+    predictor = load_predictor(decoder.export, weights_sha256(load_base_weights(decoder.export)))
+    assert predictor is not None
+    return LatentPredictor(predictor.config, predictor.weights, decoder.llama, torch.tensor(ids))
+
+
+@torch.inference_mode()
+def joint_law(export: Path, sampling: Sampling, prompt: list[int], length: int) -> dict[tuple[int, ...], float]:
+    """The base model's law of `length` tokens behind `prompt`, from transformers' forward over every prefix."""
+    model = reference_model(export, torch.float64)
+    every = list(itertools.product(range(model.config.vocab_size), repeat=length))
+    p = sampling.probabilities(model(torch.tensor([[*prompt, *tokens] for tokens in every])).logits)
+    p = p[:, len(prompt) - 1 : -1].gather(2, torch.tensor(every)[:, :, None])
+    return dict(zip(every, p[:, :, 0].prod(dim=1).tolist(), strict=True))
