@@ -240,6 +240,7 @@ def _summary(
     for size, line in calibration.costs.verify.items():
         summary[f"plain_cost_batch_{size}"] = line[1]
         summary[f"draft_cost_batch_{size}"] = calibration.costs.draft[size] / line[1]
+        summary[f"first_draft_extra_cost_batch_{size}"] = calibration.costs.begin[size] / line[1]
         summary |= {f"verify_cost_{width}_batch_{size}": cost / line[1] for width, cost in line.items() if width > 1}
     for entry in calibration.acceptance:
         summary[f"accepted_share_first_temperature_{entry.temperature:g}"] = entry.by_position[0]
@@ -258,11 +259,12 @@ def _summary(
 def _print(calibration: Calibration, observed: dict[float, Observations], rows: list[dict[str, Any]]) -> None:
     widths = sorted(next(iter(calibration.costs.verify.values())))
     lines = [
-        {"size": size, "plain": line[1], "draft": calibration.costs.draft[size] / line[1]}
+        {"size": size, "plain": line[1]}
+        | {"first": calibration.costs.begin[size] / line[1], "draft": calibration.costs.draft[size] / line[1]}
         | {f"v{width}": line[width] / line[1] for width in widths}
         for size, line in calibration.costs.verify.items()
     ]
-    columns = {"batch": "{size}", "plain step": "{plain:.2f}", "draft c": "{draft:.3f}"}
+    columns = {"batch": "{size}", "plain step": "{plain:.2f}", "draft c": "{draft:.3f}", "first +": "{first:.3f}"}
     print("Costs: the plain step in units of that at batch 1, the others in plain steps of the same batch")
     print(report.table(columns | {f"v({width})": f"{{v{width}:.2f}}" for width in widths if width > 1}, lines))
     print("\nAcceptance by position, given that all before were accepted")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+
 from nextlat_dist import report
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.batch import Batch, Cycle, Request
@@ -94,18 +96,33 @@ def measure_cycle_costs(
     return median_costs(cycles)
 
 
+def first_and_further(drafting: dict[int, float]) -> tuple[float, float]:
+    """Seconds that the first draft step takes beyond the others, and those of any step, from seconds of k steps: the
+    nearest line; without a start where that would be negative.
+    """
+    steps, seconds = np.array(list(drafting), dtype=np.float64), np.array(list(drafting.values()))
+    through_origin = float(steps @ seconds / (steps @ steps))
+    if len(steps) == 1:
+        return 0.0, through_origin
+    further, first = np.polyfit(steps, seconds, 1)
+    return (float(first), float(further)) if first > 0 and further > 0 else (0.0, through_origin)
+
+
 def median_costs(cycles: dict[int, dict[int, list[Cycle]]]) -> Costs:
     """`cycles[rows][drafts]`, in units of the plain step (no drafts) at batch size 1."""
     draft: dict[int, float] = {}
+    begin: dict[int, float] = {}
     verify: dict[int, dict[int, float]] = {}
     for size, by_drafts in cycles.items():
-        draft[size] = statistics.median(c.draft_seconds / k for k, part in by_drafts.items() if k for c in part)
+        drafting = {k: statistics.median(c.draft_seconds for c in part) for k, part in by_drafts.items() if k}
+        begin[size], draft[size] = first_and_further(drafting)
         seconds = [statistics.median(c.seconds - c.draft_seconds for c in part) for part in by_drafts.values()]
         verify[size] = dict(zip((k + 1 for k in by_drafts), increasing(seconds), strict=True))
     unit = verify[1][1]
     return Costs(
         {size: seconds / unit for size, seconds in draft.items()},
         {size: {width: seconds / unit for width, seconds in line.items()} for size, line in verify.items()},
+        {size: seconds / unit for size, seconds in begin.items()},
     )
 
 

@@ -25,6 +25,7 @@ CONFIDENCE_LIMIT = 1e-4  # logits of a confidence are taken this far from 0 and 
 class BatchCosts:
     """Costs at one batch size, in units of a plain step of that batch."""
 
+    begin: float  # what a cycle's first draft step costs beyond the others
     draft: float  # one draft step
     verify: list[float]  # entry n - 1: a cycle's forward over n tokens per row; entry 0 is 1.0
 
@@ -33,12 +34,14 @@ class BatchCosts:
 class Costs:
     """Costs of a cycle in units of one plain step at batch size 1, on the machine that calibrated.
 
-    `draft[rows]` is one draft step of a batch, `verify[rows][n]` one forward over n tokens per row, with everything
-    that a cycle does beside drafting; n = 1 is the plain step.
+    `draft[rows]` is one draft step of a batch, `begin[rows]` what a cycle's first one costs beyond that (its weights
+    have left the caches), `verify[rows][n]` one forward over n tokens per row, with everything that a cycle does beside
+    drafting; n = 1 is the plain step.
     """
 
     draft: dict[int, float]
     verify: dict[int, dict[int, float]]
+    begin: dict[int, float] = field(default_factory=lambda: {1: 0.0})
 
     def at(self, rows: int, longest: int) -> BatchCosts:
         """Costs at `rows` rows for up to `longest` drafts: between measured sizes on a straight line, beyond the last
@@ -46,12 +49,12 @@ class Costs:
         """
         widths = range(1, longest + 2)
         plain = _interpolate({size: line[1] for size, line in self.verify.items()}, rows)
-        draft = _interpolate(self.draft, rows) / plain
+        begin, draft = (_interpolate(part, rows) / plain for part in (self.begin, self.draft))
         verify = [
             _interpolate({size: _interpolate(line, width) for size, line in self.verify.items()}, rows) / plain
             for width in widths
         ]
-        return BatchCosts(draft, verify)
+        return BatchCosts(begin, draft, verify)
 
 
 def _interpolate(points: dict[int, float], at: int) -> float:
@@ -124,9 +127,15 @@ class Calibration:
                     int(rows): {int(width): float(cost) for width, cost in line.items()}
                     for rows, line in raw["costs"]["verify"].items()
                 },
+                {int(rows): float(cost) for rows, cost in raw["costs"]["begin"].items()},
             )
             acceptance = [Acceptance(**entry) for entry in raw["acceptance"]]
-            if not acceptance or not costs.draft or not all(1 in line for line in costs.verify.values()):
+            if (
+                not acceptance
+                or not costs.draft
+                or not costs.begin
+                or not all(1 in line for line in costs.verify.values())
+            ):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(

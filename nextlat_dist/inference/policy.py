@@ -56,13 +56,17 @@ class AdaptivePolicy:
     def __init__(self, calibration: Calibration, temperature: float, rows: int, longest: int | None) -> None:
         self.longest = min(LONGEST, longest or LONGEST)
         costs = calibration.costs.at(rows, self.longest)
-        self.draft, self.verify = costs.draft, costs.verify
+        self.begin, self.draft, self.verify = costs.begin, costs.draft, costs.verify
         self.acceptance = calibration.acceptance_at(temperature)
         shares = self.acceptance.by_position[: self.longest]
         self.by_position = shares + shares[-1:] * (self.longest - len(shares))
         # Of a cycle with so many drafts, in plain steps of the batch.
-        self.cost = [drafts * self.draft + verify for drafts, verify in enumerate(self.verify)]
+        self.cost = [self.drafting(drafts) + verify for drafts, verify in enumerate(self.verify)]
         self.rate = self.best_rate(self.by_position)
+
+    def drafting(self, steps: int) -> float:
+        """What so many draft steps of a cycle cost, in plain steps of the batch."""
+        return self.begin + steps * self.draft if steps else 0.0
 
     def best_rate(self, by_position: list[float]) -> float:
         """Tokens per plain step at the best fixed number of drafts, at least 1."""
@@ -123,7 +127,7 @@ class AdaptivePace:
         share = policy.acceptance.given(confidence, position)
         reached = self.survival * self._corrected(share)
         # The step has been paid for, whether its draft is taken or not.
-        stop_cost = policy.draft * self.steps + policy.verify[position - 1]
+        stop_cost = policy.drafting(self.steps) + policy.verify[position - 1]
         now = reached - self.rate * (policy.cost[position] - stop_cost)
         if now <= 0:
             later = self._gain(position + 1, reached, policy.cost[position], position + 1)
@@ -144,6 +148,6 @@ class AdaptivePace:
         for share in self.drafted[: accepted + 1]:
             self.expected_misses += 1 - share
         self.tokens = MEMORY * self.tokens + accepted + 1
-        self.time = MEMORY * self.time + policy.draft * self.steps + policy.verify[len(self.drafted)]
+        self.time = MEMORY * self.time + policy.drafting(self.steps) + policy.verify[len(self.drafted)]
         self.rate = max(1.0, (self.tokens + PRIOR_TIME * policy.rate) / (self.time + PRIOR_TIME))
         self._start_cycle()

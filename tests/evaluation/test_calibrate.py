@@ -19,7 +19,13 @@ from nextlat_dist.evaluation.calibrate import (
     drafter_directory,
     measure_acceptance,
 )
-from nextlat_dist.evaluation.cycle_costs import cycles_in_turn, increasing, measure_cycle_costs, median_costs
+from nextlat_dist.evaluation.cycle_costs import (
+    cycles_in_turn,
+    first_and_further,
+    increasing,
+    measure_cycle_costs,
+    median_costs,
+)
 from nextlat_dist.evaluation.logistic import fit, probability, reliability
 from nextlat_dist.export.layout import MTP_DIRECTORY, PREDICTOR_DIRECTORY
 from nextlat_dist.inference.batch import Cycle
@@ -176,9 +182,21 @@ def test_costs_are_medians_in_plain_steps_of_one_row() -> None:
     def part(draft: float, rest: float) -> list[Cycle]:
         return [cycle([], [], draft, draft + rest), cycle([], [], draft, draft + rest), cycle([], [], 9.0, 100.0)]
 
-    costs = median_costs({1: {0: part(0.0, 2.0), 4: part(2.0, 3.0)}, 8: {0: part(0.0, 4.0), 2: part(3.0, 10.0)}})
+    costs = median_costs(
+        {
+            1: {0: part(0.0, 2.0), 2: part(1.4, 3.0), 4: part(2.4, 3.0)},
+            8: {0: part(0.0, 4.0), 2: part(3.0, 10.0)},
+        }
+    )
     assert costs.draft == pytest.approx({1: 0.25, 8: 0.75})
-    assert costs.verify == {1: pytest.approx({1: 1.0, 5: 1.5}), 8: pytest.approx({1: 2.0, 3: 5.0})}
+    assert costs.begin == pytest.approx({1: 0.2, 8: 0.0})
+    assert costs.verify == {1: pytest.approx({1: 1.0, 3: 1.5, 5: 1.5}), 8: pytest.approx({1: 2.0, 3: 5.0})}
+
+
+def test_a_first_draft_step_is_never_cheaper_than_the_others() -> None:
+    assert first_and_further({1: 1.0, 3: 2.0, 5: 3.0}) == pytest.approx((0.5, 0.5))
+    assert first_and_further({1: 1.0, 2: 4.0}) == pytest.approx((0.0, 9 / 5))
+    assert first_and_further({1: 4.0, 2: 3.0}) == pytest.approx((0.0, 10 / 5))
 
 
 def test_cycles_take_turns_and_leave_the_output_alone(right: Path) -> None:

@@ -12,7 +12,7 @@ from nextlat_dist.inference import load
 from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
 from tests.inference.exports import random_predictor, random_weights, tiny_config, write_export
 
-COSTS = Costs({1: 0.1, 4: 0.25}, {1: {1: 1.0, 3: 1.4, 5: 2.0}, 4: {1: 2.0, 5: 6.0}})
+COSTS = Costs({1: 0.1, 4: 0.25}, {1: {1: 1.0, 3: 1.4, 5: 2.0}, 4: {1: 2.0, 5: 6.0}}, {1: 0.2, 4: 0.6})
 CALIBRATION = Calibration(
     "cpu",
     COSTS,
@@ -27,6 +27,7 @@ def test_costs_lie_on_lines_between_measurements() -> None:
     assert at_one.verify == pytest.approx([1.0, 1.2, 1.4, 1.7, 2.0, 2.3, 2.6])
     at_four = COSTS.at(4, 4)
     assert at_four.draft == pytest.approx(0.125)
+    assert at_four.begin == pytest.approx(0.3)
     assert at_four.verify == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])
     between = COSTS.at(2, 2)  # plain 4/3, draft 0.15, width 3: 1.4 and 4.0
     assert between.draft == pytest.approx(0.15 / (4 / 3))

@@ -41,7 +41,7 @@ def play(policy: AdaptivePolicy, accept: float, cycles: int, seed: int = 0) -> t
         kept = next((i for i in range(drafts) if numbers.random() >= accept), drafts)
         pace.settle(kept)
         tokens += kept + 1
-        time += steps * policy.draft + policy.verify[drafts]
+        time += policy.drafting(steps) + policy.verify[drafts]
         drafted += drafts
     return tokens / time, drafted / cycles
 
@@ -95,7 +95,7 @@ def test_confidence_beats_every_fixed_length() -> None:
             going = pace.goes_on()
         pace.settle(min(run, drafts))
         tokens += min(run, drafts) + 1
-        time += steps * policy.draft + policy.verify[drafts]
+        time += policy.drafting(steps) + policy.verify[drafts]
     assert tokens / time > 1.03 * max(emitted / spent for emitted, spent in rates.values())
 
 
@@ -107,6 +107,15 @@ def test_it_never_drafts_more_than_the_drafter_can() -> None:
     assert pace.goes_on()
     assert pace.takes(0.99)
     assert not pace.goes_on()
+
+
+def test_a_dear_first_draft_step_is_paid_by_the_following_ones() -> None:
+    """The hurdle may be the first draft step, too; once over it, drafts are as many as they would be without."""
+    costs = Costs({1: 0.05}, {1: {1: 1.0, 17: 1.8}}, {1: 0.9})
+    policy = AdaptivePolicy(Calibration("cpu", costs, [Acceptance(0.0, [0.9], [_logit(0.9), 0.0, 0.0])]), 0.0, 1, None)
+    assert fixed_rate(policy, 0.9, 1) < 1
+    rate, _ = play(policy, 0.9, 20_000)
+    assert rate > 0.985 * max(fixed_rate(policy, 0.9, drafts) for drafts in range(LONGEST + 1))
 
 
 def test_a_step_over_a_hurdle_is_looked_across() -> None:
