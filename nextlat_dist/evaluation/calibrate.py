@@ -27,7 +27,7 @@ from nextlat_dist.evaluation.cycle_costs import measure_cycle_costs
 from nextlat_dist.evaluation.logistic import fit, probability, reliability
 from nextlat_dist.evaluation.prompts import Prompt, load_prompts
 from nextlat_dist.export.draft_vocabulary import count_dataset, coverage, most_frequent
-from nextlat_dist.export.layout import MTP_DIRECTORY, PREDICTOR_DIRECTORY, save_draft_vocabulary
+from nextlat_dist.export.layout import PREDICTOR_DIRECTORY, save_draft_vocabulary
 from nextlat_dist.inference.batch import Cycle
 from nextlat_dist.inference.calibration import CONFIDENCE_LIMIT, Acceptance, Calibration
 from nextlat_dist.inference.decoder import Decoder, load
@@ -168,13 +168,12 @@ def change_draft_vocabulary(export: Path, size: int, data: Path | None) -> float
 
 def drafter_directory(decoder: Decoder) -> Path:
     """Where the drafter of an export keeps its weights and calibration."""
-    if decoder.drafter is None:
+    if decoder.drafter_directory is None:
         raise UserError(
             f"{decoder.export} has nothing to draft with, so there is nothing to calibrate; export a run trained with "
             "objective.name nextlat or mtp"
         )
-    latent = decoder.export / PREDICTOR_DIRECTORY
-    return latent if latent.is_dir() else decoder.export / MTP_DIRECTORY
+    return decoder.drafter_directory
 
 
 def _choose(paths: list[Path], per_domain: int, skip: int) -> list[Prompt]:

@@ -73,28 +73,35 @@ def load(
     else:
         llama = Llama(config, weights, device, dtype)
     drafter: Drafter | None = None
-    calibration = None
+    directory = None
     predictor = load_predictor(export, digest)
     if predictor is not None:
         drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary, graphs)
-        calibration = Calibration.load(export / PREDICTOR_DIRECTORY)
+        directory = export / PREDICTOR_DIRECTORY
     elif (mtp := load_mtp(export, digest)) is not None:
         drafter = MultiTokenPrediction(*mtp, llama)
-        calibration = Calibration.load(export / MTP_DIRECTORY)
-    return Decoder(export, llama, drafter, calibration)
+        directory = export / MTP_DIRECTORY
+    return Decoder(export, llama, drafter, directory)
 
 
 class Decoder:
     """A base model with its drafter, if it has one, and the drafter's calibration, if there is one."""
 
     def __init__(
-        self, export: Path, llama: Llama, drafter: Drafter | None, calibration: Calibration | None = None
+        self, export: Path, llama: Llama, drafter: Drafter | None, drafter_directory: Path | None = None
     ) -> None:
         self.export = export
         self.llama = llama
         self.drafter = drafter
-        self.calibration = calibration
+        self.drafter_directory = drafter_directory
         self.bos_token_id, self.eos_token_ids = _special_tokens(export)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """That of the drafter, if there is one; read when drafting first depends on it, so that a damaged file does not
+        keep anybody from calibrating again.
+        """
+        return Calibration.load(self.drafter_directory) if self.drafter_directory else None
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -71,6 +71,16 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, damage: str) -> None:
         Calibration.load(tmp_path)
 
 
+def test_a_damaged_file_stops_adaptive_drafting_only(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    (tmp_path / "latent_predictor" / "calibration.json").write_text("{")
+    decoder = load(tmp_path, "cpu")
+    assert decoder.generate([[1]], max_new_tokens=9, draft_length=2, ignore_eos=True)[0].drafted > 0
+    with pytest.raises(UserError, match="is not a calibration"):
+        decoder.generate([[1]], max_new_tokens=2, draft_length="adaptive")
+
+
 def test_adaptive_needs_a_calibration_of_this_kind_of_device(tmp_path: Path) -> None:
     config = tiny_config()
     write_export(tmp_path, config, random_weights(config), random_predictor(32))

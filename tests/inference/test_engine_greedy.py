@@ -60,7 +60,9 @@ def continuations(export: Path, lengths: tuple[int, ...]) -> list[list[int]]:
 def planned(export: Path, lengths: tuple[int, ...], decoder: Decoder) -> Decoder:
     """The decoder with drafts that are right here and wrong there."""
     sequences = [[*p, *c] for p, c in zip(prompts_of(lengths), continuations(export, lengths), strict=True)]
-    return Decoder(export, decoder.llama, PlannedDrafter(sequences, 31), decoder.calibration)
+    drafts = Decoder(export, decoder.llama, PlannedDrafter(sequences, 31))
+    drafts.calibration = decoder.calibration
+    return drafts
 
 
 @pytest.mark.parametrize("lengths", [*((n,) * b for n in (1, 2, 63) for b in (1, 3, 8)), MIXED[:3], MIXED], ids=str)

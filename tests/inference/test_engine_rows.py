@@ -25,7 +25,7 @@ WAYS = [(draft_length, temperature) for draft_length in (0, 3, "adaptive") for t
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load(write_kind(tmp_path_factory.mktemp("rows"), "half_right"), "cpu", torch.float64)
+    return load(write_kind(tmp_path_factory.mktemp("rows"), "random"), "cpu", torch.float64)
 
 
 def decode(
