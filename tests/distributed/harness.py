@@ -31,6 +31,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _context() -> Any:
+    """Its processes are forked from a server that imported the stack once, for all pools of all tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.stack"])
+    return context
+
+
 class Ranks:
     """A pool of `size` rank processes."""
 
@@ -81,7 +88,7 @@ class Ranks:
         self._processes, self._pipes, self._jobs = [], [], 0
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         port = free_port()
         for rank in range(self.size):
             ours, theirs = context.Pipe()
