@@ -50,9 +50,11 @@ bash launch/single_node.sh configs/quickstart.yaml "${scale[@]}" "$@"
 headline "4/6 Export: Hugging Face layout"
 nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
 
-headline "5/6 Self-speculative decoding on held-out prompts"
+headline "5/6 Self-speculative decoding on held-out prompts, calibrated on others"
+nextlat calibrate --export "$run/export" --prompts "$run/prompts" --skip 12 --prompts-per-domain 6 \
+    --temperature 0,1 --batch-size 1,8 --max-new-tokens 64
 nextlat evaluate speculative --export "$run/export" --prompts "$run/prompts" \
-    --draft-length 0..6 --prompts-per-domain 4 --max-new-tokens 96 --json "$run/speculative.json" --pictures "$run"
+    --draft-length 0..6,adaptive --prompts-per-domain 4 --max-new-tokens 96 --json "$run/speculative.json" --pictures "$run"
 
 headline "6/6 Report"
 nextlat report --run "$run"

@@ -2,15 +2,15 @@
 # What self-speculative decoding gains on a model that was trained long enough to judge it by: sets up, trains
 # configs/speculative.yaml and its rival configs/speculative_mtp.yaml on the Python standard library's own text, exports
 # and calibrates both, and measures them against each other, every fixed draft length and transformers' own generate.
-# About an hour and a half of training and an hour and a half of measuring on two quiet CPU cores, once everything is
-# installed.
+# About an hour and a half of training and three quarters of an hour of measuring on two quiet CPU cores, once everything
+# is installed.
 #
 # Usage: bash launch/speculative.sh [key=value …]
 #   key=value   handed to both `nextlat train`, for example training.train_tokens=500_000
 #   NPROC=1     number of ranks (default: all GPUs, or 2 on CPU)
 #
-# Writes runs/speculative: nextlat/export, mtp/export, speculative.json (batch 1, 8, 32), speculative_batch128.json,
-# pictures. The same command goes on with what is there: delete runs/speculative to begin again.
+# Writes runs/speculative: nextlat/export, mtp/export, speculative.json (batch 1), speculative_batches.json (8, 32),
+# speculative_batch128.json, pictures. The same command goes on with what is there: delete runs/speculative to begin again.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -61,12 +61,14 @@ headline "3/5 MTP, the rival"
 train_and_export mtp configs/speculative_mtp.yaml "$@"
 
 sides=(--export "$run/nextlat/export" --rival "$run/mtp/export" --prompts "$run/prompts_measured")
-headline "4/5 Measuring: batch 1, 8, 32"
-nextlat evaluate speculative "${sides[@]}" --draft-length 0..10,adaptive --temperature 0,0.6,1 --batch-size 1,8,32 \
-    --max-new-tokens 96 --prompts-per-domain 24 --hugging-face --json "$run/speculative.json" --pictures "$run"
+headline "4/5 Measuring: batch 1"
+nextlat evaluate speculative "${sides[@]}" --draft-length 0..10,adaptive --temperature 0,0.6,1 --batch-size 1 \
+    --max-new-tokens 96 --prompts-per-domain 12 --hugging-face --json "$run/speculative.json" --pictures "$run"
 
-headline "5/5 Measuring: batch 128"
+headline "5/5 Measuring: batch 8, 32 and 128"
+nextlat evaluate speculative "${sides[@]}" --draft-length 0..5,adaptive --temperature 0,1 --batch-size 8,32 \
+    --max-new-tokens 40 --prompts-per-domain 24 --json "$run/speculative_batches.json"
 nextlat evaluate speculative "${sides[@]}" --draft-length 0..2,adaptive --temperature 0,1 --batch-size 128 \
-    --max-new-tokens 48 --prompts-per-domain 24 --json "$run/speculative_batch128.json"
+    --max-new-tokens 16 --prompts-per-domain 24 --json "$run/speculative_batch128.json"
 
-headline "Done: $run/speculative.json, $run/speculative_batch128.json, $run/speedup_by_draft_length.png"
+headline "Done: $run/speculative.json, $run/speculative_batches.json, $run/speculative_batch128.json, $run/*.png"
