@@ -209,6 +209,8 @@ class Decoder:
             assert self.calibration is not None
             assert self.drafter is not None
             policy = AdaptivePolicy(self.calibration, request.sampling.temperature, len(prompts), self.drafter.longest)
+            if len(prompts) > 1:  # see the policy's module
+                request, policy = replace(request, draft_length=policy.best_length), None
         seeds = range(seed, seed + len(prompts))
         return Batch(self.llama, self.drafter, prompts, request, policy, seeds, on_cycle)
 

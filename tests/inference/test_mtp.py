@@ -13,9 +13,13 @@ import torch
 from nextlat_dist.errors import UserError
 from nextlat_dist.export.layout import MTPConfig, load_base_weights, save_base_weights, save_mtp, weights_sha256
 from nextlat_dist.inference import load
+from nextlat_dist.inference.batch import Batch, Generation, Request
 from nextlat_dist.inference.calibration import Acceptance, Calibration, Costs
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.mtp import MultiTokenPrediction
+from nextlat_dist.inference.policy import AdaptivePolicy
+from nextlat_dist.inference.sampling import Sampling
+from nextlat_dist.inference.stopping import Stops
 from tests.distributed import jobs
 from tests.distributed.harness import Ranks
 from tests.inference.exports import random_weights, tiny_config, write_export
@@ -174,17 +178,25 @@ def test_greedy_output_is_that_of_no_drafts(decoder: Decoder, draft_length: int)
     assert all(0 < some < most for some, most in zip(accepted, offered, strict=True))
 
 
-# Costs that are those of one row at any number of rows: what a row drafts is its own affair.
 COSTS = Costs({1: 0.05}, {1: {1: 1.0, 2: 1.02, 3: 1.04}})
 
 
 @pytest.mark.parametrize(("draft_length", "temperature"), [(2, 0.0), (2, 0.9), ("adaptive", 0.9)])
 def test_a_batch_is_its_rows_alone(decoder: Decoder, draft_length: Any, temperature: float) -> None:
-    decoder.calibration = Calibration("cpu", COSTS, [Acceptance(0.9, [0.5, 0.4], [0.0, 1.0, 0.0])])
-    options: dict[str, Any] = {"max_new_tokens": CONTEXT, "draft_length": draft_length, "temperature": temperature}
-    batch = decoder.generate(PROMPTS, seed=5, **options)
-    for row, (prompt, result) in enumerate(zip(PROMPTS, batch, strict=True)):
-        (alone,) = decoder.generate([prompt], seed=5 + row, **options)
+    request = Request(CONTEXT, draft_length, Sampling(temperature), Stops(decoder.eos_token_ids))
+    policy = None
+    if draft_length == "adaptive":  # every row at its own pace
+        calibration = Calibration("cpu", COSTS, [Acceptance(0.9, [0.5, 0.4], [0.0, 1.0, 0.0])])
+        policy = AdaptivePolicy(calibration, temperature, 1, 2)
+
+    def decode(prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
+        batch = Batch(decoder.llama, decoder.drafter, prompts, request, policy, seeds)
+        list(batch.run())
+        return batch.results
+
+    seeds = list(range(5, 5 + len(PROMPTS)))
+    for prompt, seed, result in zip(PROMPTS, seeds, decode(PROMPTS, seeds), strict=True):
+        (alone,) = decode([prompt], [seed])
         assert alone.token_ids == result.token_ids
         assert alone.accepted_by_position == result.accepted_by_position
         assert alone.drafted_by_position == result.drafted_by_position
