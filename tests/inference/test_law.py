@@ -19,9 +19,11 @@ import torch
 from scipy.stats import chi2
 
 from nextlat_dist.inference import batch as batch_module
-from nextlat_dist.inference.batch import Batch, DraftLength, Piece
+from nextlat_dist.inference.batch import Batch, DraftLength, Piece, Request
 from nextlat_dist.inference.decoder import Decoder, load
+from nextlat_dist.inference.policy import AdaptivePolicy
 from nextlat_dist.inference.sampling import Sampling
+from nextlat_dist.inference.stopping import Stops
 from nextlat_dist.inference.verify import Drafts, DraftStep
 from tests.inference.exports import calibration, joint_law, reduced, tiny_world
 from tests.inference.test_verify import WRONG_VERIFIERS, Verifier
@@ -65,16 +67,18 @@ def sample(
     """Continuations of PROMPT, and how many tokens were drafted and accepted by position."""
     seen: Counter[tuple[int, ...]] = Counter()
     drafted, accepted = [0] * new_tokens, [0] * new_tokens
-    results = decoder.generate(
-        [PROMPT] * count,
-        max_new_tokens=new_tokens,
-        draft_length=draft_length,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=20_000,
-        batch_size=ROWS,
-    )
+    policy = None
+    if draft_length == "adaptive":  # every row at its own pace, which `generate` keeps to batches of one row
+        assert decoder.calibration is not None
+        policy = AdaptivePolicy(decoder.calibration, sampling.temperature, 1, None)
+    request = Request(new_tokens, draft_length, sampling, Stops(decoder.eos_token_ids))
+    results = []
+    for start in range(0, count, ROWS):
+        seeds = range(20_000 + start, 20_000 + min(start + ROWS, count))
+        batch = Batch(decoder.llama, decoder.drafter, [PROMPT] * len(seeds), request, policy, seeds)
+        for _ in batch.run():
+            pass
+        results += batch.results
     for result in results:
         seen[tuple(result.token_ids)] += 1
         for position, (made, kept) in enumerate(
