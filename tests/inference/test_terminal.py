@@ -307,6 +307,7 @@ def test_chat_in_a_terminal(decoder: Decoder) -> None:
         until(b"> ", 2)  # what is typed before the line editor is back would be lost
         os.write(ours, b"alphaX\x7f\n")  # a typing mistake taken back
         until(b" tokens/s]")
+        until(b"> ", 3)
         os.write(ours, b"\x04")
         _, status = os.waitpid(process, 0)
         assert status == 0
