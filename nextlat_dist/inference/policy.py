@@ -17,6 +17,7 @@ for all, because late draft steps are for few rows and blocks of unequal width h
 
 from __future__ import annotations
 
+from math import log2
 from typing import Protocol
 
 from nextlat_dist.inference.calibration import Calibration
@@ -26,6 +27,8 @@ MEMORY = 0.97  # of a row's record, per cycle
 PRIOR_MISSES = 2.0
 PRIOR_TIME = 8.0  # plain steps
 MISSES_RANGE = (0.1, 4.0)
+# The same for a batch, per doubling of its rows: they end at different times, and the slowest of many lags further.
+BATCH_MARGIN = 0.065
 MARGIN = 0.02  # that drafting must gain over a plain step, for costs that were not measured exactly
 
 
@@ -59,6 +62,7 @@ class AdaptivePolicy:
 
     def __init__(self, calibration: Calibration, temperature: float, rows: int, longest: int | None) -> None:
         self.longest = min(LONGEST, longest or LONGEST)
+        self.rows = rows
         costs = calibration.costs.at(rows, self.longest)
         self.begin, self.draft, self.verify = costs.begin, costs.draft, costs.verify
         self.acceptance = calibration.acceptance_at(temperature)
@@ -73,16 +77,16 @@ class AdaptivePolicy:
         return self.begin + steps * self.draft if steps else 0.0
 
     def _best(self) -> tuple[int, float]:
-        """The fixed number of drafts that pays best at the calibrated acceptance, by the margin at least (or else 0),
+        """The fixed number of drafts that pays best at the calibrated acceptance (0 if by less than the margin),
         and its tokens per plain step.
         """
         best, rate, tokens, survival = 0, 1.0, 1.0, 1.0
         for drafts, share in enumerate(self.by_position, start=1):
             survival *= share
             tokens += survival
-            if tokens / self.cost[drafts] > max(rate, 1 + MARGIN):
+            if tokens / self.cost[drafts] > rate:
                 best, rate = drafts, tokens / self.cost[drafts]
-        return best, rate
+        return (best if rate > 1 + MARGIN + BATCH_MARGIN * log2(self.rows) else 0), rate
 
     def pace(self) -> Pace:
         return AdaptivePace(self)
