@@ -67,8 +67,9 @@ nextlat evaluate speculative "${sides[@]}" --draft-length 0..10,adaptive --tempe
 
 headline "5/5 Measuring: batch 8, 32 and 128"
 nextlat evaluate speculative "${sides[@]}" --draft-length 0..5,adaptive --temperature 0,1 --batch-size 8,32 \
-    --max-new-tokens 40 --prompts-per-domain 24 --json "$run/speculative_batches.json"
-nextlat evaluate speculative "${sides[@]}" --draft-length 0..2,adaptive --temperature 0,1 --batch-size 128 \
-    --max-new-tokens 16 --prompts-per-domain 24 --json "$run/speculative_batch128.json"
+    --max-new-tokens 24 --prompts-per-domain 24 --json "$run/speculative_batches.json"
+nextlat evaluate speculative --export "$run/nextlat/export" --prompts "$run/prompts_measured" --batch-size 128 \
+    --draft-length 0,1,adaptive --temperature 0,1 --max-new-tokens 12 --prompt-tokens 32 --prompts-per-domain 24 \
+    --json "$run/speculative_batch128.json"
 
 headline "Done: $run/speculative.json, $run/speculative_batches.json, $run/speculative_batch128.json, $run/*.png"
