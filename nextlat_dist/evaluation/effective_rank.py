@@ -1,0 +1,38 @@
+"""How many directions hidden states use: the effective rank (Roy & Vetterli 2007), as in arXiv 2511.05963.
+
+    effective_rank(states: Tensor) -> float
+
+exp(entropy) of the singular values divided by their sum; those below 1e-12 are dropped. k equal singular values give
+k, whatever their scale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextlat_dist.errors import UserError
+
+SMALLEST = 1e-12  # singular values below it are dropped
+
+
+def effective_rank(states: Tensor) -> float:
+    """Effective rank of `states` [n, hidden], not centred; between 1 and min(n, hidden), and 0 for a matrix of zeros.
+
+    Computed in float64 whatever the dtype, where the states lie.
+
+    Raises:
+        UserError: an element is not finite.
+    """
+    assert states.dim() == 2, f"[n, hidden] is wanted, not {list(states.shape)}"
+    if not torch.isfinite(states).all():
+        raise UserError(
+            f"hidden states of shape {list(states.shape)} hold NaN or infinity, so they have no effective rank; "
+            "look at the run that was exported"
+        )
+    values = torch.linalg.svdvals(states.double())
+    values = values[values >= SMALLEST]
+    if len(values) == 0:
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.exp(-(shares * shares.log()).sum()))
