@@ -140,16 +140,19 @@ def reference_terms(
     lambda_hidden: float,
     lambda_kl: float,
     lambda_mtp: float = 1.0,
+    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms of one global batch, differentiable with respect to every tensor in `weights`.
 
     weights: Hugging Face Llama names (without `lm_head.weight` the head is the embedding) plus `latent_predictor.*` or
     `mtp.layers.*`; without the former, or with horizon 0, `hidden` and `kl` are zero, without the latter `mtp` is.
     tokens, document_ids (-1 is padding), loss_mask (token j may be a target): [b, s+1].
+    labels: [b, s+1], what is predicted in a token's place; without it the token.
     Returns float64 scalars `loss`, `next_token`, `hidden`, `kl`, `mtp`, and `logits` [b, s, vocab], `hidden_states`
     [b, s, h].
     """
     weights = {name: weight.double() for name, weight in weights.items()}
+    labels = tokens if labels is None else labels
     embedding_weight = weights["model.embed_tokens.weight"]
     head_weight = weights.get("lm_head.weight", embedding_weight)
     num_layers = len({name.split(".")[2] for name in weights if name.startswith("model.layers.")})
@@ -179,7 +182,7 @@ def reference_terms(
 
     next_token = mean_of(
         [
-            -F.log_softmax(logits[row, t], dim=0)[tokens[row, t + 1]]
+            -F.log_softmax(logits[row, t], dim=0)[labels[row, t + 1]]
             for row, t in positions
             if counts_for_next_token(document_ids, loss_mask, row, t)
         ]
@@ -220,7 +223,7 @@ def reference_terms(
             )
             ahead = rms_norm(x, weights[f"{prefix}.norm.weight"], norm_epsilon) @ head_weight.T
             values += [
-                -F.log_softmax(ahead[t], dim=0)[tokens[row, t + 1 + i]]
+                -F.log_softmax(ahead[t], dim=0)[labels[row, t + 1 + i]]
                 for t in range(s)
                 if counts_for_mtp(document_ids, loss_mask, row, t, i)
             ]

@@ -278,8 +278,11 @@ class RowLoader:
         ]
         if len(parts) == 1:
             return _Made(plan, parts[0][1].batch, tuple(parts))
+        names = ["tokens", "document_ids", "loss_mask"]
+        if any(rows.batch.labels is not None for _, rows in parts):
+            names.append("targets")
         arrays = []
-        for name in ("tokens", "document_ids", "loss_mask"):
+        for name in names:
             pieces = [getattr(rows.batch, name) for _, rows in parts]
             whole = np.empty((self._rank_rows, pieces[0].shape[1]), pieces[0].dtype)
             for piece, (_, _, places) in zip(pieces, plan.ranges, strict=True):

@@ -26,16 +26,25 @@ class RowBatch:
             padding.
         loss_mask: bool [rows, sequence_length + 1]; True where this token is a training target: no padding, and its
             index inside its document is at least max(prompt length, 1).
+        labels: int32 [rows, sequence_length + 1], what is predicted in each token's place, or None for the tokens.
     """
 
     tokens: np.ndarray
     document_ids: np.ndarray
     loss_mask: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """`labels`, or the tokens themselves."""
+        return self.tokens if self.labels is None else self.labels
 
     def row_digests(self) -> list[bytes]:
-        """SHA-256 of each row's tokens, document ids and loss mask."""
-        rows = zip(self.tokens.astype("<i4"), self.document_ids.astype("<i4"), self.loss_mask, strict=True)
-        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in rows]
+        """SHA-256 of each row's tokens, document ids, loss mask and, where they are not its tokens, labels."""
+        tokens, labels = self.tokens.astype("<i4"), self.targets.astype("<i4")
+        rows = zip(tokens, self.document_ids.astype("<i4"), self.loss_mask, labels, strict=True)
+        parts = [row if (row[0] != row[3]).any() else row[:3] for row in rows]
+        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in parts]
 
 
 def batch_digest(row_digests: Sequence[bytes]) -> str:
@@ -51,11 +60,18 @@ class Block:
         tokens: [tokens], as stored.
         ends: int64 [documents], cumulative and exclusive.
         masked: int64 [documents], leading tokens of each that are never a training target, or None for one each.
+        labels: as tokens, what is predicted in their place, or None for the tokens themselves.
     """
 
     tokens: np.ndarray
     ends: np.ndarray
     masked: np.ndarray | None
+    labels: np.ndarray | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """`labels`, or the tokens themselves."""
+        return self.tokens if self.labels is None else self.labels
 
 
 def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
@@ -68,14 +84,17 @@ def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
     if any(record.prompts is not None for record in records):
         ones = [np.ones(len(r.ends), np.int64) if r.prompts is None else np.maximum(r.prompts, 1) for r in records]
         masked = np.concatenate(ones)
+    labels = None
+    if any(record.labels is not None for record in records):
+        labels = np.concatenate([r.tokens if r.labels is None else r.labels for r in records])
     if order is not None:
         ends = np.cumsum(lengths)
-        begins = (ends - lengths)[order].tolist()
-        pieces = [tokens[begin:end] for begin, end in zip(begins, ends[order].tolist(), strict=True)]
-        tokens = np.concatenate(pieces)
+        places = list(zip((ends - lengths)[order].tolist(), ends[order].tolist(), strict=True))
+        tokens = np.concatenate([tokens[begin:end] for begin, end in places])
+        labels = None if labels is None else np.concatenate([labels[begin:end] for begin, end in places])
         lengths = lengths[order]
         masked = None if masked is None else masked[order]
-    return Block(tokens, np.cumsum(lengths), masked)
+    return Block(tokens, np.cumsum(lengths), masked, labels)
 
 
 def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: int) -> RowBatch:
@@ -85,6 +104,7 @@ def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_i
     """
     total = sum(end - begin for _, begin, end in pieces)
     tokens = np.empty(total, np.int32)
+    labels = np.empty(total, np.int32) if _have_labels(pieces) else None
     targets = np.ones(total, bool)
     borders: list[np.ndarray] = []  # where a document or padding begins, and 0
     padding: list[np.ndarray] = []  # whether it is padding
@@ -92,6 +112,9 @@ def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_i
     for block, begin, end in pieces:
         kept = max(min(end, len(block.tokens)), begin)
         tokens[at : at + kept - begin] = block.tokens[begin:kept]
+        if labels is not None:
+            labels[at : at + end - begin] = pad_id
+            labels[at : at + kept - begin] = block.targets[begin:kept]
         if kept > begin:
             first = int(np.searchsorted(block.ends, begin, side="right"))
             last = int(np.searchsorted(block.ends, kept, side="left"))
@@ -110,7 +133,12 @@ def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_i
         at += end - begin
     document_ids = _document_ids(np.concatenate(borders), np.concatenate(padding), total, row_tokens)
     shape = (-1, row_tokens)
-    return RowBatch(tokens.reshape(shape), document_ids.reshape(shape), targets.reshape(shape))
+    parts = (tokens.reshape(shape), document_ids.reshape(shape), targets.reshape(shape))
+    return RowBatch(*parts, labels=None if labels is None else labels.reshape(shape))
+
+
+def _have_labels(pieces: Sequence[tuple[Block, int, int]]) -> bool:
+    return any(block.labels is not None for block, _, _ in pieces)
 
 
 def _mask(
@@ -145,6 +173,7 @@ def pad_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: 
     """
     rows = sum(end - begin for _, begin, end in pieces)
     tokens = np.full((rows, row_tokens), pad_id, np.int32)
+    labels = tokens.copy() if _have_labels(pieces) else None
     lengths = np.zeros(rows, np.int64)
     masked = np.ones(rows, np.int64)
     row = 0
@@ -158,8 +187,11 @@ def pad_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: 
         cuts = np.minimum(ends, begins + row_tokens)
         for number, (first, cut) in enumerate(zip(begins.tolist(), cuts.tolist(), strict=True), row):
             tokens[number, : cut - first] = block.tokens[first:cut]
+            if labels is not None:
+                labels[number, : cut - first] = block.targets[first:cut]
         row += end - begin
     place = np.arange(row_tokens)
     inside = place < lengths[:, None]
     document_ids = inside.astype(np.int32) - 1
-    return RowBatch(tokens, document_ids, inside & (place >= masked[:, None])), int((lengths > row_tokens).sum())
+    truncated = int((lengths > row_tokens).sum())
+    return RowBatch(tokens, document_ids, inside & (place >= masked[:, None]), labels), truncated

@@ -7,8 +7,10 @@
     dataset/train-000000.index.npy     byte range, counts and crc32 of every record: int64 [records, 5]
 
 A record has the members `tokens.npy` (uint16 or uint32), `ends.npy` (int64, exclusive end of each document in tokens)
-and optionally `prompts.npy` (int64, leading tokens of each document that are never predicted, BOS included). A document
-is never split over two records and holds at least one token. Tars that others wrote can be adopted by `nextlat-data
+and optionally `prompts.npy` (int64, leading tokens of each document that are never predicted, BOS included) and
+`labels.npy` (as tokens.npy: what is predicted in each token's place, where that is not the token itself). Further
+members, such as the exact beliefs of a synthetic process, are covered by the checksums and left unread. A document is
+never split over two records and holds at least one token. Tars that others wrote can be adopted by `nextlat-data
 index`: their manifest says which member holds the tokens or the text of a record's one document.
 
 Invariant: the manifest carries its own digest and the hash of every index, an index carries the crc32 of every record,
@@ -64,14 +66,16 @@ class Record:
         tokens: uint16 or uint32 [tokens].
         ends: int64 [documents], cumulative and exclusive; strictly increasing, the last one is `len(tokens)`.
         prompts: int64 [documents] or None; leading tokens of each document that are never a training target.
+        labels: as tokens, or None; what the state before a token is trained to predict in its place.
     """
 
     tokens: np.ndarray
     ends: np.ndarray
     prompts: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError when the three arrays do not describe a block of documents."""
+        """Raises ValueError when the arrays do not describe a block of documents."""
         if self.tokens.ndim != 1 or self.tokens.dtype not in (np.uint16, np.uint32):
             raise ValueError(f"tokens are {self.tokens.dtype} {self.tokens.shape}, not one row of uint16 or uint32")
         if self.ends.ndim != 1 or self.ends.dtype != np.int64 or not len(self.ends) or self.lengths.min() < 1:
@@ -85,6 +89,12 @@ class Record:
             or (self.prompts > self.lengths).any()
         ):
             raise ValueError("prompt lengths are not int64 between 0 and the length of their document")
+        if self.labels is not None and (
+            self.labels.shape != self.tokens.shape or self.labels.dtype != self.tokens.dtype
+        ):
+            raise ValueError(
+                f"labels are {self.labels.dtype} {self.labels.shape}, tokens {self.tokens.dtype} {self.tokens.shape}"
+            )
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -95,7 +105,12 @@ class Record:
 
     def members(self) -> dict[str, bytes]:
         """The record as WebDataset members; the same arrays always give the same bytes."""
-        arrays = {"tokens.npy": self.tokens, "ends.npy": self.ends, "prompts.npy": self.prompts}
+        arrays = {
+            "tokens.npy": self.tokens,
+            "ends.npy": self.ends,
+            "prompts.npy": self.prompts,
+            "labels.npy": self.labels,
+        }
         return {name: _npy_bytes(array) for name, array in arrays.items() if array is not None}
 
     @classmethod
@@ -104,8 +119,8 @@ class Record:
         missing = {"tokens.npy", "ends.npy"} - set(members)
         if missing:
             raise ValueError(f"the record has no {' and no '.join(sorted(missing))}")
-        prompts = npy_array(members["prompts.npy"]) if "prompts.npy" in members else None
-        return cls(npy_array(members["tokens.npy"]), npy_array(members["ends.npy"]), prompts)
+        arrays = [npy_array(members[name]) if name in members else None for name in ("prompts.npy", "labels.npy")]
+        return cls(npy_array(members["tokens.npy"]), npy_array(members["ends.npy"]), *arrays)
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:

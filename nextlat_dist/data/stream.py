@@ -167,7 +167,7 @@ class RowStream:
                     raise
                 lost[number] = str(error)
                 continue
-            largest = int(record.tokens.max())
+            largest = max(int(ids.max()) for ids in (record.tokens, record.labels) if ids is not None)
             if largest >= self._vocab_size:
                 raise UserError(
                     f"{self._storage.place(number)} holds token id {largest}, but the vocabulary has "

@@ -1,8 +1,8 @@
 """Token embedding, its two uses in the layer list, and what travels between layers.
 
-Between layers travels `(hidden, rows)`: `hidden` is [s, b, h], `rows` is an integer tensor [b, s + 1, 3] that carries
-token, document number (-1 on padding) and loss mask of every position, so that every pipeline stage has what it needs
-and a pipeline message holds exactly one tensor with a gradient.
+Between layers travels `(hidden, rows)`: `hidden` is [s, b, h], `rows` is an integer tensor [b, s + 1, 4] that carries
+token, document number (-1 on padding), loss mask and label of every position, so that every pipeline stage has what it
+needs and a pipeline message holds exactly one tensor with a gradient.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-TOKEN, DOCUMENT, LOSS_MASK = 0, 1, 2  # last dimension of `rows`
+TOKEN, DOCUMENT, LOSS_MASK, LABEL = 0, 1, 2, 3  # last dimension of `rows`
 
 
-def pack_rows(tokens: torch.Tensor, document_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """[b, s + 1] each -> rows [b, s + 1, 3] (int64)."""
-    return torch.stack([tokens.long(), document_ids.long(), loss_mask.long()], dim=-1)
+def pack_rows(
+    tokens: torch.Tensor, document_ids: torch.Tensor, loss_mask: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[b, s + 1] each -> rows [b, s + 1, 4] (int64); the label, what is predicted in a token's place, is the token
+    itself where none are given.
+    """
+    labels = tokens if labels is None else labels
+    return torch.stack([tokens.long(), document_ids.long(), loss_mask.long(), labels.long()], dim=-1)
 
 
 class TokenEmbedding(nn.Module):
@@ -38,7 +43,7 @@ class TokenEmbedding(nn.Module):
         )
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """rows [b, s + 1, 3] -> (e(x) of the s input tokens [s, b, h], rows): the first entry of the layer list.
+        """rows [b, s + 1, 4] -> (e(x) of the s input tokens [s, b, h], rows): the first entry of the layer list.
 
         A plain forward, because DeepSpeed leaves tied layers that are called through a function out of its checkpoints.
         """

@@ -73,7 +73,7 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
 
 
 class LayerStack(nn.Module):
-    """The list as one module: rows [b, s + 1, 3] -> term sums [terms]."""
+    """The list as one module: rows [b, s + 1, 4] -> term sums [terms]."""
 
     def __init__(self, entries: list[LayerEntry]) -> None:
         super().__init__()

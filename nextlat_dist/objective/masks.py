@@ -14,7 +14,7 @@ from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK
 
 
 def next_token_mask(rows: torch.Tensor) -> torch.Tensor:
-    """rows [b, s + 1, 3] -> bool [s, b]."""
+    """rows [b, s + 1, 4] -> bool [s, b]."""
     document, loss_mask = rows[..., DOCUMENT], rows[..., LOSS_MASK].bool()
     return (loss_mask[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, :-1] >= 0)).t()
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nextlat_dist.model.decoder_layer import DecoderLayer
-from nextlat_dist.model.embedding import TOKEN
+from nextlat_dist.model.embedding import LABEL
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, token_mask
 from nextlat_dist.objective.output_head import OutputHead
 
@@ -58,7 +58,7 @@ class MTPObjective(nn.Module):
 
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         hidden, rows, *lent = inputs
-        targets = rows[:, 1:, TOKEN].t()  # [s, b]
+        targets = rows[:, 1:, LABEL].t()  # [s, b]
         states, wanted, masks = [hidden], [targets], [next_token_mask(rows)]
         for step, layer in enumerate(self.layers, start=1):
             state, _ = layer((hidden, rows))

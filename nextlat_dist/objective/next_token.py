@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nextlat_dist.model.embedding import TOKEN
+from nextlat_dist.model.embedding import LABEL
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
 from nextlat_dist.objective.output_head import OutputHead
 
@@ -25,6 +25,6 @@ class NextTokenObjective(nn.Module):
 
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         hidden, rows, *lent = inputs
-        targets = rows[:, 1:, TOKEN].t()
+        targets = rows[:, 1:, LABEL].t()
         cross_entropy, _ = self.output_layer(hidden, targets, [], *lent)
         return masked_sum(cross_entropy, next_token_mask(rows))[None]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nextlat_dist.model.embedding import TOKEN
+from nextlat_dist.model.embedding import LABEL
 from nextlat_dist.model.latent_predictor import LatentPredictor
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.output_head import OutputHead
@@ -52,7 +52,7 @@ class NextLatObjective(nn.Module):
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         hidden, rows, embedded, *lent = inputs
         predicted = self.rollout(hidden, embedded)
-        cross_entropy, divergences = self.output_layer(hidden, rows[:, 1:, TOKEN].t(), predicted, *lent)
+        cross_entropy, divergences = self.output_layer(hidden, rows[:, 1:, LABEL].t(), predicted, *lent)
         target = hidden.detach()
         if target.dtype != torch.float64:
             target = target.float()

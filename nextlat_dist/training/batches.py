@@ -29,7 +29,7 @@ from nextlat_dist.parallel.dims import ParallelDims, raise_together
 class GlobalBatch:
     """This data-parallel rank's share of one global batch."""
 
-    micro_batches: list[torch.Tensor]  # rows [micro batch, s + 1, 3] each
+    micro_batches: list[torch.Tensor]  # rows [micro batch, s + 1, 4] each
     counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms]
     losses: list[Lost]  # records first found damaged in this batch, by any reader
     digest: str  # SHA-256 of the whole global batch where hashes were asked for, on the readers
@@ -71,8 +71,8 @@ class BatchSource:
         return GlobalBatch(list(rows.split(self._micro_batch_size)), counts, losses, self._digest(rows))
 
     def _exchange(self, read: Callable[[RowLoader], RowBatch]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """This rank's rows [rows, s + 1, 3], counts [terms] over all ranks, and whether any reader lost a record."""
-        error, flat = "", torch.zeros(3 * self._shape[0] * self._shape[1] + 2, dtype=torch.int32)
+        """This rank's rows [rows, s + 1, 4], counts [terms] over all ranks, and whether any reader lost a record."""
+        error, flat = "", torch.zeros(4 * self._shape[0] * self._shape[1] + 2, dtype=torch.int32)
         if self.loader is not None:
             try:
                 flat[:-2] = torch.from_numpy(_flatten(read(self.loader)))
@@ -85,8 +85,7 @@ class BatchSource:
             flat[-1] = bool(error)
         flat = flat.to(self._device)
         dist.broadcast(flat, src=self._dims.model_group_source, group=self._dims.model_group)
-        tokens, documents, loss_mask = flat[:-2].view(3, *self._shape)
-        rows = pack_rows(tokens, documents, loss_mask)
+        rows = pack_rows(*flat[:-2].view(4, *self._shape))
         # What went wrong on a reader travels with the counts: one collective tells every rank.
         summary = torch.cat([term_counts(rows, self._objective), flat[-2:].double()])
         dist.all_reduce(summary, group=self._dims.data_group)
@@ -104,12 +103,12 @@ class BatchSource:
         if not self._hashes:
             return ""
         digests: list[list[bytes]] = [[]] * self._dims.data_size
-        tokens, documents, loss_mask = rows.cpu().to(torch.int32).numpy().transpose(2, 0, 1)
-        batch = RowBatch(tokens, documents, loss_mask.astype(bool))
+        tokens, documents, loss_mask, labels = rows.cpu().to(torch.int32).numpy().transpose(2, 0, 1)
+        batch = RowBatch(tokens, documents, loss_mask.astype(bool), labels)
         dist.all_gather_object(digests, batch.row_digests(), group=self._dims.data_group)
         return batch_digest([digest for mine in digests for digest in mine])
 
 
 def _flatten(batch: RowBatch) -> np.ndarray:
-    parts = (batch.tokens, batch.document_ids, batch.loss_mask)
+    parts = (batch.tokens, batch.document_ids, batch.loss_mask, batch.targets)
     return np.concatenate([np.ascontiguousarray(part, dtype=np.int32).reshape(-1) for part in parts])

@@ -58,7 +58,7 @@ class Engine:
         """One optimizer step over this data-parallel rank's rows.
 
         Args:
-            micro_batches: rows [micro batch, s + 1, 3] each, as many as accumulation steps.
+            micro_batches: rows [micro batch, s + 1, 4] each, as many as accumulation steps.
             weights: of the term sums [terms], for the global batch (`objective.terms.term_weights`).
 
         Returns:

@@ -72,7 +72,7 @@ class StepGuard:
         optimizer.register_step_pre_hook(self._before_step)
 
     def step(self, micro_batches: list[torch.Tensor], counts: torch.Tensor) -> Verdict:
-        """One step over this rank's rows [micro batch, s + 1, 3], applied or not. Collective.
+        """One step over this rank's rows [micro batch, s + 1, 4], applied or not. Collective.
 
         Args:
             micro_batches: as many as accumulation steps.

@@ -79,4 +79,6 @@ def test_rows_have_the_promised_types() -> None:
     for batch in (concat_rows([(block, 0, 12)], 4, 0), pad_rows([(block, 0, 3)], 4, 0)[0]):
         kinds = [array.dtype for array in (batch.tokens, batch.document_ids, batch.loss_mask)]
         assert kinds == [np.int32, np.int32, np.bool_]
-        assert all(a.flags.c_contiguous and a.shape == (3, 4) for a in vars(batch).values())
+        assert all(
+            a.flags.c_contiguous and a.shape == (3, 4) for a in (batch.tokens, batch.document_ids, batch.loss_mask)
+        )

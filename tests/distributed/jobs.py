@@ -46,7 +46,8 @@ def tiny_config(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) -> torch.Tensor:
-    """Rows [rows, length + 1, 3] with documents of ragged length, ragged prompt masks and padding at some ends."""
+    """Rows [rows, length + 1, 4]: documents of ragged length, ragged prompt masks, padding at some ends, and labels that
+    are not the tokens in some places."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -64,7 +65,9 @@ def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) 
             documents[row, start:end] = number
             loss_mask[row, start + prompt : end] = True
             start, number = end, number + 1
-    return pack_rows(tokens, documents, loss_mask)
+    others = torch.randint(0, vocab, tokens.shape, generator=generator)
+    labels = torch.where(torch.rand(tokens.shape, generator=generator) < 0.3, others, tokens)
+    return pack_rows(tokens, documents, loss_mask, labels)
 
 
 def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:

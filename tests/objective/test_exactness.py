@@ -78,6 +78,7 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
         lambda_hidden=config.objective.lambda_hidden,
         lambda_kl=config.objective.lambda_kl,
         lambda_mtp=config.objective.lambda_mtp,
+        labels=rows[..., 3],
     )
     gradients = {}
     for name in result["gradients"]:
@@ -146,7 +147,7 @@ def target_gradients(raw: dict[str, Any]) -> list[bool]:
     stack = LayerStack(layer_list(config, dims, torch.float64))
     initialize(stack, config, dims)
     length = config.data.sequence_length
-    rows = torch.zeros(1, length + 1, 3, dtype=torch.int64)
+    rows = torch.zeros(1, length + 1, 4, dtype=torch.int64)
     rows[..., 0] = torch.arange(length + 1) % config.model.vocab_size
     rows[..., 2] = 1
     hidden, _, embedded = stack.run(rows, stop=-1)

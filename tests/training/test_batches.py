@@ -23,7 +23,7 @@ OBJECTIVE = ObjectiveConfig(horizon=2)
 
 def global_rows() -> torch.Tensor:
     rows = jobs.ragged_rows(ROWS, seed=4)
-    rows[0, 0, 0] = BIG
+    rows[0, 0, 0] = rows[0, 1, 3] = BIG
     return rows
 
 
@@ -43,7 +43,10 @@ class FakeLoader:
             raise UserError(f"reader {self.rank} found a damaged record")
         mine = global_rows().chunk(self.size)[self.rank].numpy()
         return RowBatch(
-            tokens=mine[..., 0], document_ids=mine[..., 1].astype(np.int32), loss_mask=mine[..., 2].astype(bool)
+            tokens=mine[..., 0],
+            document_ids=mine[..., 1].astype(np.int32),
+            loss_mask=mine[..., 2].astype(bool),
+            labels=mine[..., 3],
         )
 
 
