@@ -7,6 +7,7 @@ nextlat-data index     tars/ --tokenizer corpus/tokenizer.model
 nextlat-data verify    data
 nextlat-data inspect   data
 nextlat-data reshard   tars/ data --output all
+nextlat-data task path-star --arms 2 --length 5 --output data/star --train 100_000 --test 1000
 nextlat-data mix-preview --source a=data/a:0.7 --source b=data/b:0.3 --tokens 1_000_000_000
 
 Invariant: bad input ends with one sentence on standard error and exit status 2; results go to standard output, progress
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, inspect, mix_preview, reshard, shard_command, verify
+from data_tools import index, inspect, mix_preview, reshard, shard_command, task_command, verify
 from data_tools.inputs import input_options, open_source
 from data_tools.stdlib import write_stdlib
 from data_tools.tokenizer import sample, train_tokenizer
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_command(commands)
     reshard.add_command(commands)
     mix_preview.add_command(commands)
+    task_command.add_command(commands)
     return parser
 
 

@@ -52,8 +52,8 @@ def describe(manifest: Manifest, directory: Path | str) -> str:
         f"{len(manifest.shards):,} shards"
     ]
     for remark, meaning in MEANINGS.items():
-        found = manifest.report[remark]
-        if found["count"]:
+        found = manifest.report.get(remark)  # a task's documents are made, so none was left out
+        if found is not None and found["count"]:
             policy = f" ({manifest.report['on_invalid']})" if remark == "invalid_utf8" else ""
             more = ", …" if found["count"] > len(found["names"]) else ""
             lines.append(f"  {found['count']} {meaning}{policy}: {', '.join(found['names'])}{more}")

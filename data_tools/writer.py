@@ -7,8 +7,9 @@ and a directory without `manifest.json` is unfinished, whatever else it holds.
 from __future__ import annotations
 
 import hashlib
+import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,10 +48,11 @@ class _Shard:
         self._file: BinaryIO = self._stack.enter_context(atomic_file(path))
         self._tar = TarWriter(self._file, user="nextlat", group="nextlat", mode=0o444, encoder=False, mtime=0)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, beside: Mapping[str, bytes]) -> None:
+        """Append a record; `beside` are members of it that training does not read."""
         key = f"{self.path.stem}-{len(self.entries):06d}"
         begin = self._tar.tarstream.offset
-        self._tar.write({"__key__": key, **record.members()})
+        self._tar.write({"__key__": key, **record.members(), **beside})
         length = self._tar.tarstream.offset - begin
         self.entries.append(IndexEntry(begin, length, len(record.ends), len(record.tokens), 0))
         self.tokens += len(record.tokens)
@@ -133,6 +135,7 @@ class DatasetWriter:
         self._shard: _Shard | None = None
         self._documents: list[np.ndarray] = []
         self._prompts: list[int] = []
+        self._beside: dict[str, list[np.ndarray]] = {}
         self._buffered_tokens = 0
         self._prepare(overwrite)
 
@@ -151,14 +154,21 @@ class DatasetWriter:
                 if stale.name not in kept:
                     stale.unlink()
 
-    def add(self, tokens: np.ndarray, prompt_tokens: int) -> bool:
+    def add(self, tokens: np.ndarray, prompt_tokens: int, beside: Mapping[str, np.ndarray] | None = None) -> bool:
         """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted.
+
+        Args:
+            beside: arrays with a row for every token, the same ones for every document: `labels` in the stored type
+                are what is predicted, any other is written as the member of that name, for evaluation.
 
         Returns:
             Whether the document finished a shard, so that nothing that was added is unfinished.
         """
         self._documents.append(tokens)
         self._prompts.append(prompt_tokens)
+        for name, array in (beside or {}).items():
+            assert len(array) == len(tokens), f"{len(array)} {name} for {len(tokens)} tokens"
+            self._beside.setdefault(name, []).append(array)
         self._buffered_tokens += len(tokens)
         if self._buffered_tokens < self._record_tokens:
             return False
@@ -166,16 +176,19 @@ class DatasetWriter:
         return self._shard is None
 
     def _flush_record(self) -> None:
+        beside = {name: np.concatenate(arrays) for name, arrays in self._beside.items()}
         record = Record(
             tokens=np.concatenate(self._documents),
             ends=np.cumsum([len(document) for document in self._documents], dtype=np.int64),
             prompts=np.array(self._prompts, dtype=np.int64) if self._has_prompts else None,
+            labels=beside.pop("labels", None),
         )
+        assert all(len(array) == len(record.tokens) for array in beside.values()), "a document without them"
         assert 0 <= int(record.tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
-        self._documents, self._prompts, self._buffered_tokens = [], [], 0
+        self._documents, self._prompts, self._beside, self._buffered_tokens = [], [], {}, 0
         if self._shard is None:
             self._shard = _Shard(self.directory / shard_name(self.split, len(self.shards)))
-        self._shard.write(record)
+        self._shard.write(record, {f"{name}.npy": _npy_bytes(array) for name, array in beside.items()})
         if self._shard.tokens >= self._shard_tokens:
             self._finish_shard()
 
@@ -222,3 +235,9 @@ class DatasetWriter:
         if self._shard is not None:
             self._shard.abandon(error)
             self._shard = None
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
