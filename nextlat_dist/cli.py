@@ -6,6 +6,7 @@
     nextlat generate --export DIR --prompt TEXT
     nextlat chat --export DIR
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
+    nextlat evaluate task --export NAME=DIR … --data DIR
     nextlat report --run runs/NAME
     nextlat checkpoint list | verify | prune | reshape runs/NAME/checkpoints
     nextlat doctor [--config FILE] [--hostfile FILE]
@@ -26,6 +27,7 @@ from typing import Any
 
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.task_command import add_command as add_task
 from nextlat_dist.training.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
 
 
@@ -148,6 +150,7 @@ def _add_decoding(parser: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure an export")
     kinds = evaluate.add_subparsers(required=True, metavar="WHAT")
+    add_task(kinds)
     speculative = kinds.add_parser("speculative", help="speed and acceptance of self-speculative decoding")
     speculative.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
     speculative.add_argument(

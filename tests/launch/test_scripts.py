@@ -53,6 +53,12 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
         (["torchrun.sh", "run.yaml"], ["no virtual environment"]),
         (["quickstart.sh", "--fast"], ["--fast", "key=value"]),
         (["speculative.sh", "--fast"], ["--fast", "key=value"]),
+        (["reproduce.sh"], ["--scale", "cpu", "configs/paper"]),
+        (["reproduce.sh", "--scale", "gpu"], ["--scale", "gpu", "cpu"]),
+        (["reproduce.sh", "--scale"], ["--scale", "value"]),
+        (["reproduce.sh", "--scale", "cpu", "--fast"], ["--fast", "key=value"]),
+        (["reproduce.sh", "--scale", "cpu", "--task", "chess"], ["--task", "chess", "path_star", "state_tracking"]),
+        (["reproduce.sh", "--scale", "cpu", "--seeds", "0 x"], ["--seeds", "x", "whole numbers"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

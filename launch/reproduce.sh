@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Does predicting its own next latent state give a model a world model? Trains GPT and NextLat twins on a planning task
+# (Path-Star) and a state-tracking task (words in S3), everything but the objective equal, and prints both side by side.
+# At most an hour on two CPU cores, once everything is installed.
+#
+# Usage: bash launch/reproduce.sh --scale cpu [--task NAME] [--seeds "0 1"] [key=value …]
+#   --scale cpu   the size of the configs in configs/cpu; the paper's are in configs/paper
+#   --task NAME   path_star or state_tracking only (default: both)
+#   --seeds "…"   of the weights and of the order of the data (default: 0 1)
+#   --output DIR  where everything is written (default: runs/reproduce)
+#   key=value     handed to every `nextlat train`, for example training.train_tokens=1_000_000
+#   NPROC=2       data-parallel ranks (default: all GPUs, or 2 on CPU)
+#
+# Writes OUTPUT/TASK: data/, a run and an export per twin and seed, report.json, pictures. The same command goes on with
+# what is there: delete the output to begin again.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
+
+scale="" tasks="path_star state_tracking" seeds="0 1" root=runs/reproduce settings=()
+while (($#)); do
+    case "$1" in
+        -h | --help) usage && exit 0 ;;
+        --scale | --task | --seeds | --output)
+            (($# > 1)) || fail "$1 needs a value (--help shows the usage)"
+            case "$1" in
+                --scale) scale="$2" ;;
+                --task) tasks="$2" ;;
+                --seeds) seeds="$2" ;;
+                --output) root="$2" ;;
+            esac
+            shift 2
+            ;;
+        *=*) settings+=("$1") && shift ;;
+        *) fail "reproduce.sh takes --scale, --task, --seeds, --output and key=value settings, got $1 (--help shows the usage)" ;;
+    esac
+done
+[[ "$scale" == cpu ]] || fail "--scale is '${scale}'; the only one is cpu (the paper's own sizes are in configs/paper)"
+for task in $tasks; do
+    [[ "$task" == path_star || "$task" == state_tracking ]] || fail "--task is $task; it must be path_star or state_tracking"
+done
+for seed in $seeds; do
+    [[ "$seed" =~ ^[0-9]+$ ]] || fail "--seeds has $seed; seeds are whole numbers, such as --seeds \"0 1\""
+done
+
+bash launch/setup.sh
+export HF_HUB_OFFLINE=1
+
+make_data() { # task
+    local output="$root/$1/data"
+    [[ -f "$output/test/manifest.json" ]] && return
+    headline "$1: data"
+    rm -rf "$output"
+    case "$1" in
+        path_star)
+            nextlat-data task path-star --arms 2 --length 4 --nodes 10 --train 200_000 --test 1000 --output "$output"
+            ;;
+        state_tracking)
+            nextlat-data task state-tracking --group S3 --length 9 --test-length 27 --train 200_000 --test 1000 \
+                --output "$output"
+            ;;
+    esac
+}
+
+train_twin() { # task name objective seed
+    local run="$root/$1/$2-$4"
+    [[ -f "$run/export/model.safetensors" ]] && return
+    headline "$1: $2, seed $4"
+    bash launch/single_node.sh "configs/cpu/$1.yaml" output_dir="$run" \
+        data.train="$root/$1/data/train" data.validation="$root/$1/data/test" objective.name="$3" training.seed="$4" \
+        ${settings[@]+"${settings[@]}"}
+    nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
+}
+
+for task in $tasks; do
+    make_data "$task"
+    exports=()
+    for seed in $seeds; do
+        train_twin "$task" gpt next_token "$seed"
+        train_twin "$task" nextlat nextlat "$seed"
+        exports+=("gpt=$root/$task/gpt-$seed/export" "nextlat=$root/$task/nextlat-$seed/export")
+    done
+    headline "$task: what the twins learnt"
+    nextlat evaluate task --export "${exports[@]}" --data "$root/$task/data/test" --json "$root/$task/report.json" \
+        --pictures "$root/$task"
+done
+
+headline "Done: $root/*/report.json, $root/*/*.png"
