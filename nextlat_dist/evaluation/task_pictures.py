@@ -29,7 +29,7 @@ def draw_pictures(task: Task, runs: Runs, directory: Path) -> None:
 
 
 def _draw_tracking(task: StateTracking, runs: Runs, path: Path) -> None:
-    figure, (axis,) = pictures.panels(1, f"State tracking, group of {task.world.order}")
+    figure, (axis,) = pictures.panels(1, f"State tracking, {task.group or 'a group'} of {task.world.order} elements")
     for (name, scores), color in zip(runs.items(), _colors(runs), strict=True):
         for curve in scores[0].curves:
             style = {"color": color, "linestyle": TRACKING_STYLES[curve], "label": f"{name}, {curve.replace('_', ' ')}"}

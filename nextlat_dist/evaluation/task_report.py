@@ -69,8 +69,6 @@ def evaluate_task(
     Raises:
         UserError: bad options or data, an export that does not know the tokens of the task, or a task without answers.
     """
-    if not temperatures or min(temperatures) < 0:
-        raise UserError(f"temperature is {list(temperatures)}, but needs numbers ≥ 0; change --temperature")
     named = named_exports(exports)
     manifest = read_manifest(open_place(data))
     task = task_of(manifest)
@@ -85,7 +83,15 @@ def evaluate_task(
         def watch(what: str, total: int, label: str = label) -> Progress:
             return Progress(f"{label}, {what}", total, progress)
 
-        runs.setdefault(export.name, []).append(score_export(export.path, task, asked, sampled, watch))
+        scores = score_export(export.path, task, asked, sampled, watch)
+        first = runs.setdefault(export.name, [scores])[0]
+        if scores.numbers.keys() != first.numbers.keys():
+            raise UserError(
+                f"{export.path} is called {export.name!r} as another export is, but only one of them has a latent "
+                "predictor; give them different names with --export name=DIR"
+            )
+        if scores is not first:
+            runs[export.name].append(scores)
     content = report.envelope(
         "nextlat evaluate task",
         {"task": task.name, "parameters": task.parameters, "temperatures": sampled.temperatures, "seed": seed},

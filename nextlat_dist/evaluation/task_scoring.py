@@ -14,7 +14,7 @@ import numpy as np
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.latents import Latents
-from nextlat_dist.evaluation.task_answers import agreement, answer_of, open_decoder, teacher_forced, write_answers
+from nextlat_dist.evaluation.task_answers import agreement, open_decoder, teacher_forced, write_answers
 from nextlat_dist.evaluation.task_scores import Curve, Scores, Share, Watch
 from nextlat_dist.evaluation.task_tracking import score_tracking
 from nextlat_dist.tasks import Document, Task
@@ -80,10 +80,9 @@ def score_answers(
     for temperature in sampled.temperatures:
         written = write_answers(decoder, documents, temperature, sampled.seed, watch)
         pairs = list(zip(documents, written, strict=True))
-        scores.curves[how(temperature)] = Curve.of(1, [agreement(*pair) for pair in pairs])
-        scores.numbers[f"exact_{how(temperature)}"] = Share.of(
-            np.array_equal(answer_of(document), answer) for document, answer in pairs
-        )
+        agreed = [agreement(*pair) for pair in pairs]
+        scores.curves[how(temperature)] = Curve.of(1, agreed)
+        scores.numbers[f"exact_{how(temperature)}"] = Share.of(bool(own.all()) for own in agreed)
         verdicts = [judge(*pair) for pair in pairs]
         for name in verdicts[0]:
             scores.numbers[f"{name}_{how(temperature)}"] = Share.of(verdict[name] for verdict in verdicts)

@@ -23,6 +23,7 @@ from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.state_tracking import StateTracking
 
 ROWS = 256  # documents run together
+REACHED = 0.9
 MULTIPLES = {"1x": Fraction(1), "4_3x": Fraction(4, 3), "2x": Fraction(2), "3x": Fraction(3)}  # of the training length
 
 
@@ -31,9 +32,9 @@ def score_tracking(
 ) -> Scores:
     """Label accuracy by position (= tokens of the word read) of the transformer and, if there is one, the latent RNN.
 
-    `numbers` has both at the training length and at 4/3, 2 and 3 times that, rounded to the next position, as far as
+    `numbers` has both at the training length and at 4/3, 2 and 3 times that (the nearest position), as far as
     the documents reach: `transformer_1x`, `latent_rnn_4_3x`, …; and `…_whole_1x`, the share of documents whose labels
-    are right at every position up to there.
+    are right at every position up to there. `…_reach` is the last position up to which accuracy is REACHED throughout.
 
     Raises:
         UserError: a document has no labels.
@@ -53,6 +54,9 @@ def score_tracking(
             right["latent_rnn"] += list(_right(model, run_alone(model, states[:, 0], tokens[:, first + 1 :]), labels))
         progress.add(tokens.numel())
     scores = Scores(curves={name: Curve.of(first, rows) for name, rows in right.items()})
+    for name, curve in scores.curves.items():
+        missed = (place for place, share in enumerate(curve.shares) if share.value < REACHED)
+        scores.numbers[f"{name}_reach"] = float(first - 1 + next(missed, len(curve.shares)))
     for multiple, ratio in MULTIPLES.items():
         length = round(task.length * ratio)
         for name, curve in scores.curves.items():

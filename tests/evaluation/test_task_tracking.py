@@ -96,6 +96,8 @@ def test_numbers_at_multiples_of_the_training_length() -> None:
     # Stopped after one element the transformer says 1 1 1 1 where 1 1 2 0, 1 1 1 2 and 1 1 0 0 are right.
     scores = score_tracking(Counter(reach=1), words, TASK)
     assert scores.numbers == {
+        "transformer_reach": 2,
+        "latent_rnn_reach": 4,
         "transformer_1x": Share(1, 3),
         "transformer_whole_1x": Share(1, 3),
         "latent_rnn_1x": Share(3, 3),
@@ -106,6 +108,13 @@ def test_numbers_at_multiples_of_the_training_length() -> None:
         "latent_rnn_whole_4_3x": Share(3, 3),
     }
     assert scores.guesses["latent_rnn_4_3x"] == pytest.approx(1 / 3)
+
+
+def test_reach_ends_where_accuracy_first_falls() -> None:
+    # 1 1 1 1 is said, the sums are 1 2 1 1: wrong once, right again.
+    scores = score_tracking(Counter(reach=1), [word(1, 1, 2, 0)], TASK)
+    assert scores.numbers["transformer_reach"] == 1
+    assert score_tracking(Counter(reach=0), [word(1, 1, 1)], TASK).numbers["transformer_reach"] == 0
 
 
 def test_whole_needs_every_position() -> None:
