@@ -140,6 +140,9 @@ def reference_terms(
     lambda_hidden: float,
     lambda_kl: float,
     lambda_mtp: float = 1.0,
+    lambda_next_token: float = 1.0,
+    stop_gradient_target: bool = True,
+    stop_gradient_head: bool = True,
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms of one global batch, differentiable with respect to every tensor in `weights`.
@@ -198,10 +201,12 @@ def reference_terms(
                 continue
             predicted[row, t] = predict(predicted[row, t], embedding_weight[tokens[row, t + i]], weights)
             target = h[row, t + i].detach()
-            hidden_values.append(smooth_l1(target, predicted[row, t]))
+            moving = target if stop_gradient_target else h[row, t + i]
+            hidden_values.append(smooth_l1(moving, predicted[row, t]))
             if counts_for_kl(document_ids, loss_mask, row, t, i):
                 teacher = F.log_softmax(head_weight.detach() @ target, dim=0)
-                student = F.log_softmax(head_weight.detach() @ predicted[row, t], dim=0)
+                student_weight = head_weight.detach() if stop_gradient_head else head_weight
+                student = F.log_softmax(student_weight @ predicted[row, t], dim=0)
                 kl_values.append((teacher.exp() * (teacher - student)).sum())
         hidden = hidden + mean_of(hidden_values) / horizon
         kl = kl + mean_of(kl_values) / horizon
@@ -230,7 +235,7 @@ def reference_terms(
         mtp = mtp + mean_of(values) / mtp_layers
 
     return {
-        "loss": next_token + lambda_hidden * hidden + lambda_kl * kl + lambda_mtp * mtp,
+        "loss": lambda_next_token * next_token + lambda_hidden * hidden + lambda_kl * kl + lambda_mtp * mtp,
         "next_token": next_token,
         "hidden": hidden,
         "kl": kl,

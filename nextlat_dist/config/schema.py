@@ -60,15 +60,19 @@ class PredictorConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is minimised: L_ntp; with `nextlat` + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963); with `mtp`
-    + lambda_mtp * L_mtp (arXiv 2404.19737).
+    """What is minimised: lambda_next_token * L_ntp; with `nextlat` + lambda_hidden * L_h + lambda_kl * L_kl (arXiv
+    2511.05963); with `mtp` + lambda_mtp * L_mtp (arXiv 2404.19737). The paper's loss is the default; a term with lambda
+    0 is still logged.
     """
 
     name: Literal["next_token", "nextlat", "mtp"] = "nextlat"
     horizon: int = 1  # the paper's d: rollout steps of the latent predictor, or extra layers of mtp
+    lambda_next_token: float = 1.0
     lambda_hidden: float = 1.0
     lambda_kl: float = 1.0
     lambda_mtp: float = 1.0
+    stop_gradient_target: bool = True  # false: L_h also moves the state that it predicts
+    stop_gradient_head: bool = True  # false: L_kl also moves the output head, through the student; never the teacher
 
     @property
     def steps_ahead(self) -> int:
@@ -251,6 +255,7 @@ def validate(config: RunConfig, world_size: int | None = None) -> None:
     _validate_positive(config)
     _validate_sources(config)
     _validate_model(config)
+    _validate_objective(config.objective)
     _validate_schedule(config)
     _validate_parallel(config)
     if world_size is not None:
@@ -288,6 +293,7 @@ def _validate_positive(config: RunConfig) -> None:
     }.items():
         _require(value > 0, f"{key} is {value}, it must be positive")
     for key, value in {
+        "objective.lambda_next_token": config.objective.lambda_next_token,
         "objective.lambda_hidden": config.objective.lambda_hidden,
         "objective.lambda_kl": config.objective.lambda_kl,
         "objective.lambda_mtp": config.objective.lambda_mtp,
@@ -369,6 +375,21 @@ def _validate_model(config: RunConfig) -> None:
     _require(
         objective.steps_ahead < data.sequence_length,
         f"objective.horizon={objective.horizon} must be smaller than data.sequence_length={data.sequence_length}",
+    )
+
+
+def _validate_objective(objective: ObjectiveConfig) -> None:
+    """A latent predictor, or mtp's layers, that no term trains would be built for nothing; a pipeline would hang."""
+    lambdas = {
+        "next_token": {"lambda_next_token": objective.lambda_next_token},
+        "nextlat": {"lambda_hidden": objective.lambda_hidden, "lambda_kl": objective.lambda_kl},
+        "mtp": {"lambda_mtp": objective.lambda_mtp},
+    }[objective.name]
+    instead = "" if objective.name == "next_token" else ", or objective.name=next_token"
+    _require(
+        any(lambdas.values()),
+        f"objective.name={objective.name} with {' and '.join(f'objective.{name}=0' for name in lambdas)} has nothing "
+        f"to learn; make {'one of them' if len(lambdas) > 1 else 'it'} positive{instead}",
     )
 
 

@@ -36,8 +36,9 @@ def flops_per_token(config: RunConfig) -> float:
     """Model FLOPs of one training position, forward and backward, without recomputation.
 
     6 per matrix weight and 12 * hidden * sequence for the (full) attention scores and values of a layer. For each
-    rollout step of nextlat the predictor's 6 per weight plus the student's head: forward and input gradient only, since
-    its weight is frozen; for each extra layer of mtp a layer and a head.
+    rollout step of nextlat the predictor's 6 per weight plus the student's head: forward and input gradient, the
+    weight's gradient unless it is frozen, and no gradient at all where L_kl is only logged; for each extra layer of mtp
+    a layer and a head.
     """
     model, objective, counts = config.model, config.objective, parameter_counts(config)
     head = model.vocab_size * model.hidden_size
@@ -45,4 +46,5 @@ def flops_per_token(config: RunConfig) -> float:
     base = 6 * (counts["decoder"] + head) + model.num_layers * attention
     if objective.name == "mtp":
         return base + 6 * counts["mtp"] + objective.horizon * (attention + 6 * head)
-    return base + objective.steps_ahead * (6 * counts["latent_predictor"] + 4 * head)
+    student = 2 if objective.lambda_kl == 0 else 4 if objective.stop_gradient_head else 6
+    return base + objective.steps_ahead * (6 * counts["latent_predictor"] + student * head)

@@ -65,7 +65,8 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
     objectives = {
         "next_token": LayerEntry(NextTokenObjective, head),
         "nextlat": LayerEntry(
-            NextLatObjective, {**head, "predictor_hidden_size": config.predictor_hidden_size, "horizon": horizon}
+            NextLatObjective,
+            {**head, "predictor_hidden_size": config.predictor_hidden_size, "objective": config.objective},
         ),
         "mtp": LayerEntry(MTPObjective, {**head, "horizon": horizon, "decoder_layer": decoder_layer}),
     }

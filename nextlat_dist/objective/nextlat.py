@@ -1,8 +1,8 @@
-"""Next-Latent Prediction: L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963).
+"""Next-Latent Prediction: lambda_next_token * L_ntp + lambda_hidden * L_h + lambda_kl * L_kl (arXiv 2511.05963).
 
 From every position t the latent predictor rolls d steps forward, fed the true tokens: step i predicts h_{t+i}. The
 target state is detached in L_h; in L_kl the teacher and the head's weight are. Gradients do reach the predictor, h_t
-and e(x).
+and e(x). Ablations let go of the target state or of the head's weight, never of the teacher.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.model.embedding import LABEL
 from nextlat_dist.model.latent_predictor import LatentPredictor
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
@@ -32,10 +33,10 @@ class NextLatObjective(nn.Module):
         process_groups: Any,
         tied: bool,
         predictor_hidden_size: int,
-        horizon: int,
+        objective: ObjectiveConfig,
     ) -> None:
         super().__init__()
-        self.horizon = horizon
+        self.objective = objective
         self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
         self.latent_predictor = LatentPredictor(transformer_config, predictor_hidden_size, process_groups)
 
@@ -44,7 +45,7 @@ class NextLatObjective(nn.Module):
         h_{t+i}.
         """
         state, predicted = hidden, []
-        for step in range(1, self.horizon + 1):
+        for step in range(1, self.objective.horizon + 1):
             state = self.latent_predictor(state[:-1], embedded[step:])
             predicted.append(state)
         return predicted
@@ -52,12 +53,26 @@ class NextLatObjective(nn.Module):
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         hidden, rows, embedded, *lent = inputs
         predicted = self.rollout(hidden, embedded)
-        cross_entropy, divergences = self.output_layer(hidden, rows[:, 1:, LABEL].t(), predicted, *lent)
-        target = hidden.detach()
+        # What weighs nothing is only logged: it costs no backward pass, and no NaN of its own reaches the
+        # others as 0 * NaN. Only the cross entropy keeps a gradient, of zeros: ZeRO wants one for the head's weight.
+        students, reached, target = predicted, predicted, hidden
+        if self.objective.lambda_kl == 0:
+            students = [state.detach() for state in predicted]
+        if self.objective.lambda_hidden == 0:
+            reached = [state.detach() for state in predicted]
+        if self.objective.stop_gradient_target or self.objective.lambda_hidden == 0:
+            target = hidden.detach()
+        cross_entropy, divergences = self.output_layer(
+            hidden,
+            rows[:, 1:, LABEL].t(),
+            students,
+            *lent,
+            freeze_for_students=self.objective.stop_gradient_head or self.objective.lambda_kl == 0,
+        )
         if target.dtype != torch.float64:
             target = target.float()
         hidden_sums, kl_sums = [], []
-        for step, (state, divergence) in enumerate(zip(predicted, divergences, strict=True), start=1):
+        for step, (state, divergence) in enumerate(zip(reached, divergences, strict=True), start=1):
             distance = F.smooth_l1_loss(state.to(target.dtype), target[step:], reduction="none").mean(dim=-1)
             hidden_sums.append(masked_sum(distance, state_mask(rows, step)))
             kl_sums.append(masked_sum(divergence, token_mask(rows, step)))

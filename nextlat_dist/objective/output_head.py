@@ -36,6 +36,8 @@ class OutputHead(nn.Module):
         targets: torch.Tensor,
         predicted: list[torch.Tensor],
         lent_weight: torch.Tensor | None = None,
+        *,
+        freeze_for_students: bool = True,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Losses in nats, fp32 or wider.
 
@@ -44,18 +46,20 @@ class OutputHead(nn.Module):
             targets: next tokens [s, b].
             predicted: for rollout step i = 1, 2, …, the predicted state of position t + i at index t, [s - i, b, h].
             lent_weight: the embedding's weight when the head is tied.
+            freeze_for_students: no gradient of the divergences reaches the weight.
 
         Returns:
             Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient
-            reaches `predicted` only: neither the teacher state nor the head's weight.
+            reaches `predicted` and, if it is not frozen, the weight through the student's logits: never the teacher.
         """
         weight = self.weight if lent_weight is None else lent_weight
         assert weight is not None
         logits = vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)
         cross_entropy, log_sum_exp = vocab_parallel_cross_entropy(logits, targets, self.group)
+        student_weight = weight.detach() if freeze_for_students else weight
         divergences = []
         for step, state in enumerate(predicted, start=1):
-            student = vocab_parallel_logits(state, weight.detach(), self.vocab_size, self.group)
+            student = vocab_parallel_logits(state, student_weight, self.vocab_size, self.group)
             divergences.append(vocab_parallel_kl(student, logits[step:], log_sum_exp[step:], self.group))
         return cross_entropy, divergences
 

@@ -3,7 +3,7 @@
 A layer list ends in the *sums* of every term over the rows it saw: [next_token, then each group of `term_groups`, its
 steps in order]. The loss is their weighted sum, with weights that hold the lambdas and one over the counts of the
 *global* batch; so it does not depend on micro-batching, data-parallel size or pipeline layout, however ragged the masks
-are.
+are. A term that weighs 0 is known and logged, but reaches neither the loss nor a gradient, whatever its value.
 """
 
 from __future__ import annotations
@@ -52,19 +52,25 @@ def term_counts(rows: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
 
 
 def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
-    """Weights [terms] such that (sums * weights).sum() is the loss, from global counts [terms]; an empty term weighs
-    0.
-    """
+    """Weights [terms] that make `weighted_sum` the loss, from global counts [terms]; an empty term weighs 0."""
     steps = objective.steps_ahead
-    lambdas = [1.0, *(group.factor / steps for group in term_groups(objective) for _ in range(steps))]
+    lambdas = [
+        objective.lambda_next_token,
+        *(group.factor / steps for group in term_groups(objective) for _ in range(steps)),
+    ]
     scale = torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
     return torch.where(counts > 0, scale / counts.clamp(min=1), torch.zeros_like(counts))
+
+
+def weighted_sum(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The loss, from term sums and weights [terms]; a term that weighs 0 adds nothing even when it is not finite."""
+    return torch.where(weights > 0, sums * weights, torch.zeros_like(sums)).sum()
 
 
 def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig) -> dict[str, float]:
     """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts."""
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.zeros_like(counts))
-    terms = {"loss": float((sums * term_weights(counts, objective)).sum()), "next_token": float(means[0])}
+    terms = {"loss": float(weighted_sum(sums, term_weights(counts, objective))), "next_token": float(means[0])}
     steps = objective.steps_ahead
     for number, group in enumerate(term_groups(objective)):
         terms[group.name] = float(means[1 + number * steps :][:steps].mean())
@@ -84,7 +90,7 @@ class LossRecorder:
     def __call__(self, term_sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         detached = term_sums.detach().double()
         self._sums = detached if self._sums is None else self._sums + detached
-        return (term_sums * weights.to(term_sums.dtype)).sum()
+        return weighted_sum(term_sums, weights.to(term_sums.dtype))
 
     def peek(self, terms: int, device: torch.device) -> torch.Tensor:
         """The sums since the last `take`, float64 [terms]; zeros on a stage that computes no loss."""

@@ -35,6 +35,7 @@ POSITIVE = [
     "optimizer.eps",
 ]
 NOT_NEGATIVE = [
+    "objective.lambda_next_token",
     "objective.lambda_hidden",
     "objective.lambda_kl",
     "objective.lambda_mtp",
@@ -96,6 +97,18 @@ RULES: list[tuple[list[str], list[str]]] = [  # overrides, and what the sentence
     (
         ["schedule.name=cosine", "schedule.warmup_tokens=1_000_001"],
         ["schedule.warmup_tokens=1000001", "training.train_tokens=1000000"],
+    ),
+    (
+        ["objective.lambda_hidden=0", "objective.lambda_kl=0"],
+        ["objective.lambda_hidden=0 and objective.lambda_kl=0 has nothing to learn", "objective.name=next_token"],
+    ),
+    (
+        ["objective.name=mtp", "objective.lambda_mtp=0"],
+        ["objective.lambda_mtp=0 has nothing to learn; make it positive"],
+    ),
+    (
+        ["objective.name=next_token", "objective.lambda_next_token=0"],
+        ["objective.name=next_token with objective.lambda_next_token=0 has nothing to learn"],
     ),
     (["schedule.min_lr=0.01"], ["schedule.min_lr=0.01 is above optimizer.lr=0.001"]),
     (

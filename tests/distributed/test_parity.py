@@ -91,6 +91,15 @@ def test_pipeline_equals_single_rank_for_other_models(
     _assert_equal(result, expected)
 
 
+def test_ablated_objective_equals_single_rank(one_rank: Ranks, two_ranks: Ranks) -> None:
+    """No stop-gradients and a head that the divergence alone moves: its shards, and the gradient of the target."""
+    free = {"lambda_next_token": 0.0, "stop_gradient_target": False, "stop_gradient_head": False}
+    more = {"objective": free}
+    expected = one_rank.run(jobs.first_steps, _config(2, {"zero_stage": 0}, {"micro_batch_size": 8}, **more), STEPS)[0]
+    layout = {"tensor_model_parallel_size": 2, "zero_stage": 0}
+    _assert_equal(two_ranks.run(jobs.first_steps, _config(2, layout, {}, **more), STEPS)[0], expected)
+
+
 MTP: dict[str, Any] = {"objective": {"name": "mtp", "lambda_mtp": 0.7}}
 
 

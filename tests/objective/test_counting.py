@@ -22,6 +22,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt": {"objective": {"name": "next_token"}},
     "mtp": {"objective": {"name": "mtp", "horizon": 2}},
     "tied": {"model": {"tie_embeddings": True}},
+    "free-head": {"objective": {"stop_gradient_head": False, "stop_gradient_target": False}},
+    "kl-logged-only": {"objective": {"lambda_kl": 0}},
     "one-group": {"model": {"num_query_groups": 1}, "predictor": {"hidden_size": None}},
 }
 
@@ -60,7 +62,7 @@ def test_counts_are_those_of_the_built_model(model: str, one_rank: Ranks) -> Non
     assert counts["total"] == counts["base"] + sizes["latent_predictor"] + sizes["mtp"]
 
 
-@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp", "one-group"])
+@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp", "free-head", "kl-logged-only", "one-group"])
 def test_flops_are_those_of_a_training_pass(model: str, one_rank: Ranks) -> None:
     sections = MODELS[model]
     raw = jobs.tiny_config(data={"sequence_length": 96}, **sections)

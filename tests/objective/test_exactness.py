@@ -78,6 +78,9 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
         lambda_hidden=config.objective.lambda_hidden,
         lambda_kl=config.objective.lambda_kl,
         lambda_mtp=config.objective.lambda_mtp,
+        lambda_next_token=config.objective.lambda_next_token,
+        stop_gradient_target=config.objective.stop_gradient_target,
+        stop_gradient_head=config.objective.stop_gradient_head,
         labels=rows[..., 3],
     )
     gradients = {}
@@ -116,6 +119,32 @@ def _assert_equal_the_equations(result: dict[str, Any], config: RunConfig) -> No
 
 def test_terms_and_gradients_equal_the_equations(exact: tuple[dict[str, Any], RunConfig]) -> None:
     _assert_equal_the_equations(*exact)
+
+
+FREE: dict[str, Any] = {"stop_gradient_target": False, "stop_gradient_head": False, "lambda_next_token": 0.4}
+
+
+@pytest.mark.parametrize(("objective", "tied"), [(FREE | {"horizon": 3}, False), (FREE | {"horizon": 2}, True)])
+def test_without_stop_gradients_all_equals_the_equations(
+    objective: dict[str, Any], tied: bool, one_rank: Ranks
+) -> None:
+    raw = jobs.tiny_config(objective=objective, model={"tie_embeddings": tied})
+    result = one_rank.run(term_gradients, raw)[0]
+    _assert_equal_the_equations(result, config_from_dict(raw))
+
+
+@pytest.mark.parametrize("unweighted", [["lambda_next_token", "lambda_kl"], ["lambda_hidden"]])
+def test_a_term_without_weight_has_a_value_and_no_gradient(unweighted: list[str], one_rank: Ranks) -> None:
+    objective = {"stop_gradient_target": False, "stop_gradient_head": False, **dict.fromkeys(unweighted, 0)}
+    raw = jobs.tiny_config(objective=objective)
+    result, config = one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
+    terms, gradients = _reference(result, config)
+    assert result["terms"] == pytest.approx(terms, rel=TOLERANCE)
+    ours = _in_llama_names(result["gradients"]["loss"], config)
+    for key, expected in gradients["loss"].items():
+        assert float((ours[key] - expected).norm()) <= TOLERANCE * max(float(expected.norm()), 1e-12), key
+    for name in {"hidden", "kl"} & {name.removeprefix("lambda_") for name in unweighted}:
+        assert not any(gradient.any() for gradient in result["gradients"][name].values()), name
 
 
 def test_mtp_terms_and_gradients_equal_the_equations(exact_mtp: tuple[dict[str, Any], RunConfig]) -> None:
@@ -161,6 +190,7 @@ def target_gradients(raw: dict[str, Any]) -> list[bool]:
     return reached
 
 
-def test_target_states_get_no_gradient(one_rank: Ranks) -> None:
-    reached = one_rank.run(target_gradients, jobs.tiny_config(objective={"horizon": 3}))[0]
-    assert reached == [False] * 6
+@pytest.mark.parametrize(("free", "hidden", "kl"), [({}, False, False), (FREE, True, False)], ids=["stopped", "free"])
+def test_whether_target_states_get_a_gradient(free: dict[str, Any], hidden: bool, kl: bool, one_rank: Ranks) -> None:
+    reached = one_rank.run(target_gradients, jobs.tiny_config(objective={**free, "horizon": 3}))[0]
+    assert reached == [hidden] * 3 + [kl] * 3

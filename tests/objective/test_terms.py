@@ -19,6 +19,7 @@ from nextlat_dist.objective.terms import (
     term_counts,
     term_groups,
     term_weights,
+    weighted_sum,
 )
 from tests.distributed.jobs import LENGTH, ragged_rows
 
@@ -38,6 +39,27 @@ def test_weights_by_hand() -> None:
     assert term_weights(float64(4), GPT).tolist() == [0.25]
     assert term_weights(float64(4, 8, 2), MTP).tolist() == [1 / 4, 4 / 2 / 8, 4 / 2 / 2]
     assert [number_of_terms(objective) for objective in (NEXTLAT, GPT, MTP)] == [5, 1, 3]
+
+
+def test_the_next_token_term_has_a_lambda() -> None:
+    objective = ObjectiveConfig(name="nextlat", horizon=1, lambda_next_token=0.25, lambda_hidden=3.0, lambda_kl=0.5)
+    assert term_weights(float64(4, 8, 2), objective).tolist() == [0.25 / 4, 3 / 8, 0.5 / 2]
+    terms = named_terms(float64(8, 8, 2), float64(4, 8, 2), objective)
+    assert terms == {"loss": 0.25 * 2 + 3 + 0.5, "next_token": 2.0, "hidden": 1.0, "kl": 1.0}
+
+
+def test_what_is_not_finite_and_weighs_nothing_stays_out_of_the_loss() -> None:
+    objective = ObjectiveConfig(name="nextlat", horizon=1, lambda_kl=0.0)
+    counts = float64(4, 8, 2)
+    terms = named_terms(float64(8, 8, float("nan")), counts, objective)
+    assert (terms["loss"], terms["next_token"], terms["hidden"]) == (3.0, 2.0, 1.0)
+    assert terms["kl"] != terms["kl"]  # and is not hidden either
+    sums = float64(8, 8, float("inf")).requires_grad_()
+    loss = LossRecorder()(sums, term_weights(counts, objective))
+    loss.backward()
+    assert sums.grad is not None
+    assert (loss.item(), sums.grad.tolist()) == (3.0, [0.25, 0.125, 0.0])
+    assert not torch.isfinite(weighted_sum(sums.detach(), float64(1, 1, 1)))  # a weighted one does count
 
 
 def test_an_empty_term_weighs_nothing() -> None:
