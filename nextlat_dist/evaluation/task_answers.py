@@ -21,7 +21,7 @@ from nextlat_dist.evaluation.task_scores import Watch
 from nextlat_dist.export.layout import load_base_weights
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.llama import Llama, LlamaConfig
-from nextlat_dist.tasks import PAD_ID, Document
+from nextlat_dist.tasks import EOS_ID, PAD_ID, Document
 
 ROWS = 128  # documents run together
 
@@ -39,6 +39,11 @@ def open_decoder(export: Path, context: int) -> Decoder:
 def answer_of(document: Document) -> np.ndarray:
     """int64 [answer tokens], the one that ends it included."""
     return document.tokens[document.prompt_tokens :]
+
+
+def before_end(answer: np.ndarray) -> np.ndarray:
+    """The tokens of a written answer before its first EOS, all of them if there is none."""
+    return answer[: np.append(np.flatnonzero(answer == EOS_ID), len(answer))[0]]
 
 
 def teacher_forced(model: StateModel, documents: Sequence[Document], watch: Watch) -> list[np.ndarray]:

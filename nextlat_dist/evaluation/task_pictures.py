@@ -5,6 +5,7 @@ A line is the mean over the runs of a name; its band is their lowest and highest
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +14,28 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from nextlat_dist.evaluation import pictures
+from nextlat_dist.evaluation.city_map import draw_maps
+from nextlat_dist.evaluation.city_scores import CityScores
 from nextlat_dist.evaluation.task_scores import Curve, Runs
 from nextlat_dist.tasks import Task
+from nextlat_dist.tasks.city import City
+from nextlat_dist.tasks.path_star import PathStar
 from nextlat_dist.tasks.state_tracking import StateTracking
 
 TRACKING_STYLES = {"transformer": "--", "latent_rnn": "-"}
 
 
 def draw_pictures(task: Task, runs: Runs, directory: Path) -> None:
-    """`accuracy_by_length.png` of state tracking, `accuracy_by_position.png` of answers."""
+    """`accuracy_by_length.png` of state tracking, `accuracy_by_position.png` of the others; of a city also `map.png`,
+    the maps that the first runs believe in.
+    """
     if isinstance(task, StateTracking):
         _draw_tracking(task, runs, directory / "accuracy_by_length.png")
-    else:
-        _draw_answers(task, runs, directory / "accuracy_by_position.png")
+        return
+    _draw_answers(task, runs, directory / "accuracy_by_position.png")
+    driven = {name: scores[0].driven for name, scores in runs.items() if isinstance(scores[0], CityScores)}
+    if isinstance(task, City):
+        draw_maps(task, driven, directory / "map.png")
 
 
 def _draw_tracking(task: StateTracking, runs: Runs, path: Path) -> None:
@@ -49,8 +59,9 @@ def _draw_answers(task: Task, runs: Runs, path: Path) -> None:
         for (name, scores), color in zip(runs.items(), _colors(runs), strict=True):
             style = {"color": color, "label": name, "marker": "o", "markersize": 3.5}
             _draw_curve(axis, [own.curves[curve] for own in scores], style)
-        title = curve.replace("_", " ") if curve == "teacher_forced" else f"free-running, {_decoding(curve)}"
-        axis.set(title=title, xlabel="answer token", ylabel="share right", ylim=(0, 1.02))
+        if isinstance(task, PathStar):
+            axis.axhline(1 / task.arms, color="grey", linewidth=0.8, label="guessing an arm")
+        axis.set(title=_title(curve), xlabel="answer token", ylabel="share right", ylim=(0, 1.02))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False)
     pictures.save_picture(figure, path)
@@ -73,5 +84,8 @@ def _colors(runs: Runs) -> list[str]:
     return [pictures.COLORS[place % len(pictures.COLORS)] for place in range(len(runs))]
 
 
-def _decoding(curve: str) -> str:
-    return "greedy" if curve == "greedy" else f"temperature {curve.removeprefix('t')}"
+def _title(curve: str) -> str:
+    if curve == "greedy":
+        return "free-running, greedy"
+    temperature = re.fullmatch(r"t([\d.e-]+)", curve)
+    return f"free-running, temperature {temperature[1]}" if temperature else curve.replace("_", " ")

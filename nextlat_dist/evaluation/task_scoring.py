@@ -6,18 +6,22 @@ Names of numbers end with how they were taken: `_greedy`, `_t1` (free-running, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.city_scores import score_city
+from nextlat_dist.evaluation.city_walker import ExportWalker
 from nextlat_dist.evaluation.latents import Latents
-from nextlat_dist.evaluation.task_answers import agreement, open_decoder, teacher_forced, write_answers
+from nextlat_dist.evaluation.task_answers import agreement, before_end, open_decoder, teacher_forced, write_answers
 from nextlat_dist.evaluation.task_scores import Curve, Scores, Share, Watch
 from nextlat_dist.evaluation.task_tracking import score_tracking
-from nextlat_dist.tasks import Document, Task
+from nextlat_dist.tasks import Document, Task, words_of
+from nextlat_dist.tasks.city import PROMPT_TOKENS, City
+from nextlat_dist.tasks.countdown import Countdown, Verdict, judge
 from nextlat_dist.tasks.path_star import PathStar
 from nextlat_dist.tasks.state_tracking import StateTracking
 
@@ -47,6 +51,11 @@ def score_export(export: Path, task: Task, documents: Sequence[Document], sample
         return score_tracking(Latents(export), documents, task, watch)
     if isinstance(task, PathStar):
         return score_path_star(export, task, documents, sampled, watch)
+    if isinstance(task, Countdown):
+        return score_countdown(export, task, documents, sampled, watch)
+    if isinstance(task, City):
+        walker = ExportWalker(export, task.max_turns + PROMPT_TOKENS + 1)
+        return score_city(walker, task, documents, temperatures=sampled.temperatures, seed=sampled.seed, watch=watch)
     raise UserError(f"task {task.name} has no answers to score; use `nextlat evaluate belief` for a hidden process")
 
 
@@ -54,36 +63,63 @@ def score_path_star(
     export: Path, task: PathStar, documents: Sequence[Document], sampled: Sampled, watch: Watch
 ) -> Scores:
     """`exact_…`: the whole path and EOS; `arm_…`: the node behind the start, the only one that needs planning."""
-    scores = score_answers(export, documents, sampled, watch, lambda document, written: {})
-    for name, curve in list(scores.curves.items()):
+    scores, written = read_and_write(export, documents, sampled, watch)
+    for name, answers in written.items():
+        agreed = [agreement(*pair) for pair in zip(documents, answers, strict=True)]
+        scores.numbers[f"exact_{name}"] = Share.of(bool(own.all()) for own in agreed)
+    for name, curve in scores.curves.items():
         scores.numbers[f"arm_{name}"] = curve.at(ARM + 1)
     scores.guesses = {name: 1 / task.arms for name in scores.numbers if name.startswith(("exact", "arm"))}
     return scores
 
 
-def score_answers(
-    export: Path,
-    documents: Sequence[Document],
-    sampled: Sampled,
-    watch: Watch,
-    judge: Callable[[Document, np.ndarray], dict[str, bool]],
+def score_countdown(
+    export: Path, task: Countdown, documents: Sequence[Document], sampled: Sampled, watch: Watch
 ) -> Scores:
-    """Every answer held against the true one, by position and as a whole, and judged by the rules of the task.
+    """`solved_…`: share of answers that reach the target by the rules, whichever way; `valid_…`: that keep to the rules
+    in every equation; `solved_of_valid_…`: share of those that reach the target. The curves `equations_…` are the
+    validity of each equation; one that is missing is not valid.
+    """
+    scores, written = read_and_write(export, documents, sampled, watch)
+    for name, answers in written.items():
+        verdicts = [
+            judge(*task.problem(document.tokens), words_of(task, before_end(answer)))
+            for document, answer in zip(documents, answers, strict=True)
+        ]
+        solved = Share.of(verdict.solved for verdict in verdicts)
+        valid = Share.of(all(verdict.equations) for verdict in verdicts)
+        scores.numbers[f"solved_{name}"] = solved
+        scores.numbers[f"valid_{name}"] = valid
+        scores.numbers[f"solved_of_valid_{name}"] = Share(solved.right, valid.right)
+        scores.curves[f"equations_{name}"] = Curve.of(
+            1, [equations_of(verdict, task.inputs - 1) for verdict in verdicts]
+        )
+    return scores
 
-    Args:
-        judge: the named verdicts on a written answer.
+
+def equations_of(verdict: Verdict, count: int) -> np.ndarray:
+    """bool [count]: validity of the first `count` equations, False where there are fewer."""
+    valid = np.zeros(count, dtype=bool)
+    found = verdict.equations[:count]
+    valid[: len(found)] = found
+    return valid
+
+
+def read_and_write(
+    export: Path, documents: Sequence[Document], sampled: Sampled, watch: Watch
+) -> tuple[Scores, dict[str, list[np.ndarray]]]:
+    """What holds for answers of every kind: agreement with the true ones by position, teacher-forced and free-running;
+    and the written answers by how they were drawn, for judging.
     """
     right = teacher_forced(Latents(export), documents, watch)
     scores = Scores(curves={"teacher_forced": Curve.of(1, right)})
     scores.numbers["tokens_teacher_forced"] = float(np.concatenate(right).mean())
     decoder = open_decoder(export, max(len(document.tokens) for document in documents))
+    written: dict[str, list[np.ndarray]] = {}
     for temperature in sampled.temperatures:
-        written = write_answers(decoder, documents, temperature, sampled.seed, watch)
-        pairs = list(zip(documents, written, strict=True))
-        agreed = [agreement(*pair) for pair in pairs]
-        scores.curves[how(temperature)] = Curve.of(1, agreed)
-        scores.numbers[f"exact_{how(temperature)}"] = Share.of(bool(own.all()) for own in agreed)
-        verdicts = [judge(*pair) for pair in pairs]
-        for name in verdicts[0]:
-            scores.numbers[f"{name}_{how(temperature)}"] = Share.of(verdict[name] for verdict in verdicts)
-    return scores
+        answers = write_answers(decoder, documents, temperature, sampled.seed, watch)
+        written[how(temperature)] = answers
+        scores.curves[how(temperature)] = Curve.of(
+            1, [agreement(*pair) for pair in zip(documents, answers, strict=True)]
+        )
+    return scores, written

@@ -62,9 +62,11 @@ def score_tracking(
         for name, curve in scores.curves.items():
             if first <= length <= curve.last:
                 scores.numbers[f"{name}_{multiple}"] = curve.at(length)
-                reached = [row[: length - first + 1] for row in right[name] if len(row) > length - first]
-                scores.numbers[f"{name}_whole_{multiple}"] = Share.of(bool(row.all()) for row in reached)
                 scores.guesses[f"{name}_{multiple}"] = 1 / task.world.order
+        for name, rows in right.items():
+            reached = [row[: length - first + 1] for row in rows if len(row) > length - first]
+            if reached:
+                scores.numbers[f"{name}_whole_{multiple}"] = Share.of(bool(row.all()) for row in reached)
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from nextlat_dist.evaluation import task_answers
 from nextlat_dist.evaluation.latents import Latents
-from nextlat_dist.evaluation.task_answers import agreement, open_decoder, teacher_forced, write_answers
+from nextlat_dist.evaluation.task_answers import agreement, before_end, open_decoder, teacher_forced, write_answers
 from nextlat_dist.evaluation.task_scores import Share, unwatched
-from nextlat_dist.evaluation.task_scoring import Sampled, score_answers, score_path_star
+from nextlat_dist.evaluation.task_scoring import Sampled, equations_of, read_and_write, score_countdown, score_path_star
 from nextlat_dist.inference import Decoder
-from nextlat_dist.tasks import EOS_ID, Document
+from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
+from nextlat_dist.tasks.countdown import Countdown, Verdict
 from nextlat_dist.tasks.path_star import PathStar
 from tests.evaluation.task_exports import following_export
 from tests.inference.exports import random_weights, tiny_config, write_export
@@ -57,25 +59,18 @@ def test_missing_tokens_are_wrong_and_further_ones_do_not_count_by_position() ->
     assert agreement(document, np.array([5, 6, 7, EOS_ID])).tolist() == [True, True, False]
 
 
-def test_scores_of_answers(follower: Path) -> None:
-    scores = score_answers(
-        follower,
-        DOCUMENTS,
-        Sampled((0.0,), 0),
-        unwatched,
-        lambda document, written: {"short": len(written) < 3},
-    )
-    assert scores.numbers["exact_greedy"] == Share(2, 4)
-    assert scores.numbers["short_greedy"] == Share(1, 4)
-    assert scores.numbers["tokens_teacher_forced"] == pytest.approx(8 / 12)
+def test_answers_by_position(follower: Path) -> None:
+    scores, written = read_and_write(follower, DOCUMENTS, Sampled((0.0,), 0), unwatched)
+    assert scores.numbers == {"tokens_teacher_forced": pytest.approx(8 / 12)}
     assert scores.curves["teacher_forced"].shares == (Share(3, 4), Share(2, 4), Share(2, 3), Share(1, 1))
     assert scores.curves["greedy"].shares == (Share(3, 4), Share(3, 4), Share(3, 3), Share(1, 1))
+    assert written["greedy"][2].tolist() == [6, EOS_ID]
 
 
-def test_an_answer_that_goes_on_behind_the_true_one_is_wrong(follower: Path) -> None:
-    documents = [question(4, answer=[5, 6, EOS_ID]), question(4, answer=[5, EOS_ID])]
-    scores = score_answers(follower, documents, Sampled((0.0,), 0), unwatched, lambda document, written: {})
-    assert scores.numbers["exact_greedy"] == Share(1, 2)
+def test_an_answer_ends_before_its_first_end() -> None:
+    assert before_end(np.array([5, 6, EOS_ID])).tolist() == [5, 6]
+    assert before_end(np.array([5, 6])).tolist() == [5, 6]
+    assert before_end(np.array([EOS_ID])).tolist() == []
 
 
 def test_a_paths_arm_is_its_second_node(tmp_path: Path) -> None:
@@ -90,11 +85,45 @@ def test_a_paths_arm_is_its_second_node(tmp_path: Path) -> None:
     assert scores.guesses == {"exact_greedy": 0.5, "arm_greedy": 0.5, "arm_teacher_forced": 0.5}
 
 
+COUNTDOWN = Countdown(inputs=2, pauses=1)
+
+
+def sum_of(first: int, second: int, target: int, solution: str) -> Document:
+    """A problem of two numbers, and its solution."""
+    symbols = COUNTDOWN.symbols
+    prompt = [FIRST_SYMBOL_ID + symbols.index(word) for word in f"{first} , {second} , {target} |".split()]
+    answer = [FIRST_SYMBOL_ID + symbols.index(word) for word in solution.split()]
+    return question(*prompt, answer=[*answer, EOS_ID])
+
+
+def test_countdown_is_judged_by_its_rules(tmp_path: Path) -> None:
+    documents = [
+        sum_of(4, 3, 7, "4 + 3 = 7"),  # solved, in another way
+        sum_of(3, 4, 12, "3 * 4 = 12"),  # valid
+        sum_of(4, 5, 9, "4 + 5 = 9"),  # not valid
+    ]
+    written = [documents[0].tokens[6], *sum_of(3, 4, 7, "3 + 4 = 7").tokens[7:].tolist()]
+    export = following_export(
+        tmp_path, dict(itertools.pairwise(written)), vocab_size=FIRST_SYMBOL_ID + len(COUNTDOWN.symbols)
+    )
+    scores = score_countdown(export, COUNTDOWN, documents, Sampled((0.0, 0.01), 0), unwatched)
+    for name in ("greedy", "t0.01"):
+        assert scores.numbers[f"solved_{name}"] == Share(1, 3)
+        assert scores.numbers[f"valid_{name}"] == Share(2, 3)
+        assert scores.numbers[f"solved_of_valid_{name}"] == Share(1, 2)
+        assert scores.curves[f"equations_{name}"].shares == (Share(2, 3),)
+
+
+def test_missing_equations_are_not_valid_and_further_ones_do_not_count() -> None:
+    assert equations_of(Verdict((True, False), False), 3).tolist() == [True, False, False]
+    assert equations_of(Verdict((False, True, True), False), 2).tolist() == [False, True]
+
+
 def test_the_whole_document_fits_where_the_context_is_that_of_training(tmp_path: Path) -> None:
     document = question(10, 4, answer=[5, 6, EOS_ID])
     export = following_export(tmp_path, FOLLOWING, max_position_embeddings=len(document.tokens) - 1)
-    scores = score_answers(export, [document], Sampled((0.0,), 0), unwatched, lambda document, written: {})
-    assert scores.numbers["exact_greedy"] == Share(1, 1)
+    scores, _ = read_and_write(export, [document], Sampled((0.0,), 0), unwatched)
+    assert scores.curves["greedy"].shares == (Share(1, 1),) * 3
 
 
 def test_samples_are_the_same_however_they_are_batched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

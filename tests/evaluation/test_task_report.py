@@ -13,6 +13,7 @@ from nextlat_dist.evaluation.task_command import add_command
 from nextlat_dist.evaluation.task_report import Summary, evaluate_task, pooled, rows_of, summarise
 from nextlat_dist.evaluation.task_scores import Curve, Scores, Share
 from nextlat_dist.tasks import vocab_size
+from nextlat_dist.tasks.city import City
 from nextlat_dist.tasks.hmm import Hmm
 from nextlat_dist.tasks.path_star import PathStar
 from nextlat_dist.tasks.state_tracking import StateTracking
@@ -92,6 +93,16 @@ def test_path_star_end_to_end(exports: dict[str, Path], stars: Path, tmp_path: P
     )
     assert (tmp_path / "accuracy_by_position.png").stat().st_size > 1000
     assert json.loads((tmp_path / "out.json").read_text())["summary"] == summary
+
+
+def test_city_end_to_end(tmp_path: Path) -> None:
+    city = City(rows=3, columns=3)
+    data = write_test_set(tmp_path / "test", city, 8)
+    config = tiny_config(vocab_size=vocab_size(city), max_position_embeddings=24)
+    export = write_export(tmp_path / "export", config, random_weights(config), None)
+    content = evaluate_task([f"a={export}", f"a={export}"], data, picture_dir=tmp_path, progress=False)
+    assert {"a_valid_greedy", "a_valid_t1_lowest", "a_compression_greedy"} <= content["summary"].keys()
+    assert (tmp_path / "map.png").stat().st_size > 1000
 
 
 def test_a_single_run_has_its_documents_interval_and_several_their_spread() -> None:
