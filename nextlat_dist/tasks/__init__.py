@@ -40,6 +40,7 @@ __all__ = [
 # Module and class of every task; imported when asked for.
 TASKS = {
     "path-star": ("path_star", "PathStar"),
+    "countdown": ("countdown", "Countdown"),
     "state-tracking": ("state_tracking", "StateTracking"),
     "hmm": ("hmm", "Hmm"),
     "city": ("city", "City"),
