@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nextlat_dist.evaluation.city_detours import Kind, drive_with_detours
+from nextlat_dist.evaluation.city_distinction import distinction, histories_apart
 from nextlat_dist.evaluation.city_histories import Histories, Situation
 from nextlat_dist.evaluation.city_walker import Walker
 from nextlat_dist.evaluation.task_scores import Curve, Scores, Share, Watch, unwatched
@@ -32,6 +33,7 @@ from nextlat_dist.tasks.city import NO_STREET, PROMPT_TOKENS, TURNS, City, Trip,
 
 READ_TOGETHER = 256  # documents
 SITUATIONS = 500
+PAIRS_APART = 200
 DETOUR_TRIPS = 300
 DETOURS: tuple[tuple[Kind, float], ...] = (
     ("random", 0.1),
@@ -70,7 +72,7 @@ def score_city(
     """
     problems = sorted({city.problem(document.tokens.tolist()) for document in documents})
     scores = CityScores(driven=np.zeros((city.places, len(TURNS)), dtype=np.int64))
-    progress = watch("city", 2 + len(temperatures) + len(DETOURS))
+    progress = watch("city", 3 + len(temperatures) + len(DETOURS))
     score_reading(walker, city, documents, scores)
     progress.add(sum(len(document.tokens) for document in documents))
     for temperature in temperatures:
@@ -87,6 +89,11 @@ def score_city(
         for situation, (first, _) in zip(situations, continued, strict=True)
     )
     progress.add(sum(situation.turns for situation in situations))
+    apart = histories_apart(city, documents, PAIRS_APART, np.random.default_rng([seed, 4]))
+    if apart:
+        recall, precision = distinction(walker, city, apart)
+        scores.numbers |= {"distinction_recall": recall, "distinction_precision": precision}
+    progress.add(sum(pair.turns for pair in apart))
     chosen = np.random.default_rng([seed, 2]).permutation(len(problems))[:DETOUR_TRIPS]
     for kind, probability in DETOURS:
         rng = np.random.default_rng([seed, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -14,7 +15,8 @@ class FunctionWalker:
     """Expects next what `expect(history)` says, [vocab] probabilities; nothing is asked inside a prompt."""
 
     def __init__(self, expect: Callable[[list[int]], np.ndarray]) -> None:
-        self.expect = expect
+        known = cache(lambda history: expect(list(history)))
+        self.expect = lambda history: known(tuple(history))
 
     def log_probabilities(self, histories: Sequence[Sequence[int]]) -> list[np.ndarray]:
         with np.errstate(divide="ignore"):
