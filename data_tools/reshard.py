@@ -74,6 +74,11 @@ class _Sources:
                     f"{url} has bos {manifest.bos} and eos {manifest.eos}, {urls[0]} has bos {first.bos} and eos "
                     f"{first.eos}; shard one of them again with the settings of the other"
                 )
+            if "task" in manifest.report:
+                raise UserError(
+                    f"{url} is the dataset of a task, whose labels and beliefs would be lost; write it anew by "
+                    "`nextlat-data task` with other --record-tokens and --shard-tokens, the same --seed"
+                )
             if split is None and manifest.split != first.split:
                 raise UserError(
                     f"{url} is a {manifest.split} dataset, {urls[0]} a {first.split} one; name the result with --split"
