@@ -76,33 +76,32 @@ def score_path_star(
 def score_countdown(
     export: Path, task: Countdown, documents: Sequence[Document], sampled: Sampled, watch: Watch
 ) -> Scores:
-    """`solved_…`: share of answers that reach the target by the rules, whichever way; `valid_…`: that keep to the rules
-    in every equation; `solved_of_valid_…`: share of those that reach the target. The curves `equations_…` are the
-    validity of each equation; one that is missing is not valid.
-    """
+    """Answers by the rules, see `add_verdicts`."""
     scores, written = read_and_write(export, documents, sampled, watch)
     for name, answers in written.items():
         verdicts = [
             judge(*task.problem(document.tokens), words_of(task, before_end(answer)))
             for document, answer in zip(documents, answers, strict=True)
         ]
-        solved = Share.of(verdict.solved for verdict in verdicts)
-        valid = Share.of(all(verdict.equations) for verdict in verdicts)
-        scores.numbers[f"solved_{name}"] = solved
-        scores.numbers[f"valid_{name}"] = valid
-        scores.numbers[f"solved_of_valid_{name}"] = Share(solved.right, valid.right)
-        scores.curves[f"equations_{name}"] = Curve.of(
-            1, [equations_of(verdict, task.inputs - 1) for verdict in verdicts]
-        )
+        add_verdicts(scores, name, verdicts, task.inputs - 1)
     return scores
 
 
-def equations_of(verdict: Verdict, count: int) -> np.ndarray:
-    """bool [count]: validity of the first `count` equations, False where there are fewer."""
-    valid = np.zeros(count, dtype=bool)
-    found = verdict.equations[:count]
-    valid[: len(found)] = found
-    return valid
+def add_verdicts(scores: Scores, name: str, verdicts: Sequence[Verdict], equations: int) -> None:
+    """`solved_…`: share of answers that reach the target by the rules, whichever way; `valid_…`: that keep to the rules
+    in every equation; `solved_of_valid_…`: share of those that reach the target. The curve `equations_…` is the
+    validity of each of the `equations` that an answer needs; one that is missing is not valid.
+    """
+    solved = Share.of(verdict.solved for verdict in verdicts)
+    valid = Share.of(all(verdict.equations) for verdict in verdicts)
+    scores.numbers |= {
+        f"solved_{name}": solved,
+        f"valid_{name}": valid,
+        f"solved_of_valid_{name}": Share(solved.right, valid.right),
+    }
+    missing = (False,) * equations
+    rows = [np.array((*verdict.equations, *missing)[:equations]) for verdict in verdicts]
+    scores.curves[f"equations_{name}"] = Curve.of(1, rows)
 
 
 def read_and_write(

@@ -11,8 +11,8 @@ import pytest
 from nextlat_dist.evaluation import task_answers
 from nextlat_dist.evaluation.latents import Latents
 from nextlat_dist.evaluation.task_answers import agreement, before_end, open_decoder, teacher_forced, write_answers
-from nextlat_dist.evaluation.task_scores import Share, unwatched
-from nextlat_dist.evaluation.task_scoring import Sampled, equations_of, read_and_write, score_countdown, score_path_star
+from nextlat_dist.evaluation.task_scores import Scores, Share, unwatched
+from nextlat_dist.evaluation.task_scoring import Sampled, add_verdicts, read_and_write, score_countdown, score_path_star
 from nextlat_dist.inference import Decoder
 from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
 from nextlat_dist.tasks.countdown import Countdown, Verdict
@@ -114,9 +114,22 @@ def test_countdown_is_judged_by_its_rules(tmp_path: Path) -> None:
         assert scores.curves[f"equations_{name}"].shares == (Share(2, 3),)
 
 
-def test_missing_equations_are_not_valid_and_further_ones_do_not_count() -> None:
-    assert equations_of(Verdict((True, False), False), 3).tolist() == [True, False, False]
-    assert equations_of(Verdict((False, True, True), False), 2).tolist() == [False, True]
+def test_verdicts_are_counted_by_equation() -> None:
+    verdicts = [
+        Verdict((True, True, True), True),
+        Verdict((True, True, True), False),  # another number than the target
+        Verdict((True, False, True), False),
+        Verdict((False,), False),  # two are missing
+        Verdict((True, True, True, False), False),  # one too many
+    ]
+    scores = Scores()
+    add_verdicts(scores, "greedy", verdicts, 3)
+    assert scores.numbers == {
+        "solved_greedy": Share(1, 5),
+        "valid_greedy": Share(2, 5),
+        "solved_of_valid_greedy": Share(1, 2),
+    }
+    assert scores.curves["equations_greedy"].shares == (Share(4, 5), Share(3, 5), Share(4, 5))
 
 
 def test_the_whole_document_fits_where_the_context_is_that_of_training(tmp_path: Path) -> None:
