@@ -57,7 +57,7 @@ make_data() { # task
             nextlat-data task path-star --arms 2 --length 4 --nodes 10 --train 200_000 --test 1000 --output "$output"
             ;;
         state_tracking)
-            nextlat-data task state-tracking --group S3 --length 9 --test-length 27 --train 200_000 --test 1000 \
+            nextlat-data task state-tracking --group S3 --length 6 --test-length 18 --train 40_000 --test 1000 \
                 --output "$output"
             ;;
     esac
