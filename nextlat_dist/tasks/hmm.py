@@ -36,7 +36,9 @@ CONCENTRATION = 0.3  # of the Dirichlet rows of a random process; below 1, so th
 
 @dataclass(frozen=True)
 class Hmm:
-    """One process and the length of its documents; options that are None have the defaults of `OPTIONS`.
+    """A hidden Markov process, and documents of `length` tokens of it.
+
+    Options that are None have the defaults of `OPTIONS`, if they are the process's own.
 
     Raises:
         UserError: an unknown process, an option of another one, or a value out of range.
