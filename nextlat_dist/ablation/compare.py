@@ -63,12 +63,12 @@ def table_of(
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Columns and lines for `report.table`: a line per variant, its finished seeds, mean ± deviation per number."""
     columns = {"variant": "{variant}", "seeds": "{seeds}"}
-    columns |= {heading: f"{{{index}}}" for index, heading in enumerate(headings.values())}
+    columns |= {heading: f"{{number_{index}}}" for index, heading in enumerate(headings.values())}
     lines = []
     for variant, spreads in compared.items():
         line: dict[str, Any] = {"variant": variant, "seeds": sum(row["variant"] == variant for row in rows)}
         for index, place in enumerate(headings):
-            line[str(index)] = str(spreads[place]) if place in spreads else None
+            line[f"number_{index}"] = str(spreads[place]) if place in spreads else None
         lines.append(line)
     return columns, lines
 
