@@ -7,6 +7,7 @@
     nextlat chat --export DIR
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat evaluate task --export NAME=DIR … --data DIR
+    nextlat ablate --config GRID --output DIR
     nextlat report --run runs/NAME
     nextlat checkpoint list | verify | prune | reshape runs/NAME/checkpoints
     nextlat doctor [--config FILE] [--hostfile FILE]
@@ -25,6 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.ablation.command import add_command as add_ablate
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.task_command import add_command as add_task
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_chat(commands)
     _add_evaluate(commands)
+    add_ablate(commands)
     _add_doctor(commands)
     add_checkpoint(commands)
     report = commands.add_parser("report", help="merge a run's measurements into report.json, report.md and pictures")

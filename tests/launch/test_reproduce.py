@@ -1,0 +1,52 @@
+"""What `launch/reproduce.sh` is for, at the smaller part of its size: twins are trained, and differ as they should.
+
+Command: `bash launch/test.sh --slow`; at most eight minutes on two quiet cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import CHECKOUT
+
+LIMIT_SECONDS = 2400
+
+
+def reproduce(output: Path, *options: str) -> dict[str, float]:
+    command = ["bash", "launch/reproduce.sh", "--scale", "cpu", "--output", str(output), *options]
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # the ranks' launcher hands it on
+    assert process.returncode == 0, printed[-4000:]
+    (report,) = output.glob("*/report.json")
+    summary: dict[str, float] = json.loads(report.read_text())["summary"]
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_SECONDS + 60)
+def test_nextlat_plans_where_its_twin_guesses(tmp_path: Path) -> None:
+    # 3500 steps; this seed leaves the plateau after 1500.
+    short = ["training.train_tokens=2_912_000", "schedule.decay_tokens=416_000"]
+    summary = reproduce(tmp_path, "--task", "path_star", "--seeds", "1", *short)
+    assert summary["nextlat_exact_greedy"] >= 0.9
+    assert abs(summary["gpt_arm_greedy"] - 0.5) <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_SECONDS + 60)
+def test_the_latent_predictor_tracks_where_transformers_fail(tmp_path: Path) -> None:
+    summary = reproduce(tmp_path, "--task", "state_tracking", "--seeds", "0")
+    assert summary["nextlat_latent_rnn_4_3x"] >= 0.85
+    assert max(summary["gpt_transformer_4_3x"], summary["nextlat_transformer_4_3x"]) <= 0.65
