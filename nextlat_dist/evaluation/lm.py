@@ -136,7 +136,7 @@ def _run(export: Path, manager: Any, tasks: list[Any], limit: int | None, batch_
         """
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            self.add_bos_token = False
+            self.add_bos_token: bool | None = False
             try:
                 return list(super().loglikelihood_rolling(requests, disable_tqdm))
             finally:
