@@ -41,10 +41,11 @@ def test_the_papers_graph_has_69_tokens_beside_bos() -> None:
     assert (document.tokens[0], document.tokens[-1], document.prompt_tokens) == (BOS_ID, EOS_ID, 64)
 
 
-def test_every_arm_every_node_and_every_order_is_as_likely() -> None:
-    task, rng = PathStar(arms=2, length=2, nodes=3), np.random.default_rng(1)
+@pytest.mark.parametrize(("arms", "length"), [(2, 2), (1, 3)])
+def test_every_arm_every_node_and_every_order_is_as_likely(arms: int, length: int) -> None:
+    task, rng = PathStar(arms=arms, length=length, nodes=3), np.random.default_rng(1)
     texts = [" ".join(words_of(task, task.sample(rng, "train").tokens)) for _ in range(6000)]
-    # 3 centres, 2 orders of the arms, 2 goals
+    # 3 centres, 2 orders of the arms, 2 goals; or 6 orders of the nodes, 2 of the edges
     counts = np.unique(texts, return_counts=True)[1]
     assert len(counts) == 12
     assert counts.min() > 500 - 5 * 22
