@@ -25,6 +25,8 @@ from nextlat_dist.evaluation.belief_data import Counterfactuals, Histories, Pair
 from nextlat_dist.evaluation.latents import StateModel
 from nextlat_dist.tasks import FIRST_SYMBOL_ID
 
+ROUNDING = 1e-6  # of states in fp32, relative to their length
+
 
 def rollouts(model: StateModel, states: Tensor, histories: Histories) -> dict[str, list[float]]:
     """Rolled out from every position that has `steps` tokens behind it, along what came.
@@ -119,9 +121,11 @@ def _distance(h: Tensor, target: Tensor) -> float:
 
 
 def _spread(states: Tensor) -> float:
-    """Root mean square distance to the mean state."""
+    """Root mean square distance to the mean state; 0 where it is rounding (`ROUNDING`), not difference."""
     flat = states.double().reshape(-1, states.shape[-1])
-    return float((flat - flat.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    spread = float((flat - flat.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    size = float(flat.square().sum(dim=-1).mean().sqrt())
+    return spread if spread > ROUNDING * size else 0.0
 
 
 def _relative(distance: float, spread: float) -> float:
