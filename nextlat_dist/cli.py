@@ -7,6 +7,7 @@
     nextlat chat --export DIR
     nextlat evaluate speculative --export DIR --prompts FILE|DIR …
     nextlat evaluate task --export NAME=DIR … --data DIR
+    nextlat evaluate belief --export NAME=DIR … --data DIR
     nextlat evaluate probes --export NAME=DIR … --data DIR
     nextlat evaluate lm --export NAME=DIR …
     nextlat ablate --config GRID --output DIR
@@ -31,6 +32,7 @@ from typing import Any
 from nextlat_dist.ablation.command import add_command as add_ablate
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.belief_command import add_command as add_belief
 from nextlat_dist.evaluation.lm import add_command as add_lm
 from nextlat_dist.evaluation.probes_command import add_command as add_probes
 from nextlat_dist.evaluation.task_command import add_command as add_task
@@ -158,6 +160,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure an export")
     kinds = evaluate.add_subparsers(required=True, metavar="WHAT")
     add_task(kinds)
+    add_belief(kinds)
     add_probes(kinds)
     add_lm(kinds)
     speculative = kinds.add_parser("speculative", help="speed and acceptance of self-speculative decoding")
