@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from nextlat_dist.config.schema import GuardsConfig, ObjectiveConfig
-from nextlat_dist.objective.terms import term_weights
+from nextlat_dist.objective.terms import term_weights, weighted_sum
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.build import Engine
 
@@ -101,7 +101,7 @@ class StepGuard:
         assert group is not None
         total = all_reduce_sum(mine, group)
         sums = total[:-2]
-        loss = float((sums * term_weights(self._counts, self._objective)).sum())
+        loss = float(weighted_sum(sums, term_weights(self._counts, self._objective)))
         norm = float(total[-2]) / self._dims.world_size
         return Verdict(self._reason(loss, norm), loss, norm, sums, bool(total[-1] > 0))
 
