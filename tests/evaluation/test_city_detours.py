@@ -68,18 +68,19 @@ def test_a_recited_route_arrives_exactly_where_no_detour_came() -> None:
 
 
 def test_the_least_likely_way_is_taken() -> None:
-    # At 4, on the way to 5, the model wants east and holds north likelier than south, south likelier than west.
+    # At 4, on the way to 5, the model wants east and holds west least likely.
     def expect(history: list[int]) -> np.ndarray:
         p = np.zeros(vocab_size(SQUARE))
-        p[[E, N, S, W, EOS_ID]] = 0.5, 0.3, 0.15, 0.04, 0.01
+        north, south = (0.3, 0.15) if len(history) != PROMPT_TOKENS + 1 else (0.15, 0.3)
+        p[[E, N, S, W, EOS_ID]] = 0.5, north, south, 0.04, 0.01
         return p
 
     walker = Recorded(expect)
     arrived, detours = drive_with_detours(walker, SQUARE, [(4, 5)], 1.0, "least_likely", np.random.default_rng(0))
     prompt = SQUARE.prompt(4, 5)
-    # West to 3. There, no street leads west: of north and south, south. At 6 north is the only other way than east,
-    # and so on: 3 (five turns left, two away), 6, 3, then 0 would be three away with two left: only east arrives.
-    assert walker.asked[:4] == [prompt, [*prompt, W], [*prompt, W, S], [*prompt, W, S, N]]
+    # West to 3, where there is no street west and the model now holds north least likely; at 0, only south is another
+    # way than east.
+    assert walker.asked[:4] == [prompt, [*prompt, W], [*prompt, W, N], [*prompt, W, N, S]]
     assert arrived.right == 0  # it never stops
     assert detours >= 3
 
