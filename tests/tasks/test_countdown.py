@@ -43,6 +43,7 @@ def test_answers_judged_by_hand(answer: str) -> None:
 
 def test_numbers_given_twice_can_be_used_twice_and_no_more() -> None:
     assert judge([5, 5], 25, _words("5*5=25")) == Verdict((True,), True)
+    assert judge([20, 3, 7], 23, _words("20+3=23")) == Verdict((True,), False)  # 7 is not used
     assert judge([5, 6], 25, _words("5*5=25")) == Verdict((False,), False)
     assert judge([5, 5], 1, _words("5/5=1")).solved
     assert not judge([5, 5], 0, _words("5-5=0")).equations[0]  # results are at least 1
