@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Does predicting its own next latent state give a model a world model? Trains GPT and NextLat twins on a planning task
-# (Path-Star) and a state-tracking task (words in S3), everything but the objective equal, and prints both side by side.
-# At most an hour on two CPU cores, once everything is installed.
+# (Path-Star), a state-tracking task (words in S3) and a hidden Markov process whose beliefs are known, everything but
+# the objective equal, and prints both side by side. At most an hour on two CPU cores, once everything is installed.
 #
 # Usage: bash launch/reproduce.sh --scale cpu [--task NAME] [--seeds "0 1"] [key=value …]
 #   --scale cpu   the size of the configs in configs/cpu; the paper's are in configs/paper
-#   --task NAME   path_star or state_tracking only (default: both)
+#   --task NAME   path_star, state_tracking or hmm only (default: all three)
 #   --seeds "…"   of the weights and of the order of the data (default: 0 1)
 #   --output DIR  where everything is written (default: runs/reproduce)
 #   key=value     handed to every `nextlat train`, for example training.train_tokens=1_000_000
@@ -18,7 +18,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
 
-scale="" tasks="path_star state_tracking" seeds="0 1" root=runs/reproduce settings=()
+scale="" tasks="path_star state_tracking hmm" seeds="0 1" root=runs/reproduce settings=()
 while (($#)); do
     case "$1" in
         -h | --help) usage && exit 0 ;;
@@ -38,7 +38,7 @@ while (($#)); do
 done
 [[ "$scale" == cpu ]] || fail "--scale is '${scale}'; the only one is cpu (the paper's own sizes are in configs/paper)"
 for task in $tasks; do
-    [[ "$task" == path_star || "$task" == state_tracking ]] || fail "--task is $task; it must be path_star or state_tracking"
+    [[ " path_star state_tracking hmm " == *" $task "* ]] || fail "--task is $task; it must be path_star, state_tracking or hmm"
 done
 for seed in $seeds; do
     [[ "$seed" =~ ^[0-9]+$ ]] || fail "--seeds has $seed; seeds are whole numbers, such as --seeds \"0 1\""
@@ -58,6 +58,10 @@ make_data() { # task
             ;;
         state_tracking)
             nextlat-data task state-tracking --group S3 --length 6 --test-length 18 --train 40_000 --test 1000 \
+                --output "$output"
+            ;;
+        hmm)
+            nextlat-data task hmm --process mess3 --x 0.05 --alpha 0.75 --length 64 --train 60_000 --test 1000 \
                 --output "$output"
             ;;
     esac
@@ -82,7 +86,9 @@ for task in $tasks; do
         exports+=("gpt=$root/$task/gpt-$seed/export" "nextlat=$root/$task/nextlat-$seed/export")
     done
     headline "$task: what the twins learnt"
-    nextlat evaluate task --export "${exports[@]}" --data "$root/$task/data/test" --json "$root/$task/report.json" \
+    what=task
+    [[ "$task" == hmm ]] && what=belief
+    nextlat evaluate "$what" --export "${exports[@]}" --data "$root/$task/data/test" --json "$root/$task/report.json" \
         --pictures "$root/$task"
 done
 
