@@ -38,11 +38,12 @@ def write_dataset(
     documents: Sequence[np.ndarray],
     *,
     prompts: Sequence[int] | None = None,
+    labels: Sequence[np.ndarray] | None = None,
     record_tokens: int = 64,
     shard_tokens: int = 512,
     tokenizer: Any = None,
 ) -> Manifest:
-    """A dataset of the given token documents."""
+    """A dataset of the given token documents, each with its labels where some are given."""
     writer = DatasetWriter(
         directory,
         "train",
@@ -55,7 +56,8 @@ def write_dataset(
         overwrite=False,
     )
     for number, document in enumerate(documents):
-        writer.add(document.astype(np.uint16), prompts[number] if prompts is not None else 0)
+        beside = {"labels": labels[number].astype(np.uint16)} if labels is not None else None
+        writer.add(document.astype(np.uint16), prompts[number] if prompts is not None else 0, beside)
     writer.flush()
     return writer.finish({})
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nextlat_dist.data.packing import arrange, concat_rows, pad_rows
+from nextlat_dist.data.loader import RowLoader, Source
+from nextlat_dist.data.packing import arrange, batch_digest, concat_rows, pad_rows
 from nextlat_dist.data.shard_format import Record
+from nextlat_dist.errors import UserError
+from tests.data.datasets import write_dataset
 
 RECORD = Record(
     tokens=np.array([1, 50, 51, 2, 1, 60, 1, 70, 71, 72, 73, 2], np.uint16),
@@ -63,3 +68,62 @@ def test_labels_count_in_the_digest_of_a_row_where_they_are_not_its_tokens() -> 
     without = dataclasses.replace(batch, labels=None)
     assert same.row_digests() == without.row_digests()
     assert all(a != b for a, b in zip(batch.row_digests(), without.row_digests(), strict=True))
+
+
+FIRST_LABELLED, APART = 20_000, 30_000  # ids of documents with labels, and how far each label is from its token
+
+
+def _mixture(directory: Path) -> list[Source]:
+    """A dataset with labels and one without; the ids say which, and what the label is."""
+    generator = np.random.default_rng(0)
+    plain, labelled = (
+        [first + generator.integers(0, 1000, length) for length in generator.integers(5, 40, 30)]
+        for first in (10_000, FIRST_LABELLED)
+    )
+    write_dataset(directory / "plain", plain)
+    write_dataset(directory / "labelled", labelled, labels=[document + APART for document in labelled])
+    return [Source("plain", directory / "plain", 0.6), Source("labelled", directory / "labelled", 0.4)]
+
+
+@pytest.mark.parametrize("packing", ["concat", "pad"])
+def test_rows_of_a_mixture_hold_the_labels_of_their_own_source(packing: Any, tmp_path: Path) -> None:
+    sources, found = _mixture(tmp_path), []
+    for size, workers in ((1, 0), (1, 1), (2, 0), (2, 1), (8, 0)):
+        ranks = [
+            RowLoader(
+                sources,
+                sequence_length=15,
+                packing=packing,
+                global_batch_size=8,
+                seed=3,
+                shuffle=True,
+                data_parallel_rank=rank,
+                data_parallel_size=size,
+                workers=workers,
+            )
+            for rank in range(size)
+        ]
+        digests, kinds = [], set()
+        for _ in range(12):
+            batches = [each.next_batch() for each in ranks]
+            for batch in batches:
+                labelled = batch.tokens >= FIRST_LABELLED
+                kinds |= set(labelled.any(axis=1).tolist())
+                np.testing.assert_array_equal(batch.targets, batch.tokens + APART * labelled)
+            digests.append(batch_digest([digest for batch in batches for digest in batch.row_digests()]))
+        assert kinds == {True, False}
+        found.append(digests)
+        for each in ranks:
+            each.close()
+    assert all(digests == found[0] for digests in found)  # however a rank's rows happen to be of one source alone
+
+
+def test_a_label_outside_the_vocabulary_is_refused_with_its_place(tmp_path: Path) -> None:
+    tokens = np.arange(10, 30)
+    write_dataset(tmp_path, [tokens], labels=[tokens + 59_970])  # 59_999 is the last id
+    options: dict[str, Any] = {"sequence_length": 19, "packing": "concat", "global_batch_size": 1, "seed": 0}
+    options |= {"shuffle": False, "data_parallel_rank": 0, "data_parallel_size": 1}
+    assert RowLoader(tmp_path, **options).next_batch().targets.max() == 59_999
+    write_dataset(tmp_path / "more", [tokens], labels=[tokens + 59_971])
+    with pytest.raises(UserError, match=r"train-000000.* holds token id 60000, but the vocabulary has 60000 ids; set"):
+        RowLoader(tmp_path / "more", **options).next_batch()
