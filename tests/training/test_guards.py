@@ -34,6 +34,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
 SLOW_LAYOUTS = {"dp2-zero1", "dp2-zero2", "pp2-zero0"}  # the others have each of their parts
 WINDOW = 4
 GOOD, NAN, SPIKE, LOSS = "good", "gradient is NaN", "gradient explodes", "loss is NaN"
+LAST_TERM = "the last term is NaN"
 POISONED = [LOSS, *[GOOD] * WINDOW, NAN, GOOD, SPIKE, GOOD, SPIKE, NAN, GOOD]
 
 
@@ -74,6 +75,8 @@ def poison(engine: Any, *, last_rank: bool) -> list[str]:
     def poisoned_sums() -> torch.Tensor:
         # Of one rank alone: the others must hear of it.
         poisoned: torch.Tensor = term_sums() * (math.nan if kind[0] == LOSS and last_rank else 1.0)
+        if kind[0] == LAST_TERM:
+            poisoned[-1] = math.nan
         return poisoned
 
     engine.train_step, engine.term_sums = poisoned_step, poisoned_sums
@@ -111,6 +114,13 @@ def test_what_follows_a_bad_step_is_as_if_it_had_never_been(
     assert reasons[SPIKE].startswith("gradient norm ")
     assert reasons[SPIKE].endswith("above guards.spike_zscore=100")
     assert [bool(reason) for reason, *_ in poisoned] == [kind != GOOD for kind in POISONED]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_term_that_is_not_finite_makes_a_step_bad_only_by_its_weight(weight: float, one_rank: Ranks) -> None:
+    raw = jobs.tiny_config(model={"num_layers": 1}, objective={"lambda_kl": weight}, training={"micro_batch_size": 2})
+    ((((reason, loss, _),),),) = one_rank.run(guarded_steps, raw, [[LAST_TERM]])
+    assert (reason, math.isfinite(float(loss))) == (("", True) if weight == 0 else ("loss is nan", False))
 
 
 @given(st.lists(st.floats(1, 10), min_size=3, max_size=50), st.floats(1.5, 5))
