@@ -1,6 +1,6 @@
 """`nextlat ablate`: a grid of small runs, trained, exported, evaluated and compared over seeds.
 
-    nextlat ablate --config configs/ablations/state_tracking.yaml --output runs/ablations --jobs 2 \
+    nextlat ablate --config configs/ablations/hmm.yaml --output runs/ablations --jobs 2 \
         --json ablations.json --pictures DIR
 
 The same command goes on where it was interrupted. Exit status 1 when a cell failed or a number is nowhere.
