@@ -258,7 +258,8 @@ def read_manifest(dataset: Path | Place) -> Manifest:
     try:
         raw = json.loads(place.read(MANIFEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        inside = [split for split in ("train", "validation", "test") if place.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
+        splits = ("train", "validation", "test")
+        inside = [split for split in splits if place.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
         hint = f"name one of its splits ({', '.join(inside)})" if inside else "write one with `nextlat-data shard`"
         raise UserError(f"{place.url} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
     except OSError as error:

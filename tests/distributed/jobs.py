@@ -46,8 +46,9 @@ def tiny_config(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) -> torch.Tensor:
-    """Rows [rows, length + 1, 4]: documents of ragged length, ragged prompt masks, padding at some ends, and labels that
-    are not the tokens in some places."""
+    """Rows [rows, length + 1, 4]: documents of ragged length, ragged prompt masks, padding at some ends, and labels
+    that are not the tokens in some places.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
