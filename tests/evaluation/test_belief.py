@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 import torch
 
 from data_tools.task import TaskOptions, write_task
+from nextlat_dist.data.shard_format import MANIFEST_FILE, manifest_bytes, read_manifest
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import belief_predictor, belief_probes
 from nextlat_dist.evaluation.belief import Questions, evaluate_belief
 from nextlat_dist.evaluation.belief_command import add_command
 from nextlat_dist.evaluation.belief_controls import Oracle, Shuffled
-from nextlat_dist.evaluation.belief_data import Histories
+from nextlat_dist.evaluation.belief_data import Histories, read_histories
 from nextlat_dist.evaluation.belief_predictor import fit_predictor
-from nextlat_dist.evaluation.belief_verdicts import PROPERTIES, verdicts
+from nextlat_dist.evaluation.belief_verdicts import PROPERTIES, Property, verdicts
 from nextlat_dist.evaluation.latents import Latents, StateModel
 from nextlat_dist.tasks.hmm import Hmm
 from nextlat_dist.tasks.path_star import PathStar
@@ -81,6 +83,14 @@ def test_collapsed_states_fail_every_property() -> None:
     assert row["transition_error"] == [1.0] * 16
 
 
+@pytest.mark.parametrize("entry", PROPERTIES, ids=lambda entry: entry.name)
+def test_a_property_holds_from_its_threshold_on(entry: Property) -> None:
+    worse = -1e-6 if entry.at_least else 1e-6
+    assert entry.holds({entry.measure: entry.threshold}) is True
+    assert entry.holds({entry.measure: entry.threshold + worse}) is False
+    assert entry.holds({entry.measure: None}) is None
+
+
 def test_verdicts_speak_for_all_runs() -> None:
     rows = [
         {"linear_r2": r2, "worst_kl_ratio": 0.2, "equivalence_auc": None, "worst_transition_error": 0.1}
@@ -130,6 +140,10 @@ def test_the_report_from_the_command_line(
         ("oracle", 0, "exact"),
         ("shuffled", 0, "exact"),
     ]
+    for row in rows:
+        assert row["worst_transition_error"] == max(row["transition_error"] + row["counterfactual_error"])
+        assert row["worst_kl_ratio"] == max(row["kl_ratio"])
+    assert any(max(row["counterfactual_error"]) > max(row["transition_error"]) for row in rows)
     copy, fitted, *_ = rows
     assert copy["worst_transition_error"] < 1e-4  # its own predictor is right about every state
     assert fitted["worst_transition_error"] > 0.01
@@ -171,6 +185,16 @@ def test_a_fitted_predictor_learns_the_transitions(world: Path) -> None:
     states = latents.states(tokens)
     error = (fitted.advance(states[:, :-1], tokens[:, 1:]) - states[:, 1:]).square().mean()
     assert float(error) < 0.02 * float(states.var())
+
+
+def test_stored_beliefs_of_another_process_are_named(world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "test"
+    shutil.copytree(world / "data" / "test", other)
+    manifest = read_manifest(other)
+    manifest.report["task"]["parameters"]["x"] = 0.1501
+    (other / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
+    with pytest.raises(UserError, match=r"beliefs stored in .* are not those of its process"):
+        read_histories(other, None)
 
 
 @pytest.mark.parametrize(

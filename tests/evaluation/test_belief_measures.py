@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nextlat_dist.evaluation import belief_probes
 from nextlat_dist.evaluation.belief_controls import Oracle
 from nextlat_dist.evaluation.belief_data import (
     OTHER_BELIEF,
@@ -149,7 +150,7 @@ def test_counterfactual_error_by_hand() -> None:
 
 @pytest.mark.parametrize("process", ["mess3", "rrxor"])
 def test_pairs_are_what_they_are_called(process: str) -> None:
-    histories = histories_of(process, documents=60)
+    histories = histories_of(process, documents=30)  # all of them are in the pool
     pairs = find_pairs(histories, 0)
     assert pairs is not None
     width = histories.tokens.shape[1]
@@ -172,6 +173,19 @@ def test_pairs_are_what_they_are_called(process: str) -> None:
         assert all(one[0] != two[0] for one, two in read)
         endings[name] = np.mean([ending(one[0], two[0]) for one, two in read])
     assert endings["alike"] > endings["other"] + 0.5
+
+    beliefs = histories.beliefs.reshape(-1, len(histories.hmm.prior))
+    for index, partner in pairs.same[::40].tolist():  # of all histories of this belief, none ends less like it
+        history = looked_up(index)[0]
+        apart = 0.5 * np.abs(beliefs - beliefs[index]).sum(axis=1)
+        others = [looked_up(other)[0] for other in np.flatnonzero(apart <= SAME_BELIEF).tolist() if other % width]
+        least = min(ending(history, other) for other in others if other != history)
+        assert ending(history, looked_up(partner)[0]) == least
+    for index, partner in pairs.alike[::40].tolist():  # of those of other beliefs, none ends more like it
+        history = looked_up(index)[0]
+        apart = 0.5 * np.abs(beliefs - beliefs[index]).sum(axis=1)
+        others = [looked_up(other)[0] for other in np.flatnonzero(apart >= OTHER_BELIEF).tolist() if other % width]
+        assert ending(history, looked_up(partner)[0]) == max(ending(history, other) for other in others)
 
 
 def test_equivalence_by_hand() -> None:
@@ -201,6 +215,21 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
     emitted = (histories.tokens[..., None] == np.arange(FIRST_SYMBOL_ID, FIRST_SYMBOL_ID + 3)).astype(float)
     told = Histories(histories.hmm, histories.tokens, emitted)
     assert decodability(torch.from_numpy(feature)[..., None], told, seed=0)["last_token_r2"] == pytest.approx(1)
+
+
+def test_probes_are_judged_where_they_were_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature and last token tell the belief in the first half of the documents; in the second they tell the contrary:
+    each prediction is off by one, R² = 1 - 1 / (p (1 - p)).
+    """
+    monkeypatch.setattr(belief_probes, "MLP_STEPS", 60)
+    histories = histories_of("mess3", documents=60, length=31)
+    shown = histories.tokens == FIRST_SYMBOL_ID
+    told = shown ^ (np.arange(60) >= 30)[:, None]
+    contrary = Histories(histories.hmm, histories.tokens, np.stack([told, ~told], axis=-1).astype(float))
+    found = decodability(torch.from_numpy(shown)[..., None].double(), contrary, seed=0)
+    p = told[30:].mean()
+    for name in ("linear_r2", "mlp_r2", "last_token_r2"):
+        assert found[name] == pytest.approx(1 - 1 / (p * (1 - p)), rel=0.05)
 
 
 def test_the_oracle_is_exact() -> None:

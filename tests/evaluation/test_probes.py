@@ -66,6 +66,13 @@ def test_half_of_what_is_to_come_costs_one_bit() -> None:
     assert loss(states, sequences, 1) == pytest.approx(math.log(2), abs=0.03)
 
 
+def test_documents_that_are_judged_are_not_fitted() -> None:
+    """Between those that are fitted, the state shows another token than the one that comes."""
+    sequences = drawn()
+    shown = ahead(sequences, 1) + (torch.arange(len(sequences.tokens)) % 2)[:, None]
+    assert loss(functional.one_hot(shown % IDS, IDS).float(), sequences, 1) > 3
+
+
 def test_losses_of_the_frequencies_by_hand() -> None:
     """Documents 0 and 2 are fitted: 2, 2, 2, 1 follow something; one more each gives shares 1/8, 2/8, 4/8, 1/8."""
     tokens = torch.tensor([[0, 2, 2], [3, 1, 0], [0, 2, 1], [1, 2, 3]])

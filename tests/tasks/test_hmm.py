@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,24 @@ def test_beliefs_of_many_documents_are_those_of_each() -> None:
 def test_an_impossible_token_brings_the_prior_back() -> None:
     hmm = Hmm(process="z1r")
     assert np.allclose(hmm.update(np.array([1.0, 0, 0]), np.array(1)), hmm.prior)
+
+
+class AlmostOne:
+    """A generator that draws the largest number below 1."""
+
+    def random(self, size: int) -> np.ndarray:
+        return np.full(size, np.nextafter(1, 0))
+
+
+@pytest.mark.parametrize(
+    "options", [{"process": name} for name in OPTIONS] + [{"process": "random", "process_seed": n} for n in range(20)]
+)
+def test_rounding_makes_nothing_possible_that_is_not(options: dict[str, Any]) -> None:
+    """Probabilities add up to 1 to rounding only: what is drawn there is the last that may come."""
+    hmm = Hmm(**options)
+    for state in range(len(hmm.prior)):
+        (emitted,) = hmm.emit(AlmostOne(), state, 1)  # type: ignore[arg-type]
+        assert hmm.emission[state, emitted] > 0
 
 
 @pytest.mark.parametrize("process", OPTIONS)
