@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.ablation.command import add_command as add_ablate
+from nextlat_dist.arguments import integers, numbers
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.belief_command import add_command as add_belief
@@ -110,8 +111,8 @@ def _add_calibrate(commands: Any) -> None:
     calibrate.add_argument(
         "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
     )
-    calibrate.add_argument("--temperature", type=_numbers, default=[0.0, 0.6, 1.0], metavar="0,0.6,1")
-    calibrate.add_argument("--batch-size", type=_integers, default=[1, 4, 16, 64, 128], metavar="1,4,16,64,128")
+    calibrate.add_argument("--temperature", type=numbers, default=[0.0, 0.6, 1.0], metavar="0,0.6,1")
+    calibrate.add_argument("--batch-size", type=integers, default=[1, 4, 16, 64, 128], metavar="1,4,16,64,128")
     calibrate.add_argument("--prompts-per-domain", type=int, default=8)
     calibrate.add_argument("--skip", type=int, default=0, help="leave out the first prompts of each domain")
     calibrate.add_argument("--max-new-tokens", type=int, default=96)
@@ -175,8 +176,8 @@ def _add_evaluate(commands: Any) -> None:
         metavar="0..10,adaptive",
         help="default: that, if the export is calibrated",
     )
-    speculative.add_argument("--temperature", type=_numbers, default=[0.0, 1.0], metavar="0,0.6,1")
-    speculative.add_argument("--batch-size", type=_integers, default=[1], metavar="1,8,32")
+    speculative.add_argument("--temperature", type=numbers, default=[0.0, 1.0], metavar="0,0.6,1")
+    speculative.add_argument("--batch-size", type=integers, default=[1], metavar="1,8,32")
     speculative.add_argument("--max-new-tokens", type=int, default=128)
     speculative.add_argument("--prompts-per-domain", type=int, default=8)
     speculative.add_argument("--prompt-tokens", type=int, help="cut prompts to that many tokens")
@@ -198,20 +199,11 @@ def _add_doctor(commands: Any) -> None:
     doctor.set_defaults(run_command=_doctor)
 
 
-def _integers(text: str) -> list[int]:
-    """`0..3,8` -> [0, 1, 2, 3, 8]."""
-    values: list[int] = []
-    for part in text.split(","):
-        first, dots, last = part.partition("..")
-        values += range(int(first), int(last) + 1) if dots else [int(part)]
-    return values
-
-
 def _draft_lengths(text: str) -> list[int | str]:
     """`0..3,adaptive` -> [0, 1, 2, 3, "adaptive"]."""
     lengths: list[int | str] = []
     for part in text.split(","):
-        lengths += ["adaptive"] if part == "adaptive" else _integers(part)
+        lengths += ["adaptive"] if part == "adaptive" else integers(part)
     return lengths
 
 
@@ -219,10 +211,6 @@ def _draft_length(text: str) -> int | str:
     if text != "adaptive" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor adaptive")
     return text if text == "adaptive" else int(text)
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.arguments import integers
+
 
 def add_command(kinds: Any) -> None:
     probes = kinds.add_parser("probes", help="what hidden states say about tokens 1 to 20 ahead; effective rank")
@@ -17,7 +19,7 @@ def add_command(kinds: Any) -> None:
     )
     probes.add_argument("--data", type=Path, required=True, help="a dataset of text that none was trained on")
     probes.add_argument("--baseline", metavar="NAME", help="what differences are to; default: the first export")
-    probes.add_argument("--offsets", type=_integers, default=list(range(1, 21)), metavar="1..20")
+    probes.add_argument("--offsets", type=integers, default=list(range(1, 21)), metavar="1..20")
     probes.add_argument("--sequences", type=int, default=1024, help="documents: half fit the probes, half judge them")
     probes.add_argument("--length", type=int, default=256, help="tokens of each, at most")
     probes.add_argument("--steps", type=int, default=300, help="of fitting a probe")
@@ -26,15 +28,6 @@ def add_command(kinds: Any) -> None:
     probes.add_argument("--json", type=Path, help="where to write the measurements")
     probes.add_argument("--pictures", type=Path, metavar="DIR", help="where to write a PNG")
     probes.set_defaults(run_command=_evaluate_probes)
-
-
-def _integers(text: str) -> list[int]:
-    """`1..3,8` -> [1, 2, 3, 8]."""
-    values: list[int] = []
-    for part in text.split(","):
-        first, dots, last = part.partition("..")
-        values += range(int(first), int(last) + 1) if dots else [int(part)]
-    return values
 
 
 def _evaluate_probes(options: argparse.Namespace) -> None:

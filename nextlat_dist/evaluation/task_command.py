@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.arguments import numbers
+
 
 def add_command(kinds: Any) -> None:
     task = kinds.add_parser("task", help="accuracy on a dataset of `nextlat-data task`, exports side by side")
@@ -17,15 +19,11 @@ def add_command(kinds: Any) -> None:
     )
     task.add_argument("--data", type=Path, required=True, help="a split that `nextlat-data task` wrote")
     task.add_argument("--documents", type=int, default=1000, help="score the first N documents")
-    task.add_argument("--temperature", type=_numbers, default=[0.0, 1.0], metavar="0,1", help="of answers; 0: greedy")
+    task.add_argument("--temperature", type=numbers, default=[0.0, 1.0], metavar="0,1", help="of answers; 0: greedy")
     task.add_argument("--seed", type=int, default=0, help="of sampled answers")
     task.add_argument("--json", type=Path, help="where to write the measurements")
     task.add_argument("--pictures", type=Path, metavar="DIR", help="where to write PNGs")
     task.set_defaults(run_command=_evaluate_task)
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 def _evaluate_task(options: argparse.Namespace) -> None:
