@@ -87,6 +87,12 @@ def test_all_four_operations_are_drawn_and_every_number_is_one_token() -> None:
     assert len(task.sample(rng, "train").tokens) == 36
 
 
+def test_the_numbers_given_go_from_1_to_the_largest() -> None:
+    task, rng = Countdown(inputs=2, largest=4, target_from=1, target_to=16), np.random.default_rng(0)
+    drawn = [task.problem(task.sample(rng, "train").tokens)[0] for _ in range(100)]
+    assert set(np.ravel(drawn).tolist()) == {1, 2, 3, 4}
+
+
 def test_what_is_no_task() -> None:
     for option, value in {"inputs": 1, "largest": 0, "target_from": 0, "target_to": 9, "pauses": 0}.items():
         with pytest.raises(UserError, match=f"--{option.replace('_', '-')} {value} is no task; it must be at least"):
