@@ -106,8 +106,8 @@ def test_numbers_of_a_cell(cell: Cell, grid: Grid, tmp_path: Path) -> None:
         '{"next_token": 3.0, "kl": 9}\n{"next_token": 2.0}\n{"epoch": 1}\n'
     )
     (cell.directory / "task.json").write_text('{"summary": {"model_transformer_1x": 0.25, "other": 1}}')
-    assert not finished(cell, grid, out)
     for step in steps_of(cell, grid, out):
+        assert not finished(cell, grid, out)
         run(replace(step, command=(sys.executable, "-c", "")), cell.directory)
     assert finished(cell, grid, out)
     result = collect(cell, grid, out)  # the last value of each field; what is not there is left out

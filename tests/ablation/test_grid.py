@@ -16,12 +16,14 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
 
 
 def test_cells_go_seed_by_seed_with_the_variants_settings(tmp_path: Path) -> None:
-    grid = read_grid(write_grid(tmp_path, variants={"a b": {}, "c": {"optimizer.lr": 1e-5, "objective.horizon": 1}}))
+    settings = {"data.train": "{data}/train", "optimizer.lr": 1e-4}  # a variant's own come after them
+    variants = {"a b": {}, "c": {"optimizer.lr": 1e-5, "objective.horizon": 1}}
+    grid = read_grid(write_grid(tmp_path, settings=settings, variants=variants))
     cells = cells_of(grid, [5, 7], tmp_path / "out")
     assert [(cell.variant, cell.seed) for cell in cells] == [("a b", 5), ("c", 5), ("a b", 7), ("c", 7)]
     first, second, *_ = cells
     assert first.directory == tmp_path / "out" / "cells" / "a-b" / "seed-5"
-    assert [(c.config.optimizer.lr, c.config.objective.horizon) for c in (first, second)] == [(1e-3, 2), (1e-5, 1)]
+    assert [(c.config.optimizer.lr, c.config.objective.horizon) for c in (first, second)] == [(1e-4, 2), (1e-5, 1)]
     assert {c.config.training.seed for c in cells} == {5, 7}
     assert first.config.data.train == str(tmp_path / "out" / "data" / "train")
     assert first.config.output_dir == str(first.directory / "run")

@@ -88,6 +88,13 @@ def test_more_training_documents_begin_with_the_same_ones(tmp_path: Path) -> Non
     assert _documents(more / "test") == _documents(few / "test")
 
 
+def test_a_seed_draws_each_set_on_its_own(tmp_path: Path) -> None:
+    task = PathStar(arms=2, length=5, nodes=40)
+    train = _documents(_write(tmp_path / "a", task, train=20, test=1) / "train")
+    test = _documents(_write(tmp_path / "b", task, train=1, test=20) / "test")
+    assert not set(map(tuple, train)) & set(map(tuple, test))
+
+
 def test_a_task_with_too_few_documents_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"gave \d+ different documents for the train set, then 10000 in a row"
@@ -155,6 +162,7 @@ def test_the_command_writes_what_verify_accepts(
 ) -> None:
     directory = tmp_path / "data"
     command = ["task", *options, "--output", str(directory), "--train", "30", "--test", "5", "--record-tokens", "90"]
+    command += ["--seed", "6"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert f"{directory / 'train'}: 30 documents" in printed
@@ -163,7 +171,7 @@ def test_the_command_writes_what_verify_accepts(
     assert main(["inspect", str(directory / "test"), "--samples", "1"]) == 0
     assert "⟦bos⟧" in capsys.readouterr().out
     written = read_manifest(open_place(str(directory / "train"))).report["task"]
-    assert written["name"] == options[0]
+    assert (written["name"], written["seed"]) == (options[0], 6)
     for option, value in {
         "--nodes": 9,
         "--test-share": 0.2,

@@ -153,6 +153,11 @@ def test_mtp_terms_and_gradients_equal_the_equations(exact_mtp: tuple[dict[str, 
     assert all(gradient.any() for gradient in gradients.values())  # trunk, head and embedding too
 
 
+def test_the_next_token_objective_equals_the_equations(one_rank: Ranks) -> None:
+    raw = jobs.tiny_config(objective={"name": "next_token", "lambda_next_token": 0.4})
+    _assert_equal_the_equations(one_rank.run(term_gradients, raw)[0], config_from_dict(raw))
+
+
 def test_head_gets_no_gradient_from_the_latent_terms(exact: tuple[dict[str, Any], RunConfig]) -> None:
     result, _ = exact
     for name in ("kl", "hidden"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 
 from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.data.loader import RowBatch, RowLoader
+from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.training.batches import BatchSource
@@ -27,6 +27,11 @@ def global_rows() -> torch.Tensor:
     return rows
 
 
+def as_read(rows: torch.Tensor) -> RowBatch:
+    tokens, documents, loss_mask, labels = rows.to(torch.int32).numpy().transpose(2, 0, 1)
+    return RowBatch(tokens, documents, loss_mask.astype(bool), labels)
+
+
 @dataclass
 class FakeLoader:
     """This data-parallel rank's part of `global_rows`, or an error from the given batch on."""
@@ -41,13 +46,7 @@ class FakeLoader:
         self.batches += 1
         if self.fails_at is not None and self.batches >= self.fails_at:
             raise UserError(f"reader {self.rank} found a damaged record")
-        mine = global_rows().chunk(self.size)[self.rank].numpy()
-        return RowBatch(
-            tokens=mine[..., 0],
-            document_ids=mine[..., 1].astype(np.int32),
-            loss_mask=mine[..., 2].astype(bool),
-            labels=mine[..., 3],
-        )
+        return as_read(global_rows().chunk(self.size)[self.rank])
 
 
 def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[str, Any]:
@@ -63,12 +62,13 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
         sequence_length=config.data.sequence_length,
         objective=OBJECTIVE,
         device=torch.device("cpu"),
+        hashes=True,
     )
     answer: dict[str, Any] = {"data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
     for _ in range(2):
         try:
             batch = source.next()
-            answer |= {"rows": batch.micro_batches, "counts": batch.counts}
+            answer |= {"rows": batch.micro_batches, "counts": batch.counts, "digest": batch.digest}
             answer["errors"].append("")
         except UserError as error:
             answer["errors"].append(str(error))
@@ -91,6 +91,7 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: 
         assert torch.equal(torch.cat(answer["rows"]), whole.chunk(answer["data_size"])[answer["data_rank"]])
         assert {len(rows) for rows in answer["rows"]} == {2}
         assert torch.equal(answer["counts"], term_counts(whole, OBJECTIVE))
+        assert answer["digest"] == batch_digest(as_read(whole).row_digests())
 
 
 @pytest.mark.parametrize("failing_reader", [0, 1])
