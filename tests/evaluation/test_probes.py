@@ -87,9 +87,9 @@ def test_losses_of_the_frequencies_by_hand() -> None:
 
 
 def test_difference_and_its_error_by_hand() -> None:
-    """(1 + 3) / (2 + 2) = 1 apart; residuals 1 - 2 and 3 - 2, so sqrt((1 + 1) · 2 / 1) / 4 = 1/2."""
-    nats, baseline, counts = torch.tensor([5.0, 8.0]), torch.tensor([4.0, 5.0]), torch.tensor([2, 2])
-    assert difference(nats, baseline, counts) == pytest.approx((1.0, 0.5))
+    """(1 + 3) / (3 + 1) = 1 apart; residuals 1 - 3 and 3 - 1, so sqrt((4 + 4) · 2 / 1) / 4 = 1."""
+    nats, baseline, counts = torch.tensor([5.0, 8.0]), torch.tensor([4.0, 5.0]), torch.tensor([3, 1])
+    assert difference(nats, baseline, counts) == pytest.approx((1.0, 1.0))
     assert difference(nats, nats, counts) == (0.0, 0.0)
 
 
