@@ -37,8 +37,8 @@ def reproduce(output: Path, *options: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 def test_nextlat_plans_where_its_twin_guesses(tmp_path: Path) -> None:
-    # 3500 steps; this seed leaves the plateau after 1500.
-    short = ["training.train_tokens=2_912_000", "schedule.decay_tokens=416_000"]
+    # 2500 steps; this seed leaves the plateau after 1200.
+    short = ["training.train_tokens=2_080_000", "schedule.decay_tokens=416_000"]
     summary = reproduce(tmp_path, "--task", "path_star", "--seeds", "1", *short)
     assert summary["nextlat_exact_greedy"] >= 0.9
     assert abs(summary["gpt_arm_greedy"] - 0.5) <= 0.1
@@ -47,6 +47,7 @@ def test_nextlat_plans_where_its_twin_guesses(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 def test_the_latent_predictor_tracks_where_transformers_fail(tmp_path: Path) -> None:
-    summary = reproduce(tmp_path, "--task", "state_tracking", "--seeds", "0")
+    short = ["training.train_tokens=2_240_000", "schedule.decay_tokens=896_000"]  # 2500 steps
+    summary = reproduce(tmp_path, "--task", "state_tracking", "--seeds", "0", *short)
     assert summary["nextlat_latent_rnn_4_3x"] >= 0.85
     assert max(summary["gpt_transformer_4_3x"], summary["nextlat_transformer_4_3x"]) <= 0.65
