@@ -21,10 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools import index, inspect, mix_preview, reshard, shard_command, task_command, verify
-from data_tools.inputs import input_options, open_source
-from data_tools.stdlib import write_stdlib
-from data_tools.tokenizer import sample, train_tokenizer
+from data_tools import inspect, mix_preview, task_command, verify
+from data_tools.shards import command as shard_command
+from data_tools.shards import reshard
+from data_tools.tars import index
+from data_tools.text.source_options import input_options, open_source
+from data_tools.text.stdlib import write_stdlib
+from data_tools.text.tokenizer import sample, train_tokenizer
 from nextlat_dist.errors import UserError
 
 

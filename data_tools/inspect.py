@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.files import write_file
-from data_tools.shard_report import describe
+from data_tools.shards.shard_report import describe
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 

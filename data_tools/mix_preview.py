@@ -27,8 +27,8 @@ from data_tools.files import write_file
 from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import DataConfig, SourceConfig
 from nextlat_dist.data.mixture import Mixture
-from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import read_manifest
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
 
 CHUNK_ROWS = 1 << 15

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from data_tools.shard_report import describe
-from data_tools.task import TaskOptions, write_task
+from data_tools.shards.shard_report import describe
+from data_tools.tasks import TaskOptions, write_task
 from nextlat_dist.tasks import TASKS, make_task, task_class
 
 

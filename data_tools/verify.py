@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.adopt import left_out
 from data_tools.files import write_file
-from data_tools.tape import Tape, TarDamage
+from data_tools.tars.adopt import left_out
+from data_tools.tars.tar_reader import Tape, TarDamage
 from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
-from nextlat_dist.data.places import Place, open_place
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
+from nextlat_dist.data.storage.open import Place, open_place
 from nextlat_dist.errors import UserError
 
 

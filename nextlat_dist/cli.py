@@ -29,15 +29,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nextlat_dist.ablation.command import add_command as add_ablate
-from nextlat_dist.arguments import integers, numbers
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.belief_command import add_command as add_belief
+from nextlat_dist.evaluation.belief.command import add_command as add_belief
 from nextlat_dist.evaluation.lm import add_command as add_lm
-from nextlat_dist.evaluation.probes_command import add_command as add_probes
-from nextlat_dist.evaluation.task_command import add_command as add_task
-from nextlat_dist.training.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
+from nextlat_dist.evaluation.probes.command import add_command as add_probes
+from nextlat_dist.evaluation.tasks.command import add_command as add_task
+from nextlat_dist.experiments.command import add_command as add_ablate
+from nextlat_dist.reporting.options import integers, numbers
+from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -239,7 +239,7 @@ def _export(options: argparse.Namespace) -> None:
 
     use_cpu_where_no_cuda()
     quiet_third_parties()
-    from nextlat_dist.export.huggingface import export_checkpoint
+    from nextlat_dist.huggingface.export import export_checkpoint
 
     report = export_checkpoint(
         options.checkpoint,
@@ -253,7 +253,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from nextlat_dist.evaluation.calibrate import calibrate
+    from nextlat_dist.calibration.calibrate import calibrate
 
     calibrate(
         options.export,
@@ -304,7 +304,7 @@ def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _evaluate_speculative(options: argparse.Namespace) -> None:
-    from nextlat_dist.evaluation.speculative import evaluate_speculative
+    from nextlat_dist.evaluation.speculative.measure import evaluate_speculative
 
     evaluate_speculative(
         options.export,

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.datasets import tiny_tokenizer
-from tests.distributed.harness import Ranks
+from tests.kit.datasets import tiny_tokenizer
+from tests.kit.harness import Ranks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

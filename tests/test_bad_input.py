@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from data_tools.tokenizer import train_tokenizer
+from data_tools.text.tokenizer import train_tokenizer
 from nextlat_dist.data.shard_format import manifest_bytes
-from tests.data.datasets import FakeTokenizer, write_dataset
-from tests.distributed.jobs import tiny_config
+from tests.kit.datasets import FakeTokenizer, write_dataset
+from tests.kit.jobs import tiny_config
 
 CHECKOUT = Path(__file__).parents[1]
 

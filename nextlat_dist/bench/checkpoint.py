@@ -22,9 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextlat_dist import report
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting import report
 
 COMMAND = "python -m nextlat_dist.bench.checkpoint"
 COLUMNS = {
@@ -44,8 +44,8 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> dict[str, Any]:
     use_cpu_where_no_cuda()
     quiet_third_parties()
     from nextlat_dist.parallel.dims import ParallelDims, shutdown
-    from nextlat_dist.training.build import build_engine
-    from nextlat_dist.training.state import Saver, TrainerState
+    from nextlat_dist.training.engine.build import build_engine
+    from nextlat_dist.training.state.saving import Saver, TrainerState
 
     model = {key: sizes[key] for key in ("num_layers", "hidden_size", "vocab_size")}
     raw = {"model": {**model, "num_attention_heads": 4}, "training": {"micro_batch_size": 1, "global_batch_size": 1}}

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from nextlat_dist import report
 from nextlat_dist.bench.timing import Rates, cores, take_turns
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.prompts import load_prompts
 from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.llama import Block
+from nextlat_dist.inference.engine.llama import Block
+from nextlat_dist.inference.prompts import load_prompts
+from nextlat_dist.reporting import report
 
 COMMAND = "python -m nextlat_dist.bench.comb_drafts"
 COLUMNS = {

@@ -23,13 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.tokenizer import train_tokenizer
-from nextlat_dist import report
+from data_tools.text.tokenizer import train_tokenizer
 from nextlat_dist.bench.loading import measure_loading, random_documents, settings, write_blocks, write_documents
 from nextlat_dist.bench.resuming import measure_resuming, multiply
 from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
 from nextlat_dist.bench.timing import COLUMNS
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting import report
 
 COMMAND = "python -m nextlat_dist.bench.data"
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_tools.writer import DatasetWriter
+from data_tools.shards.writer import DatasetWriter
 from nextlat_dist.bench.timing import Rates, cores, row, take_turns
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from typing import Any
 import sentencepiece
 
 from data_tools import cli
-from data_tools.stdlib import Text, pages, read_stdlib
+from data_tools.text.stdlib import Text, pages, read_stdlib
 from nextlat_dist.bench.timing import cores, row, take_turns
 from nextlat_dist.data.shard_format import read_manifest
 

@@ -15,8 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from nextlat_dist.data.places import Place
 from nextlat_dist.data.shard_format import ShardEntry, index_name
+from nextlat_dist.data.storage.open import Place
 
 Verify = Literal["always", "first", "never"]
 CHUNK_BYTES = 1 << 23

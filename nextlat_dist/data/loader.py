@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nextlat_dist.data.cache import CacheSettings
 from nextlat_dist.data.integrity import Verify
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.packing import RowBatch
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import Manifest, read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.cache import CacheSettings
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.stream import Packing, Rows, RowStream
 from nextlat_dist.errors import UserError
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nextlat_dist.data.places import Place
 from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, npy_array, token_dtype
+from nextlat_dist.data.storage.open import Place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nextlat_dist.data.places import LocalPlace, Place
+from nextlat_dist.data.storage.open import LocalPlace, Place
 from nextlat_dist.errors import UserError
 
 FORMAT = "nextlat_dist.dataset"

@@ -17,8 +17,8 @@ import numpy as np
 
 from nextlat_dist.data.order import GlobalOrder, Span
 from nextlat_dist.data.packing import Block, RowBatch, arrange, concat_rows, pad_rows
+from nextlat_dist.data.records import DamagedRecord, Storage
 from nextlat_dist.data.shard_format import Manifest
-from nextlat_dist.data.storage import DamagedRecord, Storage
 from nextlat_dist.errors import UserError
 
 Packing = Literal["concat", "pad"]

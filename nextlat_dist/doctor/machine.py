@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor.findings import Finding, note, ok, problem
-from nextlat_dist.objective.counting import parameter_counts
+from nextlat_dist.plan.counting import parameter_counts
 
 BYTES_PER_PARAMETER = 12  # fp32 master weight and two Adam moments
 OPEN_FILES = 1024

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.task_exports import NamedExport, named_exports
+from nextlat_dist.evaluation.tasks.exports import NamedExport, named_exports
 
 COMMAND = "nextlat evaluate lm"
 # Of arXiv 2511.05963, by the harness's names.
@@ -59,7 +59,7 @@ def evaluate_lm(
     Raises:
         UserError: no export, the harness is not installed, a task is unknown, or its data set cannot be fetched.
     """
-    from nextlat_dist import report
+    from nextlat_dist.reporting import report
 
     if batch_size < 1 or (limit is not None and limit < 1):
         raise UserError(f"--batch-size is {batch_size} and --limit {limit}, but both must be ≥ 1; change the lower one")

@@ -17,12 +17,11 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from nextlat_dist import report
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import pictures
-from nextlat_dist.evaluation.costs import costs_sentence
-from nextlat_dist.evaluation.speculative_words import greedy_sentence, tables
-from nextlat_dist.evaluation.turns import ALL, NEXTLAT
+from nextlat_dist.evaluation.speculative.step_costs import costs_sentence
+from nextlat_dist.evaluation.speculative.trials import ALL, NEXTLAT
+from nextlat_dist.evaluation.speculative.words import greedy_sentence, tables
+from nextlat_dist.reporting import pictures, report
 
 METRICS_FILE = "metrics.jsonl"
 EXPORT_REPORT = Path("export") / "export_report.json"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.export.layout import (
+from nextlat_dist.huggingface.drafters import (
     MTP_DIRECTORY,
     PREDICTOR_DIRECTORY,
     load_base_weights,
@@ -31,14 +31,14 @@ from nextlat_dist.export.layout import (
     load_predictor,
     weights_sha256,
 )
-from nextlat_dist.inference.batch import Batch, Cycle, DraftLength, Generation, Piece, Request
-from nextlat_dist.inference.calibration import Calibration
-from nextlat_dist.inference.drafter import Drafter, LatentPredictor
-from nextlat_dist.inference.graphs import Graphs, StaticLlama
-from nextlat_dist.inference.llama import Llama, LlamaConfig
-from nextlat_dist.inference.mtp import MultiTokenPrediction
-from nextlat_dist.inference.policy import AdaptivePolicy
+from nextlat_dist.inference.drafters.base import Drafter, LatentPredictor
+from nextlat_dist.inference.drafters.mtp import MultiTokenPrediction
+from nextlat_dist.inference.engine.engine import Batch, Cycle, DraftLength, Generation, Piece, Request
+from nextlat_dist.inference.engine.graphs import Graphs, StaticLlama
+from nextlat_dist.inference.engine.llama import Llama, LlamaConfig
 from nextlat_dist.inference.sampling import Sampling
+from nextlat_dist.inference.speculative.calibration import Calibration
+from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
 
 

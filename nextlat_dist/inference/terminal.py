@@ -21,8 +21,8 @@ from operator import itemgetter
 from typing import Any, TextIO
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference.batch import DraftLength, Piece
 from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.engine.engine import DraftLength, Piece
 
 LONGEST_CHARACTER_TOKENS = 4  # UTF-8, a byte a token
 GREEN, DIM, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nextlat_dist.objective.vocab_parallel import (
+from nextlat_dist.objective.losses.vocab_parallel import (
     vocab_parallel_cross_entropy,
     vocab_parallel_kl,
     vocab_parallel_logits,

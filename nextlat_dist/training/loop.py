@@ -16,14 +16,14 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import named_terms
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
-from nextlat_dist.training.build import Engine
-from nextlat_dist.training.guards import StepGuard
+from nextlat_dist.training.engine.build import Engine
+from nextlat_dist.training.engine.optimizer import learning_rate, set_learning_rate
+from nextlat_dist.training.health.bad_steps import BadSteps
+from nextlat_dist.training.health.guards import StepGuard
+from nextlat_dist.training.health.signals import StoppedBySignal, installed_request
+from nextlat_dist.training.health.watchdog import Watchdog, slowest
 from nextlat_dist.training.metrics import MetricsLog, Throughput, format_duration
-from nextlat_dist.training.optimizer import learning_rate, set_learning_rate
-from nextlat_dist.training.rewind import BadSteps
-from nextlat_dist.training.signals import StoppedBySignal, installed_request
-from nextlat_dist.training.state import Saver, TrainerState
-from nextlat_dist.training.watchdog import Watchdog, slowest
+from nextlat_dist.training.state.saving import Saver, TrainerState
 
 
 class Trainer:

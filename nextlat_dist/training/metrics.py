@@ -10,8 +10,8 @@ from typing import Any
 
 from nextlat_dist.config.load import config_to_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.objective.counting import flops_per_token
 from nextlat_dist.parallel.device import peak_tflops
+from nextlat_dist.plan.counting import flops_per_token
 
 METRICS_FILE = "metrics.jsonl"
 BATCH_HASHES_FILE = "batch_hashes.jsonl"

@@ -11,11 +11,14 @@ from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.schema import RunConfig, validate
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError
-from nextlat_dist.objective.counting import parameter_counts
 from nextlat_dist.objective.terms import term_groups
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, world_size_from_environment
-from nextlat_dist.training.build import build_engine
-from nextlat_dist.training.data import (
+from nextlat_dist.plan.counting import parameter_counts
+from nextlat_dist.training.engine.build import build_engine
+from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
+from nextlat_dist.training.loop import Trainer
+from nextlat_dist.training.metrics import MetricsLog
+from nextlat_dist.training.open_data import (
     batch_source,
     check_same_datasets,
     check_same_weights,
@@ -24,10 +27,7 @@ from nextlat_dist.training.data import (
     tokenizer_model,
     validation_set,
 )
-from nextlat_dist.training.deepspeed_config import deepspeed_config
-from nextlat_dist.training.loop import Trainer
-from nextlat_dist.training.metrics import MetricsLog
-from nextlat_dist.training.state import (
+from nextlat_dist.training.state.saving import (
     CONFIG_FILE,
     Saver,
     TrainerState,

@@ -11,7 +11,7 @@ import torch
 from nextlat_dist.bench import comb_drafts
 from nextlat_dist.bench.comb_drafts import CombLoop
 from nextlat_dist.inference import load
-from tests.inference.exports import copying_model, tiny_config, write_export, write_tokenizer
+from tests.kit.exports import copying_model, tiny_config, write_export, write_tokenizer
 
 
 def noisy_export(directory: Path, **changes: object) -> Path:

@@ -26,11 +26,11 @@ from nextlat_dist.bench.loading import (
 )
 from nextlat_dist.bench.resuming import SETTING, multiply, resume
 from nextlat_dist.bench.sharding import stdlib_texts
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
-from tests.data.datasets import tiny_tokenizer
+from tests.kit.datasets import tiny_tokenizer
 
 SUMMARY = {
     "tokens_per_second_per_core",

@@ -26,7 +26,7 @@ from nextlat_dist.checkpoint.commit import (
     verify_together,
 )
 from nextlat_dist.errors import UserError
-from tests.distributed.harness import Ranks
+from tests.kit.harness import Ranks
 
 
 def save(root: Path, *steps: int) -> None:

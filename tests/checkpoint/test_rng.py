@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
-from tests.distributed.harness import Ranks
+from tests.kit.harness import Ranks
 
 
 def save(checkpoint: Path, rank: int) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from webdataset.writer import TarWriter
 
-from data_tools.index import find_tars, index
+from data_tools.tars.index import find_tars, index
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.packing import batch_digest
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import DamagedRecord, Storage
 from nextlat_dist.data.shard_format import MANIFEST_FILE, MembersEntry, Record, index_name, read_manifest
-from nextlat_dist.data.storage import DamagedRecord, Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import numbered_documents, tiny_tokenizer, write_dataset
+from tests.kit.datasets import numbered_documents, tiny_tokenizer, write_dataset
 
 LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70, 9, 9, 9, 33, 2, 64, 100, 30, 30, 30, 30, 30]
 BLOCK = 512

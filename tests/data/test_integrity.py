@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nextlat_dist.data.integrity import ShardChecker, Verify
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import Manifest, ShardEntry, read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
-from tests.data.datasets import numbered_documents, write_dataset
+from tests.kit.datasets import numbered_documents, write_dataset
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from nextlat_dist.data.loader import RowLoader, Source
 from nextlat_dist.data.packing import arrange, batch_digest, concat_rows, pad_rows
 from nextlat_dist.data.shard_format import Record
 from nextlat_dist.errors import UserError
-from tests.data.datasets import write_dataset
+from tests.kit.datasets import write_dataset
 
 RECORD = Record(
     tokens=np.array([1, 50, 51, 2, 1, 60, 1, 70, 71, 72, 73, 2], np.uint16),

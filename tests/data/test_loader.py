@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from nextlat_dist.data.loader import Cursor, RowBatch, RowLoader
 from nextlat_dist.data.order import permutation
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import manifest_bytes, read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
-from tests.data.datasets import FakeTokenizer, numbered_documents, write_dataset
+from tests.kit.datasets import FakeTokenizer, numbered_documents, write_dataset
 
 LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70, 9, 9, 9, 33, 2, 64]
 PROMPTS = [2, 50, 0, 30, 1, 1, 1, 69, 3, 3, 3, 10, 2, 64]

@@ -13,7 +13,7 @@ from nextlat_dist.data.members import EmptyDocument, load_tokenizer, record_deco
 from nextlat_dist.data.shard_format import Manifest, MembersEntry, Record, TokenizerEntry
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import tiny_tokenizer
+from tests.kit.datasets import tiny_tokenizer
 
 ENTRY = TokenizerEntry("tokenizer.model", "5ha", vocab_size=100, bos_id=1, eos_id=2, pad_id=3)
 TOKENS = Manifest("train", ENTRY, (), False, True, True, {}, MembersEntry("tokens", "npy"))

@@ -12,11 +12,11 @@ import pytest
 
 from nextlat_dist.data.loader import Cursor, Lost, RowLoader, Source
 from nextlat_dist.data.packing import RowBatch, batch_digest
-from nextlat_dist.data.places import open_place
+from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage import Storage
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
-from tests.data.datasets import FakeTokenizer, write_dataset
+from tests.kit.datasets import FakeTokenizer, write_dataset
 
 ROW = 16
 BATCH = 8

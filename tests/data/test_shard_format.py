@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nextlat_dist.data.places import LocalPlace
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     Record,
@@ -17,8 +16,9 @@ from nextlat_dist.data.shard_format import (
     read_manifest,
     token_dtype,
 )
+from nextlat_dist.data.storage.open import LocalPlace
 from nextlat_dist.errors import UserError
-from tests.data.datasets import numbered_documents, write_dataset
+from tests.kit.datasets import numbered_documents, write_dataset
 
 
 def record(prompts: bool) -> Record:

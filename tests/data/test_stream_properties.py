@@ -26,8 +26,8 @@ from nextlat_dist.data.shard_format import (
     manifest_bytes,
     read_manifest,
 )
-from tests.data import reference_stream
-from tests.data.datasets import FakeTokenizer, numbered_documents, write_dataset
+from tests.kit import reference_stream
+from tests.kit.datasets import FakeTokenizer, numbered_documents, write_dataset
 
 GLOBAL_BATCH_SIZES = (4, 8)  # every data-parallel size divides them
 STEPS = 12

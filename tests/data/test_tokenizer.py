@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import tiny_tokenizer
+from tests.kit.datasets import tiny_tokenizer
 
 ODD_TEXTS = [
     "",

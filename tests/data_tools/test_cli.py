@@ -16,9 +16,9 @@ import pytest
 from data_tools.cli import main
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
-from tests.data.datasets import numbered_documents, tiny_tokenizer, write_dataset
 from tests.data.test_loader import BLOCK_TORCH
-from tests.data_tools.tars import text_files, write_tar
+from tests.kit.datasets import numbered_documents, tiny_tokenizer, write_dataset
+from tests.kit.tars import text_files, write_tar
 
 COMMAND = [sys.executable, "-m", "data_tools.cli"]
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from data_tools.cli import main
-from data_tools.index import find_tars, index
 from data_tools.inspect import Histogram, inspect
-from data_tools.shard import ShardOptions, shard
-from data_tools.sources import Fields, FileSource, find_files
+from data_tools.shards.shard import ShardOptions, shard
+from data_tools.tars.index import find_tars, index
+from data_tools.text.sources import Fields, FileSource, find_files
 from nextlat_dist.data.shard_format import MembersEntry
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import tiny_tokenizer, write_dataset
-from tests.data.servers import file_server
-from tests.data_tools.tars import text_files, write_tar
+from tests.kit.datasets import tiny_tokenizer, write_dataset
+from tests.kit.servers import file_server
+from tests.kit.tars import text_files, write_tar
 
 
 @pytest.fixture

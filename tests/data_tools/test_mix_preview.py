@@ -15,7 +15,7 @@ from nextlat_dist.data.loader import RowLoader, Source
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.shard_format import MANIFEST_FILE, manifest_bytes, read_manifest
 from nextlat_dist.errors import UserError
-from tests.data.datasets import numbered_documents, write_dataset
+from tests.kit.datasets import numbered_documents, write_dataset
 
 WEIGHTS = {"a": 0.6, "b": 0.3, "c": 0.1}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.task_tokenizer import task_tokenizer
-from nextlat_dist.export.tokenizer import compare, export_tokenizer
+from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer
 from nextlat_dist.tasks import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, PAD_ID, Task, make_task, vocab_size, words_of
 
 TASKS: list[Task] = [

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.index import find_tars, index
+from data_tools.tars.index import find_tars, index
 from data_tools.verify import Problem, verify
-from nextlat_dist.data.places import open_place
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     IndexEntry,
@@ -24,11 +23,12 @@ from nextlat_dist.data.shard_format import (
     read_index,
     read_manifest,
 )
+from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from tests.data.datasets import tiny_tokenizer, write_dataset
-from tests.data.servers import file_server
-from tests.data_tools.tars import text_files, write_tar
+from tests.kit.datasets import tiny_tokenizer, write_dataset
+from tests.kit.servers import file_server
+from tests.kit.tars import text_files, write_tar
 
 SHARDS = ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import lm
 from nextlat_dist.evaluation.lm import PAPER_TASKS, evaluate_lm
-from tests.inference.exports import random_weights, reference_model, tiny_config, write_export, write_tokenizer
+from tests.kit.exports import random_weights, reference_model, tiny_config, write_export, write_tokenizer
 
 # The choices are a token each: a longer one would always lose.
 ROWS = [

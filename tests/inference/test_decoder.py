@@ -13,7 +13,7 @@ import torch
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder, load
-from tests.inference.exports import (
+from tests.kit.exports import (
     BOS,
     calibration,
     prompt_of,

@@ -17,7 +17,7 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 import nextlat_dist.inference
 import nextlat_dist.evaluation.run_report
-import nextlat_dist.evaluation.speculative
+import nextlat_dist.evaluation.speculative.measure
 try:
     import nextlat_dist.training
 except ImportError:

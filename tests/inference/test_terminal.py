@@ -31,7 +31,7 @@ from nextlat_dist.inference.terminal import (
     generate,
     wants_colour,
 )
-from tests.inference.exports import copying_model, tiny_config, write_export, write_tokenizer
+from tests.kit.exports import copying_model, tiny_config, write_export, write_tokenizer
 
 TEXT = "import naïve 日本語 🙂🙂 self\n\treturn"
 

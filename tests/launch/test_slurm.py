@@ -13,7 +13,7 @@ import pytest
 
 from tests.launch.test_two_hosts import NAMESPACES, Site
 from tests.launch.test_two_hosts import why_not as why_no_namespaces
-from tests.training.test_resume import logged
+from tests.training.state.test_resume import logged
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "ip", "unshare")
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.launch.conftest import CHECKOUT
-from tests.training.test_resume import logged, training_config
+from tests.training.state.test_resume import logged, training_config
 
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 NEEDED = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh", "pgrep", "pkill")

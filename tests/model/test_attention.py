@@ -11,9 +11,8 @@ import torch
 from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
 from nextlat_dist.model.decoder_layer import rotary_angles
 from nextlat_dist.model.embedding import DOCUMENT
-from tests import reference
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
+from tests.kit import jobs, reference
+from tests.kit.harness import Ranks
 
 
 def test_mask_as_a_table() -> None:
@@ -67,7 +66,7 @@ def test_rotary_angles() -> None:
 
 def hidden_states(raw: dict[str, Any], batches: list[torch.Tensor]) -> list[torch.Tensor]:
     """Final hidden states [s, b, h] of each batch of rows."""
-    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))

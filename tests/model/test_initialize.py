@@ -10,13 +10,13 @@ import torch
 
 from nextlat_dist.model.initialize import canonical_parameters
 from nextlat_dist.model.sharding import shard, sharding_of
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
+from tests.kit import jobs
+from tests.kit.harness import Ranks
 
 
 def full_weights(raw: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     """On rank 0: every initial weight of the model that training builds in this layout, merged."""
-    from nextlat_dist.training.build import build_engine
+    from nextlat_dist.training.engine.build import build_engine
 
     config, dims = jobs.set_up(raw)
     engine = build_engine(config, dims)
@@ -27,7 +27,7 @@ def full_weights(raw: dict[str, Any]) -> dict[str, torch.Tensor] | None:
 
 def local_parameters(raw: dict[str, Any]) -> dict[str, tuple[list[int], bool]]:
     """Shape of every parameter on this rank, and whether it is marked as sharded for the gradient norm."""
-    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))

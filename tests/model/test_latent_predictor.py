@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from nextlat_dist.model.sharding import shard, sharding_of
-from tests import reference
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
+from tests.kit import jobs, reference
+from tests.kit.harness import Ranks
 
 HIDDEN, WIDTH = 32, 48
 SHAPES = {

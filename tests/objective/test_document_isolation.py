@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK, TOKEN
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
+from tests.kit import jobs
+from tests.kit.harness import Ranks
 
 HORIZON = 3
 TERMS = 1 + 2 * HORIZON
@@ -36,8 +36,8 @@ def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
     position, and the gradient of the other documents' loss for every parameter.
     """
     from nextlat_dist.model.initialize import canonical_parameters
+    from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
     from nextlat_dist.objective import nextlat
-    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
     from nextlat_dist.objective.masks import masked_sum
     from nextlat_dist.objective.terms import term_counts, term_weights
 

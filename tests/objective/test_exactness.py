@@ -1,4 +1,4 @@
-"""In float64 the loss terms and every gradient equal the transcription of the method in `tests/reference.py`."""
+"""In float64 the loss terms and every gradient equal the transcription of the method in `tests/kit/reference.py`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.export.llama import mtp_tensors, to_llama
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
-from tests.reference import reference_terms
+from nextlat_dist.huggingface.weights import mtp_tensors, to_llama
+from tests.kit import jobs
+from tests.kit.harness import Ranks
+from tests.kit.reference import reference_terms
 
 TOLERANCE = 1e-10
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-10
 def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
     """Weights, the value of every term and its gradient for every parameter, from the production path in float64."""
     from nextlat_dist.model.initialize import canonical_parameters
-    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
     from nextlat_dist.objective.terms import LossRecorder, named_terms, term_counts, term_groups, term_weights
 
     config, dims = jobs.set_up(raw)
@@ -175,7 +175,7 @@ def test_gradients_reach_predictor_trunk_and_embedding(exact: tuple[dict[str, An
 
 def target_gradients(raw: dict[str, Any]) -> list[bool]:
     """Whether the targets of L_h and L_kl get a gradient: states are a leaf, the last position is a pure target."""
-    from nextlat_dist.objective.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float64))

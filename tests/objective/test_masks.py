@@ -11,8 +11,8 @@ from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK, TOKEN, pack_rows
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.terms import term_counts
-from tests.distributed.jobs import ragged_rows
-from tests.reference import counts_for_hidden, counts_for_kl, counts_for_next_token
+from tests.kit.jobs import ragged_rows
+from tests.kit.reference import counts_for_hidden, counts_for_kl, counts_for_next_token
 
 # position j        0  1  2  3  4  5  6  7  8   and the last one, 9, which is only ever a target
 DOCUMENTS = [[0, 0, 0, 0, 1, 1, 2, 2, 2, -1]]

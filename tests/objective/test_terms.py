@@ -21,7 +21,7 @@ from nextlat_dist.objective.terms import (
     term_weights,
     weighted_sum,
 )
-from tests.distributed.jobs import LENGTH, ragged_rows
+from tests.kit.jobs import LENGTH, ragged_rows
 
 NEXTLAT = ObjectiveConfig(name="nextlat", horizon=2, lambda_hidden=3.0, lambda_kl=0.5)
 MTP = ObjectiveConfig(name="mtp", horizon=2, lambda_hidden=3.0, lambda_kl=0.5, lambda_mtp=4.0)

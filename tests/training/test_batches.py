@@ -14,8 +14,8 @@ from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.training.batches import BatchSource
-from tests.distributed import jobs
-from tests.distributed.harness import Ranks
+from tests.kit import jobs
+from tests.kit.harness import Ranks
 
 ROWS, BIG = 8, 2**24 + 1  # a token id that fp32 could not carry
 OBJECTIVE = ObjectiveConfig(horizon=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nextlat_dist.config import load_config
-from nextlat_dist.objective.counting import flops_per_token
+from nextlat_dist.plan.counting import flops_per_token
 from nextlat_dist.training import metrics
 from nextlat_dist.training.metrics import METRICS_FILE, MetricsLog, Throughput, format_duration
 

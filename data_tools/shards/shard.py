@@ -1,0 +1,247 @@
+"""Turn documents into one dataset, or into a train and a validation one.
+
+Invariant: identical input, tokenizer and options give identical bytes, whatever the number of workers and however often
+the run was interrupted; every document that was left out or changed is counted in the manifest's report.
+
+    nextlat-data shard --input corpus/ --tokenizer corpus/tokenizer.model --output data --validation-fraction 0.02
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import sentencepiece
+from tqdm import tqdm
+
+from data_tools.files import sole_writer, writing_to
+from data_tools.shards.encode import OnInvalid, encode_all
+from data_tools.shards.journal import FinishedShard, Journal, Mark
+from data_tools.shards.pending import Remaining
+from data_tools.shards.shard_report import Report
+from data_tools.shards.writer import DatasetWriter
+from data_tools.text.sources import Document, Source
+from data_tools.text.splits import Split, split_of
+from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+
+PROGRESS_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What to write. With `validation_fraction` or `split_by_field` there are two datasets, OUTPUT/train and
+    OUTPUT/validation; otherwise OUTPUT is one dataset named `split`."""
+
+    tokenizer: Path
+    output: Path
+    split: Split = "train"
+    validation_fraction: float | None = None
+    split_by_field: bool = False
+    has_prompts: bool = False
+    bos: bool = True
+    eos: bool = True
+    on_invalid: OnInvalid = "replace"
+    record_tokens: int = 32768
+    shard_tokens: int = 1 << 26
+    workers: int = 1
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values out of range."""
+        fraction = self.validation_fraction
+        if fraction is not None and not 0 < fraction < 1:
+            raise UserError(f"--validation-fraction is {fraction}; it must lie between 0 and 1")
+        for name in ("record_tokens", "shard_tokens", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of this and of the libraries decides the output, by the name that a message gives it."""
+        named = ("split", "validation_fraction", "bos", "eos", "on_invalid", "record_tokens", "shard_tokens")
+        return {
+            "format version": FORMAT_VERSION,
+            "sentencepiece": sentencepiece.__version__,
+            **{f"--{name.replace('_', '-')}": getattr(self, name) for name in named},
+        }
+
+    @property
+    def splits(self) -> dict[str, Path]:
+        """Directory of each dataset to write."""
+        if self.validation_fraction is None and not self.split_by_field:
+            return {self.split: self.output}
+        return {name: self.output / name for name in get_args(Split)}
+
+    def split_of(self, document: Document) -> str:
+        """Raises UserError for a document whose split field names no split."""
+        if self.split_by_field:
+            if document.split is None or document.split not in get_args(Split):
+                raise UserError(
+                    f"{document.name} has the split {document.split!r}; the field named by --split-field must hold "
+                    "'train' or 'validation'"
+                )
+            return document.split
+        return self.split if self.validation_fraction is None else split_of(document.name, self.validation_fraction)
+
+
+def shard(source: Source, options: ShardOptions) -> list[Manifest]:
+    """Encode the documents of the source and write the dataset or datasets.
+
+    Goes on where an interrupted run with the same source and options stopped, and keeps its finished shards.
+
+    Raises:
+        UserError: an output exists or cannot be written, a document is refused, or a split would be empty.
+    """
+    tokenizer = Tokenizer(options.tokenizer)
+    settings = {**options.settings, "tokenizer (sha256)": tokenizer.sha256, **source.identity}
+    writing = writing_to(options.output)
+    with writing:
+        options.output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(options.output):
+        with writing:
+            journal = Journal(options.output, options.splits, settings, overwrite=options.overwrite)
+        return _Run(source, options, tokenizer, journal).finish()
+
+
+class _Run:
+    """One run of `shard`."""
+
+    def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: Journal) -> None:
+        self._source = source
+        self._writing = writing_to(options.output)
+        self._options = options
+        self._journal = journal
+        self._writers: dict[str, DatasetWriter] = {}
+        self._reports: dict[str, Report] = {}
+        done: dict[str, Mark] = {}
+        for name, directory in options.splits.items():
+            kept = [shard for shard in journal.finished if shard.split == name]
+            with self._writing:
+                self._writers[name] = DatasetWriter(
+                    directory,
+                    name,
+                    tokenizer,
+                    record_tokens=options.record_tokens,
+                    shard_tokens=options.shard_tokens,
+                    has_prompts=options.has_prompts,
+                    bos=options.bos,
+                    eos=options.eos,
+                    overwrite=options.overwrite,
+                    kept=[shard.entry for shard in kept],
+                )
+            self._reports[name] = Report(options.on_invalid, kept[-1].report if kept else None)
+            done[name] = kept[-1].mark if kept else Mark()
+        self._remaining = Remaining(source, options.split_of, done)
+        if journal.finished:
+            documents = sum(shard.entry.documents for shard in journal.finished)
+            print(f"resuming: {len(journal.finished):,} shards kept, {documents:,} documents skipped", file=sys.stderr)
+
+    def finish(self) -> list[Manifest]:
+        """Do what is left to do."""
+        try:
+            self._add_documents()
+            with self._writing:
+                for name, writer in self._writers.items():
+                    before = len(writer.shards)
+                    writer.flush()
+                    if len(writer.shards) > before:
+                        self._note_finished(name, self._remaining.position)
+            self._refuse_empty_splits()
+            with self._writing:
+                manifests = [writer.finish(self._reports[name].to_json()) for name, writer in self._writers.items()]
+                self._journal.remove()
+            return manifests
+        except BaseException as error:
+            for writer in self._writers.values():
+                writer.abandon(error)
+            raise
+
+    def _add_documents(self) -> None:
+        options = self._options
+        encoding = encode_all(
+            self._remaining.documents(),
+            options.tokenizer,
+            bos=options.bos,
+            eos=options.eos,
+            on_invalid=options.on_invalid,
+            workers=options.workers,
+        )
+        # Closing ends the workers at once, also when the error comes from this loop.
+        with closing(encoding), _Progress(self._source, self._remaining.start) as progress:
+            for encoded in encoding:
+                document = self._remaining.next_passed()
+                if encoded.remark is not None:
+                    self._reports[document.split].add(encoded.remark, document.name)
+                if encoded.tokens is not None:
+                    with self._writing:
+                        if self._writers[document.split].add(encoded.tokens, encoded.prompt_tokens):
+                            self._note_finished(document.split, document.mark)
+                    progress.tokens += len(encoded.tokens)
+                progress.reach(document.mark)
+
+    def _note_finished(self, split: str, mark: Mark) -> None:
+        """Write to the journal that a shard of this split was finished with the document at `mark`."""
+        shard = self._writers[split].shards[-1]
+        self._journal.add(FinishedShard(split, shard, mark, self._reports[split].to_json()))
+
+    def _refuse_empty_splits(self) -> None:
+        documents = {name: sum(shard.documents for shard in writer.shards) for name, writer in self._writers.items()}
+        empty = [name for name, count in documents.items() if not count]
+        if len(empty) == len(documents):
+            raise UserError("the input has no document with text; change --input, --glob or --field")
+        if empty:
+            raise UserError(
+                f"no document falls into the {empty[0]} split ({sum(documents.values())} documents in all); give "
+                "more input or change --validation-fraction or the split field"
+            )
+
+
+class _Progress:
+    """A bar over the bytes of the source, with the rate of tokens.
+
+    Attributes:
+        tokens: of this run.
+    """
+
+    def __init__(self, source: Source, start: Mark) -> None:
+        self.tokens = 0
+        self._mark = start
+        self._parts = source.parts
+        self._total = source.total_bytes
+        self._bar = tqdm(
+            total=self._total,
+            initial=start.source_bytes,
+            unit="B",
+            unit_scale=True,
+            desc="shard",
+            file=sys.stderr,
+            mininterval=0.5,
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._show()
+        if kind is None:
+            self._bar.total = self._bar.n
+        self._bar.close()
+
+    def reach(self, mark: Mark) -> None:
+        """The document at `mark` is done."""
+        self._mark = mark
+        if mark.source_bytes - self._bar.n >= PROGRESS_BYTES:
+            self._show()
+
+    def _show(self) -> None:
+        mark = self._mark
+        if self._total is None and mark.part:
+            self._bar.total = mark.source_bytes * self._parts // mark.part  # as if parts were of one size
+        rate = self.tokens / max(self._bar.format_dict["elapsed"], 1e-3)
+        self._bar.set_postfix_str(f"{rate / 1e6:.2f}M tokens/s", refresh=False)
+        self._bar.update(mark.source_bytes - self._bar.n)

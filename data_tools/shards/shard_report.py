@@ -1,0 +1,60 @@
+"""What `nextlat-data shard` says of the documents that it left out or changed, in the manifest and on the screen.
+
+Invariant: every such document is counted; the first of each kind are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_tools.shards.encode import OnInvalid, Remark
+from nextlat_dist.data.shard_format import Manifest
+
+REPORTED_NAMES = 20
+MEANINGS: dict[Remark, str] = {
+    "empty": "empty documents left out",
+    "binary": "binary files left out",
+    "invalid_utf8": "documents that are not UTF-8",
+    "not_lossless": "documents whose text does not come back from their tokens",
+}
+
+
+class Report:
+    """Counts and first names of the documents of one split that were left out or changed.
+
+    Args:
+        before: `to_json` of the report to go on with.
+    """
+
+    def __init__(self, on_invalid: OnInvalid, before: Mapping[str, Any] | None = None) -> None:
+        self._on_invalid = on_invalid
+        self._counts = {remark: before[remark]["count"] if before else 0 for remark in MEANINGS}
+        self._names = {remark: list(before[remark]["names"]) if before else [] for remark in MEANINGS}
+
+    def add(self, remark: Remark, name: str) -> None:
+        self._counts[remark] += 1
+        if self._counts[remark] <= REPORTED_NAMES:
+            self._names[remark].append(name)
+
+    def to_json(self) -> dict[str, Any]:
+        report: dict[str, Any] = {"on_invalid": self._on_invalid}
+        for remark in MEANINGS:
+            report[remark] = {"count": self._counts[remark], "names": list(self._names[remark])}
+        return report
+
+
+def describe(manifest: Manifest, directory: Path | str) -> str:
+    """One line on the dataset, one for each kind of document that was left out or changed."""
+    lines = [
+        f"{directory}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.records:,} records, "
+        f"{len(manifest.shards):,} shards"
+    ]
+    for remark, meaning in MEANINGS.items():
+        found = manifest.report.get(remark)  # a task's documents are made, so none was left out
+        if found is not None and found["count"]:
+            policy = f" ({manifest.report['on_invalid']})" if remark == "invalid_utf8" else ""
+            more = ", …" if found["count"] > len(found["names"]) else ""
+            lines.append(f"  {found['count']} {meaning}{policy}: {', '.join(found['names'])}{more}")
+    return "\n".join(lines)

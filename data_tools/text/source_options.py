@@ -1,0 +1,56 @@
+"""The options of every command that reads documents, and the source they name.
+
+Invariant: `tokenizer` and `shard` read the same documents for the same options.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from data_tools.text.hf_source import SCHEME, HfSource
+from data_tools.text.sources import STDIN, Fields, FileSource, Source, find_files
+from nextlat_dist.errors import UserError
+
+
+def input_options() -> argparse.ArgumentParser:
+    """A parent parser: where the documents are and which fields hold them."""
+    inputs = argparse.ArgumentParser(add_help=False)
+    source = inputs.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input",
+        nargs="+",
+        metavar="SRC",
+        help=f"folders, globs, text files, .jsonl[.gz|.zst], .parquet, or {STDIN} for standard input",
+    )
+    source.add_argument(
+        "--source",
+        metavar=f"{SCHEME}NAME",
+        help="a dataset of the Hugging Face hub, a local folder of one, or a format with --hf-data-files; streamed",
+    )
+    inputs.add_argument("--glob", nargs="+", default=[], metavar="PATTERN", help="take only these files of a folder")
+    inputs.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="leave out these files of a folder")
+    inputs.add_argument("--field", default="text", help="text field of JSONL and Parquet (default: text)")
+    inputs.add_argument("--format", choices=("lines", "jsonl"), default="lines", help="of standard input")
+    inputs.add_argument("--hf-config", metavar="NAME", help="configuration of the dataset of --source")
+    inputs.add_argument("--hf-split", default="train", metavar="NAME", help="its split (default: train)")
+    inputs.add_argument(
+        "--hf-data-files", nargs="+", default=[], metavar="PATTERN", help="take only these of its files"
+    )
+    return inputs
+
+
+def open_source(options: argparse.Namespace, *, prompt: str | None = None, split: str | None = None) -> Source:
+    """The source that the options of `input_options` name; `prompt` and `split` are fields to read as well.
+
+    Raises:
+        UserError: an input does not exist or has no file, or the dataset of --source cannot be opened.
+    """
+    fields = Fields(text=options.field, prompt=prompt, split=split)
+    if options.source is not None:
+        name = options.source.removeprefix(SCHEME)
+        if name in ("", options.source):
+            raise UserError(f"--source is {options.source!r}; it must be {SCHEME}NAME (files are given with --input)")
+        return HfSource(
+            name, fields, config=options.hf_config, split=options.hf_split, data_files=options.hf_data_files
+        )
+    return FileSource(find_files(options.input, options.glob, options.exclude), fields, options.format)

@@ -1,0 +1,219 @@
+"""`nextlat export`: a checkpoint of any layout becomes a plain Llama directory with what drafts for it beside it.
+
+Neither DeepSpeed nor the training package is needed. The result is compared with the training forward pass before it
+is put in place, and appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from nextlat_dist.checkpoint.commit import UNCOMMITTED, find_checkpoint, verify
+from nextlat_dist.checkpoint.tensors import load_full_weights
+from nextlat_dist.config.load import config_from_dict
+from nextlat_dist.config.schema import ParallelConfig, RunConfig
+from nextlat_dist.data.loader import RowLoader
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
+from nextlat_dist.huggingface.drafters import (
+    INDEX_FILE,
+    MTPConfig,
+    PredictorConfig,
+    save_base_weights,
+    save_draft_vocabulary,
+    save_mtp,
+    save_predictor,
+)
+from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer, special_ids
+from nextlat_dist.huggingface.weights import llama_config, mtp_tensors, predictor_tensors, to_llama
+from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
+
+REPORT_FILE = "export_report.json"
+CHECKED_ROWS = 4
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    check_logits: bool = True,
+    draft_vocabulary: int = 0,
+) -> dict[str, Any]:
+    """Write `output` from a committed checkpoint (or the newest one in a directory of them); return the export report.
+
+    Args:
+        dtype: "fp32" or "bf16"; None: the precision the run trained in.
+        check_logits: run the training forward pass and `LlamaForCausalLM` on the same rows, both in fp32, and report
+            `max_logit_difference`.
+        draft_vocabulary: draft from so many of the run's most frequent training tokens; 0: from all ids.
+
+    Raises:
+        UserError: no checkpoint, a half-written or damaged one, `output` is something that is not an export, or a
+            draft vocabulary for a run without a latent predictor, without its training data or of a wrong size.
+    """
+    source = find_checkpoint(checkpoint)
+    if source is None:
+        raise UserError(
+            f"there is no checkpoint under {checkpoint}; give --checkpoint the checkpoints of a finished run"
+        )
+    if output.exists() and any(output.iterdir()) and not (output / INDEX_FILE).is_file():
+        raise UserError(f"{output} exists and is not an export, it will not be replaced; choose another --output")
+    verify(source, lambda name: "/" not in name)
+    config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
+    draft_ids, draft_share = _draft_vocabulary(config, draft_vocabulary)
+    kind = _DTYPES[dtype or config.training.precision]
+    canonical = {name: tensor.to(kind) for name, tensor in load_full_weights(source).items()}
+
+    temporary = output.with_name(output.name + UNCOMMITTED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
+    report: dict[str, Any] = {
+        "checkpoint": source.name,
+        "dtype": str(kind).removeprefix("torch."),
+        "base_weights_sha256": base_sha256,
+    }
+    ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    loader = _loader(config)
+    if (source / "tokenizer.model").is_file():
+        tokenizer = Tokenizer(source / "tokenizer.model")
+        ids = special_ids(tokenizer)
+        export_tokenizer(source / "tokenizer.model", temporary, config.max_position_embeddings)
+    _write_json(temporary / "config.json", llama_config(config, kind, ids))
+    _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
+    if (source / "tokenizer.model").is_file() and loader is not None:
+        report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
+    predictor = predictor_tensors(canonical)
+    if predictor:
+        settings = PredictorConfig(
+            hidden_size=config.model.hidden_size,
+            predictor_hidden_size=config.predictor_hidden_size,
+            vocab_size=config.model.vocab_size,
+            horizon=config.objective.horizon,
+            layer_norm_epsilon=LAYER_NORM_EPSILON,
+            base_weights_sha256=base_sha256,
+        )
+        save_predictor(temporary, settings, predictor)
+        if draft_ids is not None:
+            save_draft_vocabulary(temporary, draft_ids)
+            report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
+    if config.objective.name == "mtp":
+        sizes = (config.model.hidden_size, config.model.vocab_size, config.objective.horizon)
+        save_mtp(temporary, MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, config))
+    if check_logits:
+        report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
+    _write_json(temporary / REPORT_FILE, report)
+    if output.exists():
+        shutil.rmtree(output)
+    os.rename(temporary, output)
+    return report
+
+
+def _draft_vocabulary(config: RunConfig, size: int) -> tuple[torch.Tensor | None, float]:
+    """The ids to draft from (None: all) and the share of the training tokens that they are."""
+    if size == 0:
+        return None, 1.0
+    if config.objective.name != "nextlat":
+        raise UserError(
+            f"draft_vocabulary is {size}, but a run with objective.name {config.objective.name} has no latent "
+            "predictor to draft with; leave --draft-vocabulary out"
+        )
+    check_size(size, config.model.vocab_size)
+    try:
+        counted = count_run_data(config)
+    except UserError as error:
+        raise UserError(
+            f"the draft vocabulary is counted from the run's training data, but {error} (or export without "
+            "--draft-vocabulary and add it later with `nextlat calibrate --draft-vocabulary N --data DATASET`)"
+        ) from None
+    ids = most_frequent(counted, size)
+    return ids, coverage(counted, ids)
+
+
+def max_logit_difference(
+    canonical: dict[str, torch.Tensor], config: RunConfig, export: Path, tokens: torch.Tensor
+) -> float:
+    """Largest absolute difference between the training forward pass and `LlamaForCausalLM`, both fp32, on tokens [b,
+    s].
+    """
+    from transformers import LlamaForCausalLM
+
+    ours = training_logits(canonical, config, tokens)
+    llama = LlamaForCausalLM.from_pretrained(str(export), dtype=torch.float32)
+    with torch.no_grad():
+        theirs = llama.eval()(tokens).logits
+    return float((ours - theirs).abs().max())
+
+
+def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b, s, vocab] of the Megatron-Core layers, in fp32 on one rank, every row one document."""
+    from nextlat_dist.model.embedding import pack_rows
+    from nextlat_dist.model.initialize import canonical_parameters
+    from nextlat_dist.model.layer_list import LayerStack, layer_list
+    from nextlat_dist.parallel.dims import ParallelDims
+
+    single = dataclasses.replace(config, parallel=ParallelConfig())
+    dims = ParallelDims.initialize(single.parallel)
+    stack = LayerStack(layer_list(single, dims, torch.float32)).eval()
+    with torch.no_grad():
+        for name, parameter in canonical_parameters(stack):
+            parameter.copy_(canonical[name])
+        padded = torch.cat([tokens, tokens[:, -1:]], dim=1)  # a row carries one token more than it has positions
+        rows = pack_rows(padded, torch.zeros_like(padded), torch.ones_like(padded))
+        hidden, _, *rest = stack.run(rows, stop=-1)
+        objective: Any = stack.layers[-1]
+        lent = rest[-1] if config.model.tie_embeddings else None
+        logits: torch.Tensor = objective.output_layer.logits(hidden, lent)
+    return logits.transpose(0, 1)[..., : config.model.vocab_size]
+
+
+def _loader(config: RunConfig) -> RowLoader | None:
+    """The run's validation (or training) data if it is still where the config says; else None, and export goes on."""
+    datasets = [config.data.validation, *(source.path for source in config.data.train_sources)]
+    for dataset in datasets:
+        if dataset is None:
+            continue
+        try:
+            return RowLoader(
+                dataset,
+                sequence_length=config.data.sequence_length,
+                packing=config.data.packing,
+                global_batch_size=CHECKED_ROWS,
+                seed=0,
+                shuffle=False,
+                data_parallel_rank=0,
+                data_parallel_size=1,
+            )
+        except UserError:
+            continue
+    return None
+
+
+def _rows(config: RunConfig, loader: RowLoader | None) -> torch.Tensor:
+    """Token rows [b, s] for the comparison: real text where there is any, else fixed random ids."""
+    if loader is not None:
+        return torch.from_numpy(loader.next_batch().tokens[:, :-1]).long()
+    generator = torch.Generator().manual_seed(0)
+    shape = (CHECKED_ROWS, config.data.sequence_length)
+    return torch.randint(config.model.vocab_size, shape, generator=generator)
+
+
+def _sample_texts(loader: RowLoader, tokenizer: Tokenizer) -> list[str]:
+    """Text of some rows; a row may begin or end inside a character, whose bytes are dropped."""
+    texts = [tokenizer.decode(row.tolist()) for row in loader.next_batch().tokens]
+    return [text.strip("�") for text in texts]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

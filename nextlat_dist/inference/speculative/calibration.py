@@ -1,0 +1,145 @@
+"""What adaptive drafting knows of an export and a machine: how often drafts are accepted, and what they cost.
+
+`nextlat calibrate` measures it and writes `calibration.json` beside the drafter's weights. It steers speed alone: a
+wrong calibration drafts too much or too little and never changes the law of what is emitted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.drafters import CALIBRATION_FILE
+
+FORMAT_VERSION = 1
+CONFIDENCE_LIMIT = 1e-4  # logits of a confidence are taken this far from 0 and 1 at most
+
+
+@dataclass(frozen=True)
+class BatchCosts:
+    """Costs at one batch size, in units of a plain step of that batch."""
+
+    begin: float  # what a cycle's first draft step costs beyond the others
+    draft: float  # one draft step
+    verify: list[float]  # entry n - 1: a cycle's forward over n tokens per row; entry 0 is 1.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a cycle in units of one plain step at batch size 1, on the machine that calibrated.
+
+    `draft[rows]` is one draft step of a batch, `begin[rows]` what a cycle's first one costs beyond that (its weights
+    have left the caches), `verify[rows][n]` one forward over n tokens per row, with everything that a cycle does beside
+    drafting; n = 1 is the plain step.
+    """
+
+    draft: dict[int, float]
+    verify: dict[int, dict[int, float]]
+    begin: dict[int, float] = field(default_factory=lambda: {1: 0.0})
+
+    def at(self, rows: int, longest: int) -> BatchCosts:
+        """Costs at `rows` rows for up to `longest` drafts: between measured sizes on a straight line, beyond the last
+        on that through the last two, before the first as the first.
+        """
+        widths = range(1, longest + 2)
+        plain = _interpolate({size: line[1] for size, line in self.verify.items()}, rows)
+        begin, draft = (_interpolate(part, rows) / plain for part in (self.begin, self.draft))
+        verify = [
+            _interpolate({size: _interpolate(line, width) for size, line in self.verify.items()}, rows) / plain
+            for width in widths
+        ]
+        return BatchCosts(begin, draft, verify)
+
+
+def _interpolate(points: dict[int, float], at: int) -> float:
+    places = sorted(points)
+    if at <= places[0] or len(places) == 1:
+        return points[places[0]]
+    right = min(bisect_left(places, at), len(places) - 1)
+    low, high = places[right - 1], places[right]
+    share = (at - low) / (high - low)
+    return max(points[low] + share * (points[high] - points[low]), min(points.values()))
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How drafts fare at one sampling temperature.
+
+    `by_position[i]` is the share accepted of the drafts at position i + 1 whose predecessors were accepted.
+    `confidence` are the weights w of logit P(accept) = w0 + w1 · logit(largest draft probability) + w2 · log(position).
+    """
+
+    temperature: float
+    by_position: list[float]
+    confidence: list[float]
+
+    def given(self, confidence: float, position: int) -> float:
+        """P(accept) of the draft at `position` ≥ 1, given the predecessors' acceptance and the drafter's confidence."""
+        confidence = min(max(confidence, CONFIDENCE_LIMIT), 1 - CONFIDENCE_LIMIT)
+        w0, w1, w2 = self.confidence
+        return 1 / (1 + math.exp(-(w0 + w1 * math.log(confidence / (1 - confidence)) + w2 * math.log(position))))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`device` is the type of device that `costs` were measured on; `measured_on` describes the machine to a reader."""
+
+    device: str
+    costs: Costs
+    acceptance: list[Acceptance]
+    measured_on: dict[str, Any] = field(default_factory=dict)
+
+    def acceptance_at(self, temperature: float) -> Acceptance:
+        """That of the calibrated temperature nearest to `temperature`."""
+        return min(self.acceptance, key=lambda a: abs(a.temperature - temperature))
+
+    def save(self, directory: Path) -> Path:
+        """Write `directory/calibration.json`, whole or not at all."""
+        path = directory / CALIBRATION_FILE
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n")
+        os.replace(temporary, path)
+        return path
+
+    @staticmethod
+    def load(directory: Path) -> Calibration | None:
+        """The calibration in a drafter's `directory`; None if there is none.
+
+        Raises:
+            UserError: the file is damaged or of another release.
+        """
+        path = directory / CALIBRATION_FILE
+        if not path.is_file():
+            return None
+        try:
+            raw = json.loads(path.read_text())
+            if raw["format_version"] != FORMAT_VERSION:
+                raise ValueError
+            costs = Costs(
+                {int(rows): float(cost) for rows, cost in raw["costs"]["draft"].items()},
+                {
+                    int(rows): {int(width): float(cost) for width, cost in line.items()}
+                    for rows, line in raw["costs"]["verify"].items()
+                },
+                {int(rows): float(cost) for rows, cost in raw["costs"]["begin"].items()},
+            )
+            acceptance = [Acceptance(**entry) for entry in raw["acceptance"]]
+            if (
+                not acceptance
+                or not costs.draft
+                or not costs.begin
+                or not all(1 in line for line in costs.verify.values())
+            ):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path} is not a calibration of format_version {FORMAT_VERSION}; write it again with "
+                "`nextlat calibrate`"
+            ) from None
+        return Calibration(raw["device"], costs, acceptance, raw["measured_on"])

@@ -1,0 +1,124 @@
+"""Steps that must not be applied: all ranks look at loss and gradient norm before the optimizer does, and skip them.
+
+A skipped step leaves weights, moments and Adam's step count as they were, bit for bit. It works alike for ZeRO 0-3 and
+pipelines, because all of them end in the `step` of the plain optimizer that we built: a hook before it takes the
+gradients away, and AdamW passes over a parameter without one (zeroed gradients would still decay weights and moments).
+DeepSpeed leaves a step whose norm is not finite before it gets there; the ranks then agree on that afterwards.
+
+Invariant: one all-reduce of a few numbers per step carries the loss terms, the norm and the requests to stop; every
+rank judges from its result alone, so all come to the same verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nextlat_dist.config.schema import GuardsConfig, ObjectiveConfig
+from nextlat_dist.objective.terms import term_weights, weighted_sum
+from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
+from nextlat_dist.training.engine.build import Engine
+
+SPREAD_FLOOR = 1e-3  # of the median: a loss that hardly moves must not make a spike of its rounding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all ranks found about one step.
+
+    Attributes:
+        reason: why it was skipped; empty when it was applied.
+        loss: of the global batch.
+        gradient_norm: global, before clipping.
+        sums: term sums of the global batch, float64 [terms].
+        stop: a rank was asked to stop.
+    """
+
+    reason: str
+    loss: float
+    gradient_norm: float
+    sums: torch.Tensor
+    stop: bool
+
+
+class StepGuard:
+    """Takes the steps of `engine`, the bad ones left out.
+
+    Args:
+        recent: (loss, gradient norm) of the last applied steps; a list in the checkpoint that this object keeps.
+        stop: its `requested` is looked at when ranks exchange.
+    """
+
+    def __init__(
+        self,
+        settings: GuardsConfig,
+        objective: ObjectiveConfig,
+        dims: ParallelDims,
+        engine: Engine,
+        recent: list[list[float]],
+        stop: Any,
+    ) -> None:
+        self._settings, self._objective, self._dims, self._engine = settings, objective, dims, engine
+        self._recent, self._stop = recent, stop
+        self._counts = torch.zeros(0)
+        self._verdict: Verdict | None = None
+        optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # DeepSpeed wraps the plain one
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def step(self, micro_batches: list[torch.Tensor], counts: torch.Tensor) -> Verdict:
+        """One step over this rank's rows [micro batch, s + 1, 4], applied or not. Collective.
+
+        Args:
+            micro_batches: as many as accumulation steps.
+            counts: positions per loss term over the global batch [terms].
+        """
+        self._counts, self._verdict = counts, None
+        sums = self._engine.train_step(micro_batches, term_weights(counts, self._objective))
+        verdict = self._verdict or self._judge(sums, math.inf)
+        if not verdict.reason and self._settings.spike_zscore > 0:
+            self._recent.append([verdict.loss, verdict.gradient_norm])
+            del self._recent[: -self._settings.window_steps]
+        return verdict
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        """ZeRO calls the plain optimizer once per parameter group: the first call of a step decides for all."""
+        if self._verdict is None:
+            self._verdict = self._judge(self._engine.term_sums(), float(self._engine.optimizer._global_grad_norm))
+        if self._verdict.reason:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _judge(self, sums: torch.Tensor, norm: float) -> Verdict:
+        mine = torch.cat([sums / self._dims.tensor_size, sums.new_tensor([norm, self._stop.requested])])
+        group = dist.group.WORLD
+        assert group is not None
+        total = all_reduce_sum(mine, group)
+        sums = total[:-2]
+        loss = float(weighted_sum(sums, term_weights(self._counts, self._objective)))
+        norm = float(total[-2]) / self._dims.world_size
+        return Verdict(self._reason(loss, norm), loss, norm, sums, bool(total[-1] > 0))
+
+    def _reason(self, loss: float, norm: float) -> str:
+        limit = self._settings.spike_zscore
+        for number, (name, value) in enumerate((("loss", loss), ("gradient norm", norm))):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+            if limit > 0 and len(self._recent) == self._settings.window_steps:
+                score = robust_zscore(value, [step[number] for step in self._recent])
+                if score > limit:
+                    return f"{name} {value:.4g} has a z-score of {score:.1f}, above guards.spike_zscore={limit:g}"
+        return ""
+
+
+def robust_zscore(value: float, history: Sequence[float]) -> float:
+    """How many deviations `value` lies above the median of `history`; a deviation is 1.4826 median absolute ones."""
+    median = statistics.median(history)
+    spread = 1.4826 * statistics.median(abs(one - median) for one in history)
+    return (value - median) / max(spread, SPREAD_FLOOR * abs(median), 1e-12)

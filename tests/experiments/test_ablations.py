@@ -1,0 +1,122 @@
+"""A grid of real runs, end to end: trained, exported, evaluated, interrupted, gone on with, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kit.jobs import tiny_config
+
+PROGRAM = (
+    "import argparse, sys\n"
+    "from nextlat_dist.experiments.command import add_command\n"
+    "from nextlat_dist.errors import UserError\n"
+    "parser = argparse.ArgumentParser(); add_command(parser.add_subparsers())\n"
+    "options = parser.parse_args()\n"
+    "try:\n"
+    "    options.run_command(options)\n"
+    "except UserError as error:\n"
+    "    sys.exit(f'error: {error}')\n"
+)
+
+
+def write_grid(directory: Path, **changes: Any) -> Path:
+    """A grid of two variants and a seed, of a few steps each."""
+    base = tiny_config(
+        model={"num_layers": 1, "vocab_size": 10, "make_vocab_size_divisible_by": 2, "max_position_embeddings": 16},
+        objective={"horizon": 2},
+        data={"packing": "pad", "sequence_length": 6},
+        training={"train_tokens": 480, "log_interval": 1, "peak_tflops_per_device": 1.0},
+    )
+    (directory / "base.yaml").write_text(yaml.safe_dump(base))
+    data = ["task", "state-tracking", "--group", "S3", "--length", 5, "--test-length", 8, "--train", 200, "--test", 20]
+    grid = {
+        "base": "base.yaml",
+        "data": [*data, "--output", "{data}"],
+        "settings": {"data.train": "{data}/train"},
+        "seeds": [3],
+        "variants": {"both": {}, "neither": {"objective.name": "next_token"}},
+        "training": {"next_token": "L_ntp", "kl": "L_kl"},
+        "evaluations": {
+            "task": {
+                "arguments": ["task", "--export", "model={export}", "--data", "{data}/test"],
+                "numbers": {"model_transformer_1x": "transformer", "model_latent_rnn_1x": "latent RNN"},
+            }
+        },
+    }
+    path = directory / "grid.yaml"
+    path.write_text(yaml.safe_dump({**grid, **changes}, sort_keys=False))
+    return path
+
+
+def start(grid: Path, *more: object) -> subprocess.Popen[str]:
+    command = ["ablate", "--config", grid, "--output", grid.parent / "out", "--jobs", 2]
+    command += ["--json", grid.parent / "ablations.json", "--pictures", grid.parent, *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == status, (output, errors)
+    return output, errors
+
+
+@pytest.mark.slow
+def test_a_grid_is_run_interrupted_gone_on_with_and_compared(tmp_path: Path) -> None:
+    grid, out = (
+        write_grid(
+            tmp_path,
+            variants={
+                "both": {},
+                "broken": {"data.validation": "nowhere"},
+                "neither": {"objective.name": "next_token"},
+            },
+        ),
+        tmp_path / "out",
+    )
+    first = start(grid)
+    while not (out / "cells" / "both" / "seed-3" / "run" / "metrics.jsonl").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert finish(first, first.wait(timeout=100))[0] == ""  # no table of half a grid
+    assert first.returncode != 0
+    assert not (out / "cells" / "both" / "seed-3" / "export.done").exists()
+
+    _, errors = finish(start(grid), 1)
+    assert "3 cells, 0 of them finished before" in errors
+    assert "broken, seed 3: train ended with status 2: error: " in errors
+    assert "failed: broken, seed 3, at train; see cells/broken/seed-3/train.log" in errors
+    content = json.loads((tmp_path / "ablations.json").read_text())
+    assert [row["variant"] for row in content["rows"]] == ["both", "neither"]
+    assert content["summary"]["cells_failed"] == 1
+    both, neither = content["rows"]
+    logged = [json.loads(line) for line in (out / "cells/both/seed-3/run/metrics.jsonl").read_text().splitlines()]
+    assert both["training/kl"] == logged[-1]["kl"]
+    measured = json.loads((out / "cells/both/seed-3/task.json").read_text())["summary"]
+    assert both["task/model_latent_rnn_1x"] == measured["model_latent_rnn_1x"]
+    assert "task/model_latent_rnn_1x" not in neither
+    assert (tmp_path / "ablations.png").stat().st_size > 10_000
+
+    # A finished cell is not run again, a changed one is, and what it does not change of another stays.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/train.done")}
+    write_grid(tmp_path, variants={"both": {}, "neither": {"objective.name": "next_token", "optimizer.lr": 1e-4}})
+    _, errors = finish(start(grid), 0)
+    assert "2 cells, 1 of them finished before" in errors
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert [path.parts[-3] for path in before if after[path] != before[path]] == ["neither"]

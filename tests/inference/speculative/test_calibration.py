@@ -1,0 +1,93 @@
+"""The calibration file, and reading costs and acceptance between the measured points."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nextlat_dist.errors import UserError
+from nextlat_dist.inference import load
+from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
+from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
+
+COSTS = Costs({1: 0.1, 4: 0.25}, {1: {1: 1.0, 3: 1.4, 5: 2.0}, 4: {1: 2.0, 5: 6.0}}, {1: 0.2, 4: 0.6})
+CALIBRATION = Calibration(
+    "cpu",
+    COSTS,
+    [Acceptance(0.0, [0.8, 0.7], [0.1, 0.9, -0.2]), Acceptance(1.0, [0.5], [0.0, 1.0, 0.0])],
+    {"threads": 1},
+)
+
+
+def test_costs_lie_on_lines_between_measurements() -> None:
+    at_one = COSTS.at(1, 6)
+    assert at_one.draft == pytest.approx(0.1)
+    assert at_one.verify == pytest.approx([1.0, 1.2, 1.4, 1.7, 2.0, 2.3, 2.6])
+    at_four = COSTS.at(4, 4)
+    assert at_four.draft == pytest.approx(0.125)
+    assert at_four.begin == pytest.approx(0.3)
+    assert at_four.verify == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])
+    between = COSTS.at(2, 2)  # plain 4/3, draft 0.15, width 3: 1.4 and 4.0
+    assert between.draft == pytest.approx(0.15 / (4 / 3))
+    assert between.verify[2] == pytest.approx((1.4 + (4.0 - 1.4) / 3) / (4 / 3))
+    beyond = COSTS.at(7, 0)
+    assert beyond.draft == pytest.approx(0.4 / 3.0)
+
+
+def test_acceptance_given_confidence() -> None:
+    identity = Acceptance(1.0, [0.5], [0.0, 1.0, 0.0])
+    assert identity.given(0.3, 1) == pytest.approx(0.3)
+    assert identity.given(0.3, 7) == pytest.approx(0.3)
+    assert 0 < identity.given(0.0, 1) < identity.given(1.0, 1) < 1
+    falling = Acceptance(1.0, [0.5], [0.0, 1.0, -1.0])
+    assert falling.given(0.5, 3) == pytest.approx(0.25)  # odds 1 at position 1, 1/3 at position 3
+    assert CALIBRATION.acceptance_at(0.4) is CALIBRATION.acceptance[0]
+    assert CALIBRATION.acceptance_at(0.6) is CALIBRATION.acceptance[1]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    assert Calibration.load(tmp_path) is None
+    assert CALIBRATION.save(tmp_path) == tmp_path / "calibration.json"
+    assert Calibration.load(tmp_path) == CALIBRATION
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+
+
+@pytest.mark.parametrize("damage", ["text", "version", "acceptance", "costs", "field"])
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    path = CALIBRATION.save(tmp_path)
+    raw = json.loads(path.read_text())
+    if damage == "version":
+        raw["format_version"] = 99
+    elif damage == "acceptance":
+        raw["acceptance"] = []
+    elif damage == "costs":
+        del raw["costs"]["verify"]["1"]["1"]
+    elif damage == "field":
+        del raw["costs"]["draft"]
+    path.write_text("{" if damage == "text" else json.dumps(raw))
+    with pytest.raises(UserError, match=r"calibration\.json is not a calibration .*nextlat calibrate"):
+        Calibration.load(tmp_path)
+
+
+def test_a_damaged_file_stops_adaptive_drafting_only(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    (tmp_path / "latent_predictor" / "calibration.json").write_text("{")
+    decoder = load(tmp_path, "cpu")
+    assert decoder.generate([[1]], max_new_tokens=9, draft_length=2, ignore_eos=True)[0].drafted > 0
+    with pytest.raises(UserError, match="is not a calibration"):
+        decoder.generate([[1]], max_new_tokens=2, draft_length="adaptive")
+
+
+def test_adaptive_needs_a_calibration_of_this_kind_of_device(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    decoder = load(tmp_path, "cpu")
+    with pytest.raises(UserError, match="is not calibrated; run `nextlat calibrate`"):
+        decoder.generate([[1]], max_new_tokens=2, draft_length="adaptive")
+    assert decoder.generate([[1]], max_new_tokens=9, ignore_eos=True)[0].drafted > 0  # 3, as not calibrated
+    Calibration("cuda", COSTS, CALIBRATION.acceptance).save(tmp_path / "latent_predictor")
+    with pytest.raises(UserError, match="was calibrated on cuda, but runs on cpu"):
+        load(tmp_path, "cpu").generate([[1]], max_new_tokens=2, draft_length="adaptive")

@@ -1,0 +1,36 @@
+"""What every measuring command shares."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+
+from nextlat_dist.reporting import report
+
+
+def test_tables() -> None:
+    columns = {"name": "{name}", "x": "{value:.1f}"}
+    rows = [{"name": "long name", "value": 1.25}, {"name": "b", "value": None}]
+    assert report.table(columns, rows).split("\n") == ["     name    x", "long name  1.2", "        b    –"]
+    assert report.markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
+
+
+def test_envelope_is_flat_and_names_no_host() -> None:
+    content = report.envelope("command", {}, {"a": 1, "b": True}, [])
+    assert set(content) == {"command", "options", "machine", "versions", "summary", "rows"}
+    assert set(content["versions"]) == {"python", *report.REPORTED_PACKAGES}
+    assert platform.node() not in json.dumps(content)
+    with pytest.raises(AssertionError, match="flat"):
+        report.envelope("command", {}, {"a": [1]}, [])
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = report.Progress("work", 2, shown=True)
+    shown.add(10)
+    shown.add(10)
+    assert capsys.readouterr().err.startswith("work: 2/2, ")
+    hidden = report.Progress("work", 1, shown=False)
+    hidden.add(10)
+    assert capsys.readouterr().err == ""

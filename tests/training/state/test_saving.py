@@ -1,0 +1,230 @@
+"""Saves beside training, saves that fail, checkpoints that are damaged: what a run does about each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextlat_dist.errors import UserError
+from tests.kit import jobs
+from tests.kit.harness import Ranks
+from tests.training.state.test_resume import logged, run_training, training_config
+
+
+def config(output: Path, dataset: Path, **checkpoint: Any) -> dict[str, Any]:
+    raw = training_config(output, dataset, {"zero_stage": 1}, {"validation_batches": 0})
+    return {**raw, "checkpoint": {**raw["checkpoint"], **checkpoint}}
+
+
+def refused(raw: dict[str, Any]) -> str:
+    try:
+        run_training(raw)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text_dataset: Path, two_ranks: Ranks) -> Path:
+    """A run of six steps with checkpoints 3 and 6; not to be changed."""
+    output = tmp_path_factory.mktemp("finished")
+    two_ranks.run(run_training, config(output, text_dataset))
+    return output
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def save_while_training(raw: dict[str, Any], root: Path) -> tuple[bool, list[bool]]:
+    """Whether a save holds the state at its call although training went on before it was written, and whether the next
+    save waited for it."""
+    import torch
+
+    from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, TensorReader
+    from nextlat_dist.checkpoint.writer import Snapshot
+    from nextlat_dist.training.engine.build import build_engine
+    from nextlat_dist.training.engine.master_state import local_fragments
+    from nextlat_dist.training.state.saving import Saver, TrainerState
+
+    config, dims = jobs.set_up(raw)
+    engine = build_engine(config, dims)
+    jobs.train_steps(engine, config, dims, range(2))
+    saver = Saver(config, dims, engine, root, None)
+    may_write, original = threading.Event(), Snapshot.write
+    waited: list[bool] = []
+
+    def held(self: Snapshot, directory: Path) -> list[str]:
+        waited.append(may_write.wait(60))
+        return original(self, directory)
+
+    Snapshot.write = held  # type: ignore[method-assign]
+    try:
+        before = {(f.name, key): v.clone() for f in local_fragments(engine) for key, v in f.values.items()}
+        saver.save(TrainerState(step=2))
+        jobs.train_steps(engine, config, dims, range(2, 4))
+        assert saver.outcomes() == []
+        threading.Timer(0.5, may_write.set).start()
+        saver.save(TrainerState(step=4))  # waits for the one under way
+        waited.append((root / "step_00000002" / "manifest.json").is_file())
+        assert [outcome.error for outcome in saver.finish()] == ["", ""]
+    finally:
+        Snapshot.write = original  # type: ignore[method-assign]
+        saver.close()
+    with TensorReader(root / "step_00000002") as reader, TensorReader(root / "step_00000004") as later:
+        same = all(
+            torch.equal(reader.full(n, k).flatten(), before[n, k]) for n in reader.names for k in (WEIGHT, *MOMENTS)
+        )
+        moved = not torch.equal(later.full(reader.names[0]), reader.full(reader.names[0]))
+    return same and moved, waited
+
+
+def test_a_save_holds_the_state_at_its_call(tmp_path: Path, one_rank: Ranks) -> None:
+    ((same, waited),) = one_rank.run(save_while_training, jobs.tiny_config(), tmp_path)
+    assert same
+    assert waited == [True, True, True]
+
+
+def test_a_save_that_fails_costs_no_training(
+    tmp_path: Path, text_dataset: Path, finished: Path, two_ranks: Ranks
+) -> None:
+    """A file where the save needs a directory, which no privilege overcomes."""
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step_00000003.writing").write_text("in the way")
+    two_ranks.run(run_training, config(tmp_path, text_dataset))
+    assert logged(tmp_path) == logged(finished)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    (event,) = [line["failed_save"] for line in lines if "failed_save" in line]
+    assert event["step"] == 3
+    assert "step_00000003 cannot be written (rank 0: " in event["error"]
+    assert (checkpoints / "latest").read_text() == "step_00000006\n"
+
+
+def test_a_last_save_that_fails_is_the_runs_end(run: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    (run / "checkpoints" / "latest").write_text("step_00000003\n")
+    (run / "checkpoints" / "step_00000006.writing").write_text("in the way")
+    first, second = two_ranks.run(refused, config(run, text_dataset))
+    assert first == second
+    assert re.search(r"step_00000006 cannot be written .* make room or mend the access: older checkpoints", first)
+    assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
+
+
+@contextlib.contextmanager
+def disk(directory: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
+    """A file system of this size, mounted; the function mounts it again with other options."""
+    directory.mkdir(parents=True)
+
+    def mount(*options: str) -> None:
+        subprocess.run(["mount", *options, str(directory)], check=True, capture_output=True)
+
+    try:
+        mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this needs the privilege to mount a file system: {error}")
+    try:
+        yield lambda options: mount("-o", f"remount,{options}")
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def kilobytes_of(directory: Path) -> int:
+    return sum(-(-path.stat().st_size // 4096) * 4 for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_disk_that_is_full_keeps_the_older_checkpoint(
+    finished: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    """Room for one checkpoint and a half, for metrics and all; once there is more, the run goes on."""
+    one = kilobytes_of(finished / "checkpoints" / "step_00000003")
+    run = tmp_path / "disk"
+    with disk(run, one * 3 // 2) as remount:
+        first, second = two_ranks.run(refused, config(run, text_dataset))
+        assert first == second
+        assert re.search(r"step_00000006 cannot be written \(rank \d: .*\); make room", first)
+        assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000003"]
+        remount(f"size={3 * one}k")
+        two_ranks.run(run_training, config(run, text_dataset))
+        assert logged(run) == logged(finished)
+        remount("ro")
+        first, second = two_ranks.run(refused, config(run, text_dataset))
+        assert first == second
+        assert f"output_dir={run} cannot be written ([Errno 30] Read-only file system" in first
+        assert len(list((run / "checkpoints").glob("step_*"))) == 2
+
+
+def damage(run: Path, step: int = 6) -> Path:
+    path = sorted((run / "checkpoints" / f"step_{step:08d}" / "optimizer").iterdir())[1]
+    with path.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\xaa\xbb\xcc")
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_used(run: Path, finished: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    damage(run)
+    two_ranks.run(run_training, config(run, text_dataset))
+    assert logged(run) == logged(finished)
+    steps = {json.loads(line)["step"] for line in (run / "metrics.jsonl").open()}
+    assert steps == {1, 2, 3, 4, 5, 6}
+
+
+def test_without_fallback_damage_stops_the_run(run: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    path = damage(run)
+    first, second = two_ranks.run(refused, config(run, text_dataset, fallback=False))
+    assert first == second
+    assert f"{path.parent.name}/{path.name} does not match its sha256" in first
+
+
+def test_nothing_whole_is_no_fresh_start(run: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    damage(run, 3)
+    damage(run, 6)
+    first, second = two_ranks.run(refused, config(run, text_dataset))
+    assert first == second
+    assert "step_00000003 is damaged" in first
+    assert len(logged(run)) == 6, "no line of the run was touched"
+
+
+def test_a_missing_rank_file_is_found(run: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    (run / "checkpoints" / "step_00000006" / "weights" / "tp0_pp0_dp1.safetensors").unlink()
+    first, _ = two_ranks.run(refused, config(run, text_dataset, fallback=False))
+    assert "half-written: weights/tp0_pp0_dp1.safetensors is missing" in first
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self._target),)
+
+
+def test_a_planted_pickle_is_never_opened(run: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    """Beside the files of a checkpoint, under the names that DeepSpeed would look for, and in place of one of them."""
+    marker = tmp_path / "opened"
+    planted = pickle.dumps(Malicious(marker))
+    checkpoint = run / "checkpoints" / "step_00000006"
+    for name in ("mp_rank_00_model_states.pt", "deepspeed/mp_rank_00_model_states.pt", "latest"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(planted)
+    two_ranks.run(run_training, config(run, text_dataset))
+    (checkpoint / "weights" / "tp0_pp0_dp0.safetensors").write_bytes(planted)
+    first, _ = two_ranks.run(refused, config(run, text_dataset, fallback=False))
+    assert "weights/tp0_pp0_dp0.safetensors has" in first
+    assert not marker.exists()
+    pickle.loads(planted)  # the control: it does what it is for
+    assert marker.exists()
