@@ -6,13 +6,11 @@ nextlat-data task state-tracking --group A5 --length 12 --test-length 16 36 --ou
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_tools.shards.shard_report import describe
 from data_tools.tasks import TaskOptions, write_task
+from nextlat_dist.reporting.options import add_fields, given
 from nextlat_dist.tasks import TASKS, make_task, task_class
 
 
@@ -25,10 +23,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     for name in TASKS:
         cls = task_class(name)
         parser = kinds.add_parser(name, help=(cls.__doc__ or "").split("\n")[0])
-        hints = get_type_hints(cls)
-        parameters = fields(cls)  # type: ignore[arg-type]
-        for parameter in parameters:
-            _add_option(parser, parameter, hints[parameter.name])
+        add_fields(parser, cls)
         parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets DIR/train and DIR/test")
         parser.add_argument("--train", type=int, required=True, metavar="N", help="documents of the training set")
         parser.add_argument("--test", type=int, required=True, metavar="N", help="documents of the test set")
@@ -36,31 +31,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         parser.add_argument("--record-tokens", type=int, default=TaskOptions.record_tokens)
         parser.add_argument("--shard-tokens", type=int, default=TaskOptions.shard_tokens)
         parser.add_argument("--overwrite", action="store_true", help="replace finished datasets in DIR")
-        parser.set_defaults(run=_run, task=name, parameters=[parameter.name for parameter in parameters])
-
-
-def _add_option(parser: argparse.ArgumentParser, parameter: Field[Any], hint: Any) -> None:
-    """One field as an option: required without a default, several values for a tuple, None as if it was not given."""
-    if get_origin(hint) in (Union, UnionType):
-        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
-    several = get_origin(hint) is tuple
-    kind = get_args(hint)[0] if several else hint
-    choices = get_args(kind) if get_origin(kind) is Literal else None
-    shown = "" if parameter.default in (MISSING, None, ()) else f" (default: {parameter.default})"
-    parser.add_argument(
-        f"--{parameter.name.replace('_', '-')}",
-        type=str if choices else kind,
-        choices=choices,
-        nargs="+" if several else None,
-        default=argparse.SUPPRESS,
-        required=parameter.default is MISSING,
-        metavar=None if choices else parameter.name.upper(),
-        help=parameter.metadata.get("help", "") + shown,
-    )
+        parser.set_defaults(run=_run, task=name)
 
 
 def _run(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in options.parameters if hasattr(options, name)}
+    parameters = given(options, task_class(options.task))
     plan = TaskOptions(
         output=options.output,
         train=options.train,
@@ -70,5 +45,5 @@ def _run(options: argparse.Namespace) -> None:
         shard_tokens=options.shard_tokens,
         overwrite=options.overwrite,
     )
-    for split, manifest in write_task(make_task(options.task, given), plan).items():
+    for split, manifest in write_task(make_task(options.task, parameters), plan).items():
         print(describe(manifest, plan.output / split))

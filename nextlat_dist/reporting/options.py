@@ -1,6 +1,16 @@
-"""Types of command-line arguments that several commands take; argparse makes a sentence of their ValueError."""
+"""Command-line options that several commands have: types of arguments, --json and --pictures, fields of a dataclass.
+
+argparse makes a sentence of the ValueError of a type.
+"""
 
 from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def integers(text: str) -> list[int]:
@@ -15,3 +25,80 @@ def integers(text: str) -> list[int]:
 def numbers(text: str) -> list[float]:
     """`0,0.6,1` -> [0.0, 0.6, 1.0]."""
     return [float(part) for part in text.split(",")]
+
+
+def add_outputs(parser: argparse.ArgumentParser, *, pictures: str | None = None) -> None:
+    """--json and, where `pictures` says what is drawn ("PNGs"), --pictures; `publish` takes both."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements here (default: nowhere)")
+    if pictures is not None:
+        parser.add_argument(
+            "--pictures", type=Path, metavar="DIR", help=f"write {pictures} into this directory (default: nowhere)"
+        )
+
+
+def add_fields(
+    parser: argparse.ArgumentParser, cls: Any, *, names: Sequence[str] | None = None, defaults: Any = None
+) -> None:
+    """An option for each field of a dataclass: `draft_length` becomes --draft-length.
+
+    A field without a default is required; a bool is a switch; a tuple takes several values; a Literal has choices.
+    The field's metadata may have `help`, `metavar`, and `parse`: a function of the one text that makes the whole value.
+
+    Args:
+        cls: the dataclass.
+        names: of the fields that become options; None: all.
+        defaults: an instance whose values are shown as the defaults; None: the class's own.
+    """
+    hints = get_type_hints(cls)
+    for parameter in fields(cls):
+        if names is None or parameter.name in names:
+            default = _default(parameter) if defaults is None else getattr(defaults, parameter.name)
+            _add_field(parser, parameter, hints[parameter.name], default)
+
+
+def given(options: argparse.Namespace, cls: Any) -> dict[str, Any]:
+    """The fields of `cls` that were typed; the others keep their defaults."""
+    typed = vars(options)
+    return {parameter.name: typed[parameter.name] for parameter in fields(cls) if parameter.name in typed}
+
+
+def _default(parameter: Field[Any]) -> Any:
+    return parameter.default if parameter.default_factory is MISSING else parameter.default_factory()
+
+
+def _add_field(parser: argparse.ArgumentParser, parameter: Field[Any], hint: Any, default: Any) -> None:
+    flag = f"--{parameter.name.replace('_', '-')}"
+    about = parameter.metadata.get("help", "")
+    if hint is bool:
+        assert default is False, f"{flag} is a switch: its field must be False by default"
+        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+        return
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    parse = parameter.metadata.get("parse")
+    several = get_origin(hint) is tuple and parse is None
+    kind = get_args(hint)[0] if several else hint
+    choices = get_args(kind) if get_origin(kind) is Literal else None
+    parser.add_argument(
+        flag,
+        type=parse or (str if choices else kind),
+        choices=choices,
+        nargs="+" if several else None,
+        default=argparse.SUPPRESS,
+        required=default is MISSING,
+        metavar=None if choices else parameter.metadata.get("metavar", parameter.name.upper()),
+        help=about + _shown(default, parameter.metadata),
+    )
+
+
+def _shown(default: Any, metadata: Mapping[str, Any]) -> str:
+    """What the help says of a default; `default` in the metadata says it in words."""
+    if "default" in metadata:
+        return f" (default: {metadata['default']})"
+    if default is MISSING or default is None or default == ():
+        return ""
+    if isinstance(default, (tuple, list)):
+        default = ("," if "parse" in metadata else " ").join(
+            f"{value:g}" if isinstance(value, float) else str(value) for value in default
+        )
+    return f" (default: {default})"

@@ -1,6 +1,6 @@
-"""What every measuring command shares: the JSON envelope, the printed table, progress.
+"""A report: what a measuring command found, as a value; `publish` shows and writes it.
 
-A report names the machine and the versions it was measured with, and no host, user or path: it can be committed.
+It names the machine and the versions it was measured with, and no host, user or path: it can be committed.
 """
 
 from __future__ import annotations
@@ -9,36 +9,26 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from nextlat_dist.reporting.console import Progress
+from nextlat_dist.reporting.tables import by_name, markdown_table, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["REPORTED_PACKAGES", "Progress", "Report", "envelope", "machine", "markdown_table", "table", "write_json"]
 
 REPORTED_PACKAGES = ("nextlat-dist", "torch", "transformers", "numpy", "webdataset", "sentencepiece")
 
 
-def envelope(
-    command: str, options: Mapping[str, Any], summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The JSON of a measuring command; `summary` is flat, name → number."""
-    nested = [name for name, value in summary.items() if not isinstance(value, (int, float))]
-    assert not nested, f"the summary must be flat numbers: {nested}"
-    return {
-        "command": command,
-        "options": dict(options),
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in REPORTED_PACKAGES},
-        "summary": dict(summary),
-        "rows": [dict(row) for row in rows],
-    }
-
-
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, torch threads and GPUs."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -53,54 +43,57 @@ def machine() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Report:
+    """Attributes:
+    command: as it is typed, without its options.
+    options: what it was asked for.
+    summary: flat, name → number.
+    rows: mappings or dataclasses, one for each thing measured.
+    extra: further keys of the JSON.
+    text: what a person reads: tables and sentences.
+    remarks: what is said on stderr after the text, such as what is missing.
+    pictures: file name → draws the figure; called only where pictures are wanted.
+    pages: file name → text, written next to the pictures.
+    machine: what it was measured on.
+    """
+
+    command: str
+    options: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rows: Sequence[Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    remarks: Sequence[str] = ()
+    pictures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=machine)
+
+    def __post_init__(self) -> None:
+        nested = [name for name, value in self.summary.items() if not isinstance(value, (int, float))]
+        assert not nested, f"the summary must be flat numbers: {nested}"
+
+    def content(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        return {
+            "command": self.command,
+            "options": dict(self.options),
+            "machine": dict(self.machine),
+            "versions": {"python": platform.python_version()}
+            | {package: importlib.metadata.version(package) for package in REPORTED_PACKAGES},
+            "summary": dict(self.summary),
+            "rows": [by_name(row) for row in self.rows],
+            **self.extra,
+        }
+
+
+def envelope(
+    command: str, options: Mapping[str, Any], summary: Mapping[str, Any], rows: Sequence[Any]
+) -> dict[str, Any]:
+    """The content of a report that has neither text nor pictures."""
+    return Report(command, options, summary, rows).content()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-class _Missing:
-    """Stands for None in a table, whatever the format."""
-
-    def __format__(self, spec: str) -> str:
-        return "–"
-
-
-def _cells(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    shown = [{name: _Missing() if value is None else value for name, value in row.items()} for row in rows]
-    return [list(columns), *([form.format_map(row) for form in columns.values()] for row in shown)]
-
-
-def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned lines; `columns` maps a heading to a format over the fields of a row, such as `"{speedup:.2f}"`."""
-    cells = _cells(columns, rows)
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
-
-
-def markdown_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same in Markdown."""
-    heading, *body = ("| " + " | ".join(line) + " |" for line in _cells(columns, rows))
-    return "\n".join([heading, "|" + "---:|" * len(columns), *body])
-
-
-class Progress:
-    """Lines on stderr, at most one every two seconds: units done, tokens per second so far, time left."""
-
-    def __init__(self, label: str, total: int, shown: bool) -> None:
-        self.label, self.total, self.shown = label, total, shown
-        self.done = self.tokens = 0
-        self.started = self.printed = time.monotonic()
-
-    def add(self, tokens: int) -> None:
-        self.done += 1
-        self.tokens += tokens
-        now = time.monotonic()
-        if self.shown and (now - self.printed >= 2 or self.done == self.total):
-            self.printed = now
-            elapsed = max(now - self.started, 1e-9)
-            left = elapsed / self.done * (self.total - self.done)
-            print(
-                f"{self.label}: {self.done}/{self.total}, {self.tokens / elapsed:,.0f} tokens/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )

@@ -1,0 +1,90 @@
+"""Publishing a report, and what a report is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from nextlat_dist.reporting.pictures import panels
+from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.report import Report, table
+
+
+@dataclass(frozen=True)
+class Inner:
+    median: float
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    speed: Inner | None
+
+
+def draw() -> Figure:
+    figure, _ = panels(1, "picture")
+    return figure
+
+
+def report() -> Report:
+    return Report(
+        command="nextlat measure",
+        options={"seed": 1},
+        summary={"speed": 2.0},
+        rows=[{"name": "a", "speed": 2.0}],
+        extra={"caveat": "none"},
+        text="a table",
+        remarks=["one thing is missing"],
+        pictures={"speed.png": draw},
+        pages={"page.md": "# Page\n"},
+    )
+
+
+def test_publishes_text_json_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report()
+    publish(found, tmp_path / "new" / "report.json", tmp_path / "pictures")
+    written = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert list(written) == ["command", "options", "machine", "versions", "summary", "rows", "caveat"]
+    assert written == found.content()
+    assert (tmp_path / "pictures" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "pictures" / "page.md").read_text() == "# Page\n"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("a table\n", "one thing is missing\n")
+
+
+def test_draws_and_writes_nothing_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def fails() -> Figure:
+        raise AssertionError("nobody asked for a picture")
+
+    publish(Report("command", {}, {}, [], pictures={"a.png": fails}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_a_value_with_flat_numbers() -> None:
+    with pytest.raises(FrozenInstanceError):
+        report().text = "other"  # type: ignore[misc]
+    with pytest.raises(AssertionError, match="flat"):
+        Report("command", {}, {"a": [1]}, [])
+
+
+def test_rows_may_be_records() -> None:
+    rows = [Row("a", Inner(1.25)), Row("b", None)]
+    columns = {"name": "{name}", "speed": "{speed.median:.1f}"}
+    assert table(columns, rows).split("\n") == ["name  speed", "   a    1.2", "   b      –"]
+    plain = [Row("a", None)]
+    assert Report("command", {}, {}, plain).content()["rows"] == [{"name": "a", "speed": None}]
+
+
+def test_imports_no_torch() -> None:
+    modules = ("report", "publish", "runs", "options", "console", "pictures", "tables")
+    code = "; ".join(f"import nextlat_dist.reporting.{name}" for name in modules)
+    code += "; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
