@@ -31,10 +31,8 @@ from typing import Any
 
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.belief.command import add_command as add_belief
-from nextlat_dist.evaluation.lm import add_command as add_lm
-from nextlat_dist.evaluation.probes.command import add_command as add_probes
-from nextlat_dist.evaluation.tasks.command import add_command as add_task
+from nextlat_dist.evaluation.command import add_command as add_evaluate
+from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
 from nextlat_dist.reporting.options import integers, numbers
 from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
@@ -75,13 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_generate(commands)
     _add_chat(commands)
-    _add_evaluate(commands)
+    _add_speculative(add_evaluate(commands))
     add_ablate(commands)
     _add_doctor(commands)
     add_checkpoint(commands)
-    report = commands.add_parser("report", help="merge a run's measurements into report.json, report.md and pictures")
-    report.add_argument("--run", type=Path, required=True, help="the run's output_dir")
-    report.set_defaults(run_command=_report)
+    add_report(commands)
     return parser
 
 
@@ -157,13 +153,7 @@ def _add_decoding(parser: Any) -> None:
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: on a terminal")
 
 
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="measure an export")
-    kinds = evaluate.add_subparsers(required=True, metavar="WHAT")
-    add_task(kinds)
-    add_belief(kinds)
-    add_probes(kinds)
-    add_lm(kinds)
+def _add_speculative(kinds: Any) -> None:
     speculative = kinds.add_parser("speculative", help="speed and acceptance of self-speculative decoding")
     speculative.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
     speculative.add_argument(
@@ -336,12 +326,6 @@ def _doctor(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(to_json(findings), indent=2) + "\n")
     if problems(findings):
         sys.exit(1)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from nextlat_dist.evaluation.run_report import write_run_report
-
-    print(json.dumps(write_run_report(options.run), indent=2))
 
 
 if __name__ == "__main__":

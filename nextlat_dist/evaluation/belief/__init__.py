@@ -1,0 +1,1 @@
+"""`nextlat evaluate belief`: are hidden states belief states?"""

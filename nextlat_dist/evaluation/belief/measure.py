@@ -31,8 +31,8 @@ from nextlat_dist.evaluation.belief.predictor import fit_predictor
 from nextlat_dist.evaluation.belief.probes import decodability, decoded
 from nextlat_dist.evaluation.belief.verdicts import PROPERTIES, verdicts
 from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.exports import named_exports
 from nextlat_dist.evaluation.state_model import Latents, StateModel
-from nextlat_dist.evaluation.tasks.exports import named_exports
 from nextlat_dist.reporting import report
 from nextlat_dist.tasks import vocab_size
 

@@ -1,0 +1,1 @@
+"""`nextlat evaluate probes`: what hidden states say about the tokens to come."""

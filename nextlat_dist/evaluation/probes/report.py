@@ -27,6 +27,7 @@ from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.exports import named_exports
 from nextlat_dist.evaluation.probes.measure import (
     Fitting,
     Sequences,
@@ -37,7 +38,6 @@ from nextlat_dist.evaluation.probes.measure import (
     read_sequences,
 )
 from nextlat_dist.evaluation.state_model import Latents
-from nextlat_dist.evaluation.tasks.exports import named_exports
 from nextlat_dist.reporting import pictures, report
 
 COMMAND = "nextlat evaluate probes"
@@ -62,7 +62,7 @@ def evaluate_probes(
     """Probe, print the table, write JSON and a picture where asked, and return the content of the JSON.
 
     Args:
-        exports: `[name=]DIR` each, written by `nextlat export`; see `task_exports`.
+        exports: `[name=]DIR` each, written by `nextlat export`; see `evaluation.exports`.
         data: a dataset that no export was trained on, such as a validation split.
         baseline: the name that differences are to; None: the first.
         sequences: documents read, half to fit the probes and half to judge them.

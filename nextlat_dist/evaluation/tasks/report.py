@@ -20,8 +20,8 @@ from typing import Any
 from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.exports import NamedExport, named_exports
 from nextlat_dist.evaluation.tasks import data as task_data
-from nextlat_dist.evaluation.tasks.exports import NamedExport, named_exports
 from nextlat_dist.evaluation.tasks.pictures import draw_pictures
 from nextlat_dist.evaluation.tasks.scores import Runs, Scores, Share
 from nextlat_dist.evaluation.tasks.scoring import Sampled, score_export
@@ -60,7 +60,7 @@ def evaluate_task(
     """Score, print the table, write JSON and pictures where asked, and return the content of the JSON.
 
     Args:
-        exports: `[name=]DIR` each, written by `nextlat export`; see `task_exports`.
+        exports: `[name=]DIR` each, written by `nextlat export`; see `evaluation.exports`.
         data: a split that `nextlat-data task` wrote.
         documents: as many are scored, or all if there are fewer.
         temperatures: of free-running answers; 0 is greedy.

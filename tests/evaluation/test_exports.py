@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.tasks.exports import NamedExport, named_exports
+from nextlat_dist.evaluation.exports import NamedExport, named_exports
 
 
 def test_directories_of_one_name_are_its_runs() -> None:

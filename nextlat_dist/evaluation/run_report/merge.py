@@ -18,16 +18,13 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.speculative.step_costs import costs_sentence
-from nextlat_dist.evaluation.speculative.trials import ALL, NEXTLAT
-from nextlat_dist.evaluation.speculative.words import greedy_sentence, tables
+from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, markdown
 from nextlat_dist.reporting import pictures, report
 
 METRICS_FILE = "metrics.jsonl"
 EXPORT_REPORT = Path("export") / "export_report.json"
 SPECULATIVE_REPORT = "speculative.json"
 LOSS_TERMS = {"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL", "mtp": "multi-token"}
-LAST_ENTRIES = 5
 SPECULATIVE_FIELDS = (
     "greedy_identical",
     "draft_length",
@@ -40,19 +37,6 @@ SPECULATIVE_FIELDS = (
     "repeated_4gram_share",
     "prompts",
 )
-ROW_COLUMNS = {
-    "batch": "{batch_size}",
-    "temperature": "{temperature:g}",
-    "draft length": "{draft_length}",
-    "tokens/s": "{tokens_per_second:.0f}",
-    "speedup": "{speedup:.2f}",
-    "(95%)": "{speedup_low:.2f}–{speedup_high:.2f}",
-    "with prefill": "{speedup_with_prefill:.2f}",
-    "accepted/cycle": "{accepted_tokens_per_cycle:.2f}",
-    "tokens/cycle": "{tokens_per_cycle:.2f}",
-    "greedy differing": "{greedy_differing}",
-    "repeated 4-grams": "{repeated_4gram_share:.2f}",
-}
 
 
 def write_run_report(run_dir: Path) -> dict[str, Any]:
@@ -76,7 +60,7 @@ def write_run_report(run_dir: Path) -> dict[str, Any]:
         content |= {"machine": measured["machine"], "versions": measured["versions"]}
     draw_loss_terms(entries, run_dir / "loss_terms.png")
     report.write_json(run_dir / "report.json", content)
-    (run_dir / "report.md").write_text(_markdown(run_dir, content, measured))
+    (run_dir / "report.md").write_text(markdown(run_dir, content, measured))
     return content
 
 
@@ -127,67 +111,3 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     content: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
     return content
-
-
-def _markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | None) -> str:
-    train = content["train"]
-    validation = "not measured" if train["validation_loss"] is None else f"{train['validation_loss']:.4f}"
-    rate = "not logged" if train["tokens_per_second"] is None else f"{train['tokens_per_second']:,.0f}"
-    lines = [
-        f"# Run `{run_dir.name}`",
-        "",
-        "## Training",
-        "",
-        f"Loss {train['loss_first']:.4f} (first logged) → {train['loss_last']:.4f} (mean of the last {LAST_ENTRIES} "
-        f"logged); validation loss {validation}. {train['tokens']:,} tokens, median {rate} tokens/s.",
-        "",
-        "![Loss terms](loss_terms.png)",
-        "",
-    ]
-    if content.get("export", {}).get("max_logit_difference") is not None:
-        lines += [
-            "## Export",
-            "",
-            "Largest difference between the logits of the training forward and of `LlamaForCausalLM`: "
-            f"{content['export']['max_logit_difference']:.2e}.",
-            "",
-        ]
-    if measured is not None:
-        lines += _speculative_markdown(run_dir, measured)
-    return "\n".join(lines)
-
-
-def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
-    summary, machine = measured["summary"], measured["machine"]
-    rows = [row for row in measured["rows"] if row["domain"] == ALL and row["model"] == NEXTLAT]
-    lines = ["## Self-speculative decoding", ""]
-    if "greedy_identical" in summary:
-        lines += [greedy_sentence(summary), "", measured["caveat"], ""]
-    lines += [
-        f"{summary['prompts']} prompts, {measured['options']['max_new_tokens']} new tokens each, EOS ignored. The "
-        "baseline is draft length 0 of the same code, and all contenders take turns on each batch of prompts; a "
-        "*speedup* is the median over these turns of the ratio to the baseline within the turn, with its 95% bootstrap "
-        "interval. *Accepted* counts drafted tokens per cycle, *tokens/cycle* also the one that costs no draft. Speeds "
-        "leave out the prefill. The best fixed length is chosen on one half of the turns and measured on the other.",
-        "",
-        "\n\n".join(report.markdown_table(*table) for table in tables(measured["cells"])),
-        "",
-        *([" ".join(measured["verdicts"]), ""] if measured["verdicts"] else []),
-        "All domains together, by draft length:",
-        "",
-        report.markdown_table(ROW_COLUMNS, rows),
-        "",
-        *(f"Steps of {entry['model']}, {costs_sentence(entry)}." for entry in measured["costs"]),
-        "",
-    ]
-    for name, title in (
-        ("acceptance_by_position", "Acceptance by draft position"),
-        ("speedup_by_draft_length", "Speedup"),
-        ("cost_split", "Where a cycle's time goes"),
-    ):
-        if (run_dir / f"{name}.png").is_file():
-            lines += [f"![{title}]({name}.png)", ""]
-    where = ", ".join(
-        [machine["cpu"], f"{machine['cores']} cores", f"{machine['torch_threads']} threads", *machine["gpus"]]
-    )
-    return [*lines, f"Measured on: {where}.", ""]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.run_report import write_run_report
+from nextlat_dist.evaluation.run_report.merge import write_run_report
 from nextlat_dist.reporting import report
 
 STEPS = [

@@ -12,7 +12,6 @@ Command: `nextlat evaluate lm --export [name=]DIR … [--tasks paper] --json FIL
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.tasks.exports import NamedExport, named_exports
+from nextlat_dist.evaluation.exports import NamedExport, named_exports
 
 COMMAND = "nextlat evaluate lm"
 # Of arXiv 2511.05963, by the harness's names.
@@ -193,31 +192,3 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], li
     columns = {"task": "{task}", "metric": "{metric}", "documents": "{documents}"}
     columns |= {name: f"{{export_{index}}}" for index, name in enumerate(names)}
     return columns, list(lines.values())
-
-
-def add_command(kinds: Any) -> None:
-    """`lm` among the kinds of `nextlat evaluate`."""
-    lm = kinds.add_parser("lm", help="benchmarks of language models, by lm-evaluation-harness")
-    lm.add_argument("--export", nargs="+", required=True, metavar="[NAME=]DIR", help="written by `nextlat export`")
-    lm.add_argument("--tasks", type=_names, default=list(PAPER_TASKS), metavar="A,B,…", help="default: paper's nine")
-    lm.add_argument("--include-path", type=Path, metavar="DIR", help="tasks of your own, as the harness's YAML files")
-    lm.add_argument("--limit", type=int, help="documents per task, for a trial")
-    lm.add_argument("--batch-size", type=int, default=8)
-    lm.add_argument("--json", type=Path, help="where to write the scores")
-    lm.set_defaults(run_command=_run_command)
-
-
-def _names(text: str) -> list[str]:
-    """`paper,mmlu` -> the paper's tasks and mmlu."""
-    return [name for part in text.split(",") for name in (PAPER_TASKS if part == "paper" else (part,))]
-
-
-def _run_command(options: argparse.Namespace) -> None:
-    evaluate_lm(
-        options.export,
-        options.tasks,
-        include_path=options.include_path,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        json_path=options.json,
-    )

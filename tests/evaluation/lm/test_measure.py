@@ -15,8 +15,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import lm
-from nextlat_dist.evaluation.lm import PAPER_TASKS, evaluate_lm
+from nextlat_dist.evaluation.lm import command as lm_command
+from nextlat_dist.evaluation.lm import measure as lm
+from nextlat_dist.evaluation.lm.measure import PAPER_TASKS, evaluate_lm
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export, write_tokenizer
 
 # The choices are a token each: a longer one would always lose.
@@ -157,7 +158,7 @@ def test_the_papers_tasks_exist_and_an_unknown_one_names_its_neighbour() -> None
 
 def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
-    lm.add_command(parser.add_subparsers())
+    lm_command.add_command(parser.add_subparsers())
     asked: list[Any] = []
     monkeypatch.setattr(lm, "evaluate_lm", lambda *given, **named: asked.append((given, named)))
     options = parser.parse_args(["lm", "--export", "a=x", "y", "--tasks", "paper,mmlu", "--limit", "3"])

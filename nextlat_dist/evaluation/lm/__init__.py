@@ -1,0 +1,1 @@
+"""`nextlat evaluate lm`: benchmarks of language models, by lm-evaluation-harness."""

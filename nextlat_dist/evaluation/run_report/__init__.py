@@ -1,0 +1,1 @@
+"""`nextlat report`: what one run left behind, merged onto a page."""
