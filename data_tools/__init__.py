@@ -1,1 +1,5 @@
-"""The `nextlat-data` commands: stdlib, tokenizer, shard, inspect. No torch import of their own."""
+"""The `nextlat-data` commands: from text, tar files or a task to a dataset of shards. No torch import of their own."""
+
+from nextlat_dist import moved
+
+moved.install()
