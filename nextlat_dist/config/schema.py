@@ -1,16 +1,18 @@
-"""The sections of a run's configuration and the rules between them.
+"""The sections of a run's configuration: every key with its type, what it is, its bounds and its default.
 
-Every rule that can be checked without building anything is checked here, once, and its message gives the values, the
-rule and the key to change. Names are upstream's: Megatron-Core's for the model, DeepSpeed's for the engine.
+A key is `name: Annotated[type, "what it is", bounds] = default` (keys.py). The sentence stands in what `nextlat init`
+writes and in the configuration reference; the rules between values are in rules.py. Names are upstream's:
+Megatron-Core's for the model, DeepSpeed's for the engine.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from nextlat_dist.errors import UserError
+from nextlat_dist.config.keys import ANY, NOT_NEGATIVE, POSITIVE, Bounds
+
+BETAS = Bounds("be two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
 
 
 def swiglu_ffn_hidden_size(hidden_size: int) -> int:
@@ -22,20 +24,20 @@ def swiglu_ffn_hidden_size(hidden_size: int) -> int:
 class ModelConfig:
     """A Llama-family decoder: pre-norm, RMSNorm, SwiGLU, RoPE, grouped-query attention, no biases."""
 
-    num_layers: int = 8
-    hidden_size: int = 256
-    num_attention_heads: int = 4
-    num_query_groups: int | None = None  # key/value heads; null: num_attention_heads
-    ffn_hidden_size: int | None = None  # null: 128 * round((8 * hidden_size / 3) / 128)
-    vocab_size: int = 4096
-    make_vocab_size_divisible_by: int = (
-        128  # the embedding is padded to a multiple; never depends on tensor parallelism
-    )
-    max_position_embeddings: int | None = None  # null: data.sequence_length
-    rotary_base: float = 10000.0
-    norm_epsilon: float = 1e-5
-    tie_embeddings: bool = False
-    init_method_std: float = 0.02
+    num_layers: Annotated[int, "decoder layers", POSITIVE] = 8
+    hidden_size: Annotated[int, "width of the latent state", POSITIVE] = 256
+    num_attention_heads: Annotated[int, "query heads; each of an even size", POSITIVE] = 4
+    num_query_groups: Annotated[int | None, "key/value heads; null: num_attention_heads", POSITIVE] = None
+    ffn_hidden_size: Annotated[int | None, "null: 128 * round((8 * hidden_size / 3) / 128)", POSITIVE] = None
+    vocab_size: Annotated[int, "ids of the tokenizer", POSITIVE] = 4096
+    make_vocab_size_divisible_by: Annotated[
+        int, "the embedding is padded to a multiple; never depends on tensor parallelism", POSITIVE
+    ] = 128
+    max_position_embeddings: Annotated[int | None, "longest sequence; null: data.sequence_length", POSITIVE] = None
+    rotary_base: Annotated[float, "theta of RoPE", POSITIVE] = 10000.0
+    norm_epsilon: Annotated[float, "of RMSNorm", POSITIVE] = 1e-5
+    tie_embeddings: Annotated[bool, "the output head is the token embedding"] = False
+    init_method_std: Annotated[float, "standard deviation of initial weights", POSITIVE] = 0.02
 
     @property
     def query_groups(self) -> int:
@@ -55,7 +57,7 @@ class ModelConfig:
 class PredictorConfig:
     """The latent predictor p_psi: three matrices of width `hidden_size` (the paper's H)."""
 
-    hidden_size: int | None = None  # null: model.hidden_size
+    hidden_size: Annotated[int | None, "width of its hidden layers; null: model.hidden_size", POSITIVE] = None
 
 
 @dataclass
@@ -65,14 +67,18 @@ class ObjectiveConfig:
     0 is still logged.
     """
 
-    name: Literal["next_token", "nextlat", "mtp"] = "nextlat"
-    horizon: int = 1  # the paper's d: rollout steps of the latent predictor, or extra layers of mtp
-    lambda_next_token: float = 1.0
-    lambda_hidden: float = 1.0
-    lambda_kl: float = 1.0
-    lambda_mtp: float = 1.0
-    stop_gradient_target: bool = True  # false: L_h also moves the state that it predicts
-    stop_gradient_head: bool = True  # false: L_kl also moves the output head, through the student; never the teacher
+    name: Annotated[Literal["next_token", "nextlat", "mtp"], "the objective"] = "nextlat"
+    horizon: Annotated[
+        int, "the paper's d: rollout steps of the latent predictor, or extra layers of mtp", POSITIVE
+    ] = 1
+    lambda_next_token: Annotated[float, "weight of the next-token loss L_ntp", NOT_NEGATIVE] = 1.0
+    lambda_hidden: Annotated[float, "nextlat: weight of the latent loss L_h", NOT_NEGATIVE] = 1.0
+    lambda_kl: Annotated[float, "nextlat: weight of the token loss L_kl", NOT_NEGATIVE] = 1.0
+    lambda_mtp: Annotated[float, "mtp: weight of the losses of the tokens after the next", NOT_NEGATIVE] = 1.0
+    stop_gradient_target: Annotated[bool, "false: L_h also moves the state that it predicts"] = True
+    stop_gradient_head: Annotated[
+        bool, "false: L_kl also moves the output head, through the student; never the teacher"
+    ] = True
 
     @property
     def steps_ahead(self) -> int:
@@ -84,48 +90,58 @@ class ObjectiveConfig:
 class ParallelConfig:
     """How ranks divide the work; data-parallel size is what remains of the world."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    tensor_model_parallel_size: Annotated[int, "ranks that share every layer", POSITIVE] = 1
+    pipeline_model_parallel_size: Annotated[int, "stages that the layers are divided into", POSITIVE] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], "DeepSpeed's ZeRO; a pipeline allows 0 and 1"] = 1
 
 
 @dataclass
 class SourceConfig:
     """One dataset of a mixture."""
 
-    name: str
-    path: str  # directory or URL with manifest.json
-    weight: float = 1.0  # share of the rows, relative to the other sources'; 0 until a weight change says otherwise
+    name: Annotated[str, "by which weight_changes and metrics call it"]
+    path: Annotated[str, "directory or URL with manifest.json"]
+    weight: Annotated[
+        float, "share of the rows, relative to the other sources'; 0 until a weight change says otherwise", NOT_NEGATIVE
+    ] = 1.0
 
 
 @dataclass
 class WeightChange:
     """New weights from the first row on that begins at or after `at_tokens` tokens of training."""
 
-    at_tokens: int
-    weights: dict[str, float]  # of every source, by name
+    at_tokens: Annotated[int, "when; each change a row or more after the one before", ANY]
+    weights: Annotated[dict[str, float], "of every source, by name; none negative, one positive", ANY]
 
 
 @dataclass
 class DataConfig:
     """Datasets of `nextlat-data shard` or `nextlat-data index`: directories or URLs (http, s3, gs)."""
 
-    train: str | None = None  # directory or URL with manifest.json; or else `sources`
-    sources: list[SourceConfig] = field(default_factory=list)
-    weight_changes: list[WeightChange] = field(default_factory=list)
-    validation: str | None = None
-    tokenizer: str | None = None  # when given, must be the file that the datasets were tokenized with
-    sequence_length: int = 256  # positions per row; a row reads sequence_length + 1 tokens
-    packing: Literal["concat", "pad"] = "concat"
-    shuffle: bool = True
-    shuffle_window_records: int = 1  # records whose documents are shuffled together
-    workers: int = 1  # threads per reading rank that prepare batches ahead
-    verify: Literal["always", "first", "never"] = "first"  # sha256 of whole shards; each record's crc32 always is
-    on_damage: Literal["fail", "quarantine"] = "fail"  # quarantine: padding takes the place of a damaged record
-    max_quarantined_fraction: float = 0.01  # of a source's tokens; more stops the run
-    cache_dir: str | None = None  # keeps records of remote datasets; null: nextlat_dist in the user's cache directory
-    cache_bytes: int = 10_000_000_000  # 0: no cache
-    log_batch_hashes: bool = False  # SHA-256 of every global batch into batch_hashes.jsonl
+    train: Annotated[str | None, "directory or URL with manifest.json; or else `sources`"] = None
+    sources: Annotated[list[SourceConfig], "several datasets, mixed by weight"] = field(default_factory=list)
+    weight_changes: Annotated[list[WeightChange], "new weights of the sources, during the run"] = field(
+        default_factory=list
+    )
+    validation: Annotated[str | None, "held-out dataset; null: no validation"] = None
+    tokenizer: Annotated[str | None, "when given, must be the file that the datasets were tokenized with"] = None
+    sequence_length: Annotated[int, "positions per row; a row reads sequence_length + 1 tokens", POSITIVE] = 256
+    packing: Annotated[
+        Literal["concat", "pad"], "concat: rows are cut from the joined documents; pad: a document per row"
+    ] = "concat"
+    shuffle: Annotated[bool, "false: the order in which the documents were written"] = True
+    shuffle_window_records: Annotated[int, "records whose documents are shuffled together", POSITIVE] = 1
+    workers: Annotated[int, "threads per reading rank that prepare batches ahead", NOT_NEGATIVE] = 1
+    verify: Annotated[
+        Literal["always", "first", "never"], "when sha256 of whole shards is checked; each record's crc32 always is"
+    ] = "first"
+    on_damage: Annotated[Literal["fail", "quarantine"], "quarantine: padding replaces a damaged record"] = "fail"
+    max_quarantined_fraction: Annotated[float, "of a source's tokens; more stops the run", NOT_NEGATIVE] = 0.01
+    cache_dir: Annotated[
+        str | None, "keeps records of remote datasets; null: nextlat_dist in the user's cache directory"
+    ] = None
+    cache_bytes: Annotated[int, "size of that cache; 0: no cache", NOT_NEGATIVE] = 10_000_000_000
+    log_batch_hashes: Annotated[bool, "SHA-256 of every global batch into batch_hashes.jsonl"] = False
 
     @property
     def train_sources(self) -> list[SourceConfig]:
@@ -141,73 +157,95 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW; norms are not decayed."""
 
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_grad: float = 1.0  # global gradient norm; 0 switches clipping off
+    lr: Annotated[float, "peak learning rate", POSITIVE] = 1e-3
+    betas: Annotated[list[float], "decay of AdamW's two averages", BETAS] = field(default_factory=lambda: [0.9, 0.95])
+    eps: Annotated[float, "AdamW's epsilon", POSITIVE] = 1e-8
+    weight_decay: Annotated[float, "decoupled, as in AdamW", NOT_NEGATIVE] = 0.1
+    clip_grad: Annotated[float, "global gradient norm; 0 switches clipping off", NOT_NEGATIVE] = 1.0
 
 
 @dataclass
 class ScheduleConfig:
     """Learning rate over tokens."""
 
-    name: Literal["constant", "cosine", "wsd"] = "wsd"
-    warmup_tokens: int = 0
-    decay_tokens: int = 0  # wsd: length of the linear decay at the end
-    min_lr: float = 0.0
+    name: Annotated[Literal["constant", "cosine", "wsd"], "its form after the warm-up"] = "wsd"
+    warmup_tokens: Annotated[int, "length of the linear rise from 0", NOT_NEGATIVE] = 0
+    decay_tokens: Annotated[int, "wsd: length of the linear decay at the end", NOT_NEGATIVE] = 0
+    min_lr: Annotated[float, "where a decay ends", NOT_NEGATIVE] = 0.0
 
 
 @dataclass
 class TrainingConfig:
-    train_tokens: int = 1_000_000  # rounded up to whole global batches
-    micro_batch_size: int = 8  # rows per rank and forward pass
-    global_batch_size: int = 16  # rows per optimizer step, all data-parallel ranks together
-    precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: bool = False
-    seed: int = 1234
-    log_interval: int = 10  # steps
-    validation_interval: int = 0  # steps; 0: at the end only
-    validation_batches: int = 4  # global batches
-    peak_tflops_per_device: float | None = None  # for MFU; null: known GPUs by name, CPUs by a short measurement
+    """How long, in which batches and in which precision; what is logged."""
+
+    train_tokens: Annotated[int, "rounded up to whole global batches", POSITIVE] = 1_000_000
+    micro_batch_size: Annotated[int, "rows per rank and forward pass", POSITIVE] = 8
+    global_batch_size: Annotated[int, "rows per optimizer step, all data-parallel ranks together", POSITIVE] = 16
+    precision: Annotated[Literal["fp32", "bf16"], "of activations; bf16 keeps fp32 master weights"] = "fp32"
+    activation_checkpointing: Annotated[bool, "compute activations again in the backward pass, to save memory"] = False
+    seed: Annotated[int, "of the weights and of the order of the data", NOT_NEGATIVE] = 1234
+    log_interval: Annotated[int, "steps", POSITIVE] = 10
+    validation_interval: Annotated[int, "steps; 0: at the end only", NOT_NEGATIVE] = 0
+    validation_batches: Annotated[int, "global batches", NOT_NEGATIVE] = 4
+    peak_tflops_per_device: Annotated[
+        float | None, "for MFU; null: known GPUs by name, CPUs by a short measurement", POSITIVE
+    ] = None
 
 
 @dataclass
 class CheckpointConfig:
-    save_interval: int = 0  # steps; 0: at the end only
-    keep_last: int = 2
-    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for ever, 0: none
-    background: bool = True  # write while training goes on
-    fallback: bool = True  # resume from an older checkpoint when the newest is damaged; false: stop
-    resume: Literal["auto", "never", "must"] = "auto"  # must: an error when there is nothing to resume
+    """When checkpoints are written, which ones stay, and what a start resumes from."""
+
+    save_interval: Annotated[int, "steps; 0: at the end only", NOT_NEGATIVE] = 0
+    keep_last: Annotated[int, "newest checkpoints that stay", POSITIVE] = 2
+    keep_every: Annotated[int, "steps; checkpoints at multiples of it are kept for ever, 0: none", NOT_NEGATIVE] = 0
+    background: Annotated[bool, "write while training continues"] = True
+    fallback: Annotated[bool, "resume from an older checkpoint when the newest is damaged; false: stop"] = True
+    resume: Annotated[Literal["auto", "never", "must"], "must: an error when there is nothing to resume"] = "auto"
 
 
 @dataclass
 class GuardsConfig:
     """Steps that are not applied. A loss or gradient norm that is NaN or infinite always is one."""
 
-    spike_zscore: float = 0.0  # loss or gradient norm above the median, in robust standard deviations; 0: off
-    window_steps: int = 128  # applied steps that the median is of; spikes are looked for once there are as many
-    max_bad_steps: int = 10  # as many in a row: back to the last checkpoint, and on after their rows; 0: never
+    spike_zscore: Annotated[
+        float, "loss or gradient norm above the median, in robust standard deviations; 0: off", NOT_NEGATIVE
+    ] = 0.0
+    window_steps: Annotated[
+        int, "applied steps that the median is of; spikes are looked for once there are as many", POSITIVE
+    ] = 128
+    max_bad_steps: Annotated[
+        int, "as many in a row: back to the last checkpoint, and on after their rows; 0: never", NOT_NEGATIVE
+    ] = 10
 
 
 @dataclass
 class WatchdogConfig:
-    timeout_seconds: float = 1800.0  # without progress of a rank; longer than any save or validation; 0: no watchdog
+    """Ends a run of which a rank no longer moves."""
+
+    timeout_seconds: Annotated[
+        float, "without progress of a rank; longer than any save or validation; 0: no watchdog", NOT_NEGATIVE
+    ] = 1800.0
 
 
 @dataclass
 class WandbConfig:
-    mode: Literal["online", "offline", "disabled"] = "disabled"
-    project: str = "nextlat"
-    name: str | None = None
+    """Weights & Biases."""
+
+    mode: Annotated[Literal["online", "offline", "disabled"], "offline: files that `wandb sync` sends later"] = (
+        "disabled"
+    )
+    project: Annotated[str, "where the run is listed"] = "nextlat"
+    name: Annotated[str | None, "of the run; null: wandb makes one up"] = None
 
 
 @dataclass
 class RunConfig:
     """One training run. `output_dir` holds checkpoints/, metrics.jsonl and the resolved config."""
 
-    output_dir: str = "runs/default"
+    output_dir: Annotated[str, "directory of the run: checkpoints/, metrics.jsonl, the resolved config"] = (
+        "runs/default"
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -220,7 +258,7 @@ class RunConfig:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    deepspeed: dict[str, Any] = field(default_factory=dict)  # raw DeepSpeed settings, merged under ours
+    deepspeed: Annotated[dict[str, Any], "raw DeepSpeed settings, merged under ours"] = field(default_factory=dict)
 
     @property
     def predictor_hidden_size(self) -> int:
@@ -239,225 +277,3 @@ class RunConfig:
     @property
     def total_steps(self) -> int:
         return -(-self.training.train_tokens // self.tokens_per_step)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def validate(config: RunConfig, world_size: int | None = None) -> None:
-    """Check every rule between values; with `world_size`, also those that depend on the number of ranks.
-
-    Raises:
-        UserError: the first broken rule.
-    """
-    _validate_positive(config)
-    _validate_sources(config)
-    _validate_model(config)
-    _validate_objective(config.objective)
-    _validate_schedule(config)
-    _validate_parallel(config)
-    if world_size is not None:
-        _validate_world(config, world_size)
-
-
-def _validate_positive(config: RunConfig) -> None:
-    model, training = config.model, config.training
-    for key, value in {
-        "model.num_layers": model.num_layers,
-        "model.hidden_size": model.hidden_size,
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_query_groups": model.query_groups,
-        "model.ffn_hidden_size": model.ffn_size,
-        "model.vocab_size": model.vocab_size,
-        "model.make_vocab_size_divisible_by": model.make_vocab_size_divisible_by,
-        "data.sequence_length": config.data.sequence_length,
-        "data.shuffle_window_records": config.data.shuffle_window_records,
-        "model.max_position_embeddings": config.max_position_embeddings,
-        "model.rotary_base": model.rotary_base,
-        "model.norm_epsilon": model.norm_epsilon,
-        "model.init_method_std": model.init_method_std,
-        "predictor.hidden_size": config.predictor_hidden_size,
-        "objective.horizon": config.objective.horizon,
-        "parallel.tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
-        "parallel.pipeline_model_parallel_size": config.parallel.pipeline_model_parallel_size,
-        "training.train_tokens": training.train_tokens,
-        "training.micro_batch_size": training.micro_batch_size,
-        "training.global_batch_size": training.global_batch_size,
-        "training.log_interval": training.log_interval,
-        "checkpoint.keep_last": config.checkpoint.keep_last,
-        "optimizer.lr": config.optimizer.lr,
-        "optimizer.eps": config.optimizer.eps,
-        "guards.window_steps": config.guards.window_steps,
-    }.items():
-        _require(value > 0, f"{key} is {value}, it must be positive")
-    for key, value in {
-        "objective.lambda_next_token": config.objective.lambda_next_token,
-        "objective.lambda_hidden": config.objective.lambda_hidden,
-        "objective.lambda_kl": config.objective.lambda_kl,
-        "objective.lambda_mtp": config.objective.lambda_mtp,
-        "optimizer.weight_decay": config.optimizer.weight_decay,
-        "optimizer.clip_grad": config.optimizer.clip_grad,
-        "schedule.warmup_tokens": config.schedule.warmup_tokens,
-        "schedule.decay_tokens": config.schedule.decay_tokens,
-        "schedule.min_lr": config.schedule.min_lr,
-        "data.workers": config.data.workers,
-        "data.cache_bytes": config.data.cache_bytes,
-        "data.max_quarantined_fraction": config.data.max_quarantined_fraction,
-        "training.seed": training.seed,
-        "training.validation_interval": training.validation_interval,
-        "training.validation_batches": training.validation_batches,
-        "checkpoint.save_interval": config.checkpoint.save_interval,
-        "checkpoint.keep_every": config.checkpoint.keep_every,
-        "guards.spike_zscore": config.guards.spike_zscore,
-        "guards.max_bad_steps": config.guards.max_bad_steps,
-        "watchdog.timeout_seconds": config.watchdog.timeout_seconds,
-    }.items():
-        _require(value >= 0, f"{key} is {value}, it must not be negative")
-    peak = training.peak_tflops_per_device
-    _require(peak is None or peak > 0, f"training.peak_tflops_per_device is {peak}, it must be positive or null")
-    _require(
-        len(config.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in config.optimizer.betas),
-        f"optimizer.betas is {config.optimizer.betas}, it must be two numbers in [0, 1)",
-    )
-
-
-def _validate_sources(config: RunConfig) -> None:
-    data = config.data
-    names = [source.name for source in data.train_sources]
-    _require(
-        data.train is None or not data.sources,
-        f"data.train={data.train} and data.sources are both set; put every dataset into data.sources",
-    )
-    _require(len(set(names)) == len(names), f"data.sources has the names {', '.join(names)}; give each its own")
-    for source in data.sources:
-        _require(source.weight >= 0, f"the weight of source {source.name} is {source.weight}; it must not be negative")
-    _require(
-        not data.sources or any(source.weight > 0 for source in data.sources),
-        "every weight in data.sources is 0; one must be positive",
-    )
-    at = [0, *(row for row, _ in data.weight_changes_by_row)]
-    _require(
-        all(one < next_one for one, next_one in itertools.pairwise(at)),
-        f"data.weight_changes are at {', '.join(str(c.at_tokens) for c in data.weight_changes)} tokens; each must be a "
-        f"row of data.sequence_length={data.sequence_length} tokens or more after the one before, the first after 0",
-    )
-    for change in data.weight_changes:
-        _require(
-            set(change.weights) == set(names),
-            f"data.weight_changes at {change.at_tokens} tokens names {', '.join(change.weights) or 'nothing'}; it must "
-            f"give a weight for each of {', '.join(names)}",
-        )
-        _require(
-            all(weight >= 0 for weight in change.weights.values()) and any(change.weights.values()),
-            f"data.weight_changes at {change.at_tokens} tokens has the weights "
-            f"{', '.join(map(str, change.weights.values()))}; none may be negative and one must be positive",
-        )
-
-
-def _validate_model(config: RunConfig) -> None:
-    model, objective, data = config.model, config.objective, config.data
-    heads, groups = model.num_attention_heads, model.query_groups
-    _require(
-        model.hidden_size % heads == 0 and (model.hidden_size // heads) % 2 == 0,
-        f"model.hidden_size={model.hidden_size} over model.num_attention_heads={heads} must give an even head size",
-    )
-    _require(
-        heads % groups == 0,
-        f"model.num_attention_heads={heads} is not divisible by model.num_query_groups={groups}",
-    )
-    _require(
-        data.sequence_length <= config.max_position_embeddings,
-        f"data.sequence_length={data.sequence_length} is longer than "
-        f"model.max_position_embeddings={config.max_position_embeddings}",
-    )
-    _require(
-        objective.steps_ahead < data.sequence_length,
-        f"objective.horizon={objective.horizon} must be smaller than data.sequence_length={data.sequence_length}",
-    )
-
-
-def _validate_objective(objective: ObjectiveConfig) -> None:
-    """A latent predictor, or mtp's layers, that no term trains would be built for nothing; a pipeline would hang."""
-    lambdas = {
-        "next_token": {"lambda_next_token": objective.lambda_next_token},
-        "nextlat": {"lambda_hidden": objective.lambda_hidden, "lambda_kl": objective.lambda_kl},
-        "mtp": {"lambda_mtp": objective.lambda_mtp},
-    }[objective.name]
-    instead = "" if objective.name == "next_token" else ", or objective.name=next_token"
-    _require(
-        any(lambdas.values()),
-        f"objective.name={objective.name} with {' and '.join(f'objective.{name}=0' for name in lambdas)} has nothing "
-        f"to learn; make {'one of them' if len(lambdas) > 1 else 'it'} positive{instead}",
-    )
-
-
-def _validate_schedule(config: RunConfig) -> None:
-    schedule, total = config.schedule, config.training.train_tokens
-    decay = schedule.decay_tokens if schedule.name == "wsd" else 0
-    _require(
-        schedule.warmup_tokens + decay <= total,
-        f"schedule.warmup_tokens={schedule.warmup_tokens} and schedule.decay_tokens={decay} together exceed "
-        f"training.train_tokens={total}",
-    )
-    _require(
-        schedule.min_lr <= config.optimizer.lr,
-        f"schedule.min_lr={schedule.min_lr} is above optimizer.lr={config.optimizer.lr}",
-    )
-
-
-def _validate_parallel(config: RunConfig) -> None:
-    model, parallel = config.model, config.parallel
-    tp, pp, zero = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.zero_stage
-    for key, value in {
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_query_groups": model.query_groups,
-        "model.ffn_hidden_size": model.ffn_size,
-        "predictor.hidden_size": config.predictor_hidden_size,
-    }.items():
-        _require(
-            value % tp == 0,
-            f"{key}={value} is not divisible by parallel.tensor_model_parallel_size={tp}",
-        )
-    _require(
-        model.padded_vocab_size % tp == 0,
-        f"the vocabulary padded to {model.padded_vocab_size} is not divisible by "
-        f"parallel.tensor_model_parallel_size={tp}; change model.make_vocab_size_divisible_by",
-    )
-    _require(
-        pp == 1 or zero <= 1,
-        f"parallel.zero_stage={zero} cannot be used with parallel.pipeline_model_parallel_size={pp}: "
-        "a pipeline allows parallel.zero_stage 0 or 1",
-    )
-    _require(
-        pp <= model.num_layers,
-        f"parallel.pipeline_model_parallel_size={pp} exceeds model.num_layers={model.num_layers}: "
-        "every stage needs a decoder layer",
-    )
-    _require(
-        config.training.precision != "bf16" or zero >= 1,
-        "training.precision=bf16 with parallel.zero_stage=0 would accumulate gradients in bf16; "
-        "use parallel.zero_stage=1 or more, which accumulates in fp32",
-    )
-    _require(
-        not (model.tie_embeddings and zero == 3),
-        "model.tie_embeddings=true cannot be used with parallel.zero_stage=3: the head would read a weight that the "
-        "embedding has released; use parallel.zero_stage=2 or less",
-    )
-
-
-def _validate_world(config: RunConfig, world_size: int) -> None:
-    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    micro, total = config.training.micro_batch_size, config.training.global_batch_size
-    _require(
-        world_size % (tp * pp) == 0,
-        f"{world_size} ranks cannot be divided into groups of parallel.tensor_model_parallel_size={tp} x "
-        f"parallel.pipeline_model_parallel_size={pp}",
-    )
-    dp = world_size // (tp * pp)
-    _require(
-        total % (micro * dp) == 0,
-        f"training.global_batch_size={total} is not a multiple of training.micro_batch_size={micro} x "
-        f"{dp} data-parallel ranks",
-    )

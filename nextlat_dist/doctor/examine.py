@@ -15,7 +15,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from nextlat_dist.config.schema import RunConfig, validate
+from nextlat_dist.config.rules import validate
+from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import hosts, machine, software
 from nextlat_dist.doctor.findings import Finding, problems, table
 

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from nextlat_dist.config.load import dump_config
-from nextlat_dist.config.schema import RunConfig, validate
+from nextlat_dist.config.rules import validate
+from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import term_groups
