@@ -42,7 +42,8 @@ def add_fields(
     """An option for each field of a dataclass: `draft_length` becomes --draft-length.
 
     A field without a default is required; a bool is a switch; a tuple takes several values; a Literal has choices.
-    The field's metadata may have `help`, `metavar`, and `parse`: a function of the one text that makes the whole value.
+    The field's metadata may have `help`, `metavar`, `default` (words for the help), `flag` (another name), and `parse`:
+    a function of the one text that makes the whole value.
 
     Args:
         cls: the dataclass.
@@ -67,11 +68,11 @@ def _default(parameter: Field[Any]) -> Any:
 
 
 def _add_field(parser: argparse.ArgumentParser, parameter: Field[Any], hint: Any, default: Any) -> None:
-    flag = f"--{parameter.name.replace('_', '-')}"
+    flag = parameter.metadata.get("flag", f"--{parameter.name.replace('_', '-')}")
     about = parameter.metadata.get("help", "")
     if hint is bool:
         assert default is False, f"{flag} is a switch: its field must be False by default"
-        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+        parser.add_argument(flag, dest=parameter.name, action="store_true", default=argparse.SUPPRESS, help=about)
         return
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
@@ -81,6 +82,7 @@ def _add_field(parser: argparse.ArgumentParser, parameter: Field[Any], hint: Any
     choices = get_args(kind) if get_origin(kind) is Literal else None
     parser.add_argument(
         flag,
+        dest=parameter.name,
         type=parse or (str if choices else kind),
         choices=choices,
         nargs="+" if several else None,

@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nextlat_dist.files import whole_file
+
 COLORS = ("#2a6fbb", "#d1495b", "#3a9e6e", "#8c5fbf", "#e08e22", "#5b6770")
 
 
@@ -32,5 +34,6 @@ def grid(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Any]]]:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    """As a PNG, written whole or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.report import Report, write_json
 
@@ -27,5 +28,4 @@ def write_pictures(report: Report, directory: Path) -> None:
     for name, draw in report.pictures.items():
         save_picture(draw(), directory / name)
     for name, text in report.pages.items():
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text)
+        write_whole(directory / name, text)

@@ -10,12 +10,13 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import Progress
-from nextlat_dist.reporting.tables import by_name, markdown_table, table
+from nextlat_dist.reporting.tables import markdown_table, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ class Report:
     command: as it is typed, without its options.
     options: what it was asked for.
     summary: flat, name → number.
-    rows: mappings or dataclasses, one for each thing measured.
+    rows: one for each thing measured: mappings, or records that have `to_json` or are dataclasses.
     extra: further keys of the JSON.
     text: what a person reads: tables and sentences.
     remarks: what is said on stderr after the text, such as what is missing.
@@ -82,9 +83,15 @@ class Report:
             "versions": {"python": platform.python_version()}
             | {package: importlib.metadata.version(package) for package in REPORTED_PACKAGES},
             "summary": dict(self.summary),
-            "rows": [by_name(row) for row in self.rows],
+            "rows": [_as_json(row) for row in self.rows],
             **self.extra,
         }
+
+
+def _as_json(row: Any) -> dict[str, Any]:
+    if hasattr(row, "to_json"):
+        return dict(row.to_json())
+    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
 
 
 def envelope(
@@ -95,5 +102,5 @@ def envelope(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Written whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,45 +1,53 @@
 """Tables of rows, for the console and for Markdown.
 
-A row is a mapping or a dataclass. A format may reach into a field: `"{speedup.median:.2f}"`.
+Columns are pairs of a heading and a format, such as `("speedup", "{speedup.value:.2f}")`; a mapping of headings to
+formats does, too, where no two headings are the same. A row is a mapping or an object with these fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from string import Formatter
 from typing import Any
+
+Columns = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 class _Missing:
-    """Stands for None in a table, whatever the format, and for all that would be inside of it."""
+    """Stands for None, whatever the format."""
 
     def __format__(self, spec: str) -> str:
         return "–"
 
-    def __getattr__(self, name: str) -> _Missing:
-        return self
+
+class _FieldsOf(Formatter):
+    """Formats the fields of one row; what is None, or would be inside of it, is missing."""
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        first, *inner = field_name.split(".")
+        value = self.row[first] if isinstance(self.row, Mapping) else getattr(self.row, first)
+        for name in inner:
+            value = None if value is None else getattr(value, name)
+        return (_Missing() if value is None else value), first
 
 
-def by_name(row: Any) -> dict[str, Any]:
-    """The fields of a row."""
-    if is_dataclass(row) and not isinstance(row, type):
-        return {field.name: getattr(row, field.name) for field in fields(row)}
-    return dict(row)
+def _cells(columns: Columns, rows: Sequence[Any]) -> list[list[str]]:
+    pairs = list(columns.items() if isinstance(columns, Mapping) else columns)
+    body = ([_FieldsOf(row).format(form) for _, form in pairs] for row in rows)
+    return [[heading for heading, _ in pairs], *body]
 
 
-def _cells(columns: Mapping[str, str], rows: Sequence[Any]) -> list[list[str]]:
-    shown = [{name: _Missing() if value is None else value for name, value in by_name(row).items()} for row in rows]
-    return [list(columns), *([form.format_map(row) for form in columns.values()] for row in shown)]
-
-
-def table(columns: Mapping[str, str], rows: Sequence[Any]) -> str:
-    """Aligned lines; `columns` maps a heading to a format over the fields of a row, such as `"{speedup:.2f}"`."""
+def table(columns: Columns, rows: Sequence[Any]) -> str:
+    """Aligned lines; a field that is None is shown as –."""
     cells = _cells(columns, rows)
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
 
 
-def markdown_table(columns: Mapping[str, str], rows: Sequence[Any]) -> str:
+def markdown_table(columns: Columns, rows: Sequence[Any]) -> str:
     """The same in Markdown."""
     heading, *body = ("| " + " | ".join(line) + " |" for line in _cells(columns, rows))
     return "\n".join([heading, "|" + "---:|" * len(columns), *body])

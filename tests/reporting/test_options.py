@@ -18,7 +18,9 @@ class Plan:
     rate: float = 0.5
     kind: Literal["flat", "deep"] = "flat"
     sizes: tuple[int, ...] = (1, 8)
-    draft_lengths: tuple[int, ...] = field(default=(0, 1), metadata={"parse": integers, "metavar": "0..3"})
+    draft_lengths: tuple[int, ...] = field(
+        default=(0, 1), metadata={"parse": integers, "metavar": "0..3", "flag": "--draft-length"}
+    )
     limit: int | None = None
     quick: bool = field(default=False, metadata={"help": "seconds instead of minutes"})
 
@@ -43,7 +45,7 @@ def test_fields_become_options() -> None:
         "--sizes",
         "2",
         "4",
-        "--draft-lengths",
+        "--draft-length",
         "0..2,5",
         "--limit",
         "7",

@@ -27,6 +27,14 @@ class Row:
     speed: Inner | None
 
 
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"of": self.name}
+
+
 def draw() -> Figure:
     figure, _ = panels(1, "picture")
     return figure
@@ -68,6 +76,16 @@ def test_draws_and_writes_nothing_unasked(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    publish(report(), path)
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        publish(Report("command", {"seed": object()}, {}, []), path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_report_is_a_value_with_flat_numbers() -> None:
     with pytest.raises(FrozenInstanceError):
         report().text = "other"  # type: ignore[misc]
@@ -79,8 +97,10 @@ def test_rows_may_be_records() -> None:
     rows = [Row("a", Inner(1.25)), Row("b", None)]
     columns = {"name": "{name}", "speed": "{speed.median:.1f}"}
     assert table(columns, rows).split("\n") == ["name  speed", "   a    1.2", "   b      –"]
-    plain = [Row("a", None)]
-    assert Report("command", {}, {}, plain).content()["rows"] == [{"name": "a", "speed": None}]
+    twice = [("x", "{speed.median:.1f}"), ("x", "{speed.median:.2f}")]
+    assert table(twice, rows).split("\n") == ["  x     x", "1.2  1.25", "  –     –"]
+    plain = [Row("a", Inner(1.0)), Named("b")]
+    assert Report("command", {}, {}, plain).content()["rows"] == [{"name": "a", "speed": {"median": 1.0}}, {"of": "b"}]
 
 
 def test_imports_no_torch() -> None:
