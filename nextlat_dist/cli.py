@@ -12,6 +12,8 @@
     nextlat evaluate lm --export NAME=DIR …
     nextlat ablate --config GRID --output DIR
     nextlat report --run runs/NAME
+    nextlat init [--preset NAME] [--output FILE]
+    nextlat configs [NAME --output FILE]
     nextlat checkpoint list | verify | prune | reshape runs/NAME/checkpoints
     nextlat doctor [--config FILE] [--hostfile FILE]
 
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
+from nextlat_dist.config.command import add_command as add_configs
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.command import add_command as add_evaluate
 from nextlat_dist.evaluation.run_report.command import add_command as add_report
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_speculative(add_evaluate(commands))
     add_ablate(commands)
+    add_configs(commands)
     _add_doctor(commands)
     add_checkpoint(commands)
     add_report(commands)
