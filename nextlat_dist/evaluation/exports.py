@@ -5,14 +5,14 @@ A directory without a name has its own, or its parent's where it is called `expo
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nextlat_dist.errors import UserError
-
-PLAIN_NAME = "export"  # what `nextlat export` writes is usually called so
+from nextlat_dist.files import EXPORT_FOLDER
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,17 @@ class NamedExport:
     name: str
     run: int
     path: Path
+
+
+def add_exports(parser: argparse.ArgumentParser) -> None:
+    """The option --export of commands that compare; `named_exports` reads it."""
+    parser.add_argument(
+        "--export",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="directories that `nextlat export` wrote; those of one NAME are runs (seeds) of it",
+    )
 
 
 def named_exports(texts: Sequence[str]) -> list[NamedExport]:
@@ -42,7 +53,7 @@ def named_exports(texts: Sequence[str]) -> list[NamedExport]:
             raise UserError(f"--export {text!r} has no name or no directory; write it as name=DIR")
         path = Path(directory if named else text)
         if not named:
-            name = path.resolve().parent.name if path.name == PLAIN_NAME else path.resolve().name
+            name = path.resolve().parent.name if path.name == EXPORT_FOLDER else path.resolve().name
             if name in counts:
                 raise UserError(f"two exports are called {name!r}; tell them apart with --export name=DIR")
             unnamed.add(name)

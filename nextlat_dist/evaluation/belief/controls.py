@@ -1,9 +1,9 @@
-"""Models whose answers are known, to hold the belief report against: one that passes everything, one that fails it.
+"""Controls of the belief report, models whose answers are known: one that passes everything, one that fails it.
 
-    Oracle(hmm)                       its states are the exact beliefs, p_ψ is Bayes' rule, the head is the exact law
-    Shuffled(model, seed)             the same model, its states dealt out anew over histories and positions
+    Oracle(hmm)                       its states are the exact beliefs, p_ψ is Bayes' rule, the head is exact
+    Shuffled(model, seed)             the same model, its states shuffled over histories and positions
 
-Invariant: both are `StateModel`s, and the measures do not know whom they ask.
+Invariant: both are `StateModel`s, and the measures cannot tell them from an export.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Oracle:
         return torch.from_numpy(self.hmm.beliefs(tokens.numpy()))
 
     def logits(self, states: Tensor) -> Tensor:
-        law = torch.full((*states.shape[:-1], self.vocab_size), SMALLEST, dtype=torch.float64)
-        law[..., FIRST_SYMBOL_ID:] = torch.from_numpy(self.hmm.next_emission(states.numpy())).clamp(min=SMALLEST)
-        return law.log()
+        probabilities = torch.full((*states.shape[:-1], self.vocab_size), SMALLEST, dtype=torch.float64)
+        emissions = torch.from_numpy(self.hmm.next_emission(states.numpy()))
+        probabilities[..., FIRST_SYMBOL_ID:] = emissions.clamp(min=SMALLEST)
+        return probabilities.log()
 
     def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
         return torch.from_numpy(self.hmm.update(states.numpy(), tokens.numpy() - FIRST_SYMBOL_ID))

@@ -1,9 +1,9 @@
-"""What the belief report measures on: documents of a hidden Markov process, their beliefs, pairs, counterfactuals.
+"""The data of the belief report: documents of a hidden Markov process, their beliefs, pairs, counterfactuals.
 
     read_histories(dataset: Path, limit: int | None) -> Histories
 
 All of it depends on the documents alone, never on a model, so that every model is asked the same questions.
-Invariant: beliefs are Bayes' rule in float64, and those stored beside the tokens agree with them.
+Invariant: beliefs are Bayes' rule in float64, and those stored with the tokens agree with them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from nextlat_dist.evaluation.tasks.data import documents
 from nextlat_dist.tasks import FIRST_SYMBOL_ID, task_of
 from nextlat_dist.tasks.hmm import Hmm
 
-FEWEST_DOCUMENTS = 20
+FEWEST_DOCUMENTS = 20  # ten fit the probes and ten judge them
 STEPS = 20  # of a rollout, or half a document where that is shorter
-STORED_TOLERANCE = 1e-5
-POOL = 2000  # histories among which pairs are looked for
-SAME_BELIEF, OTHER_BELIEF = 0.01, 0.1  # total variation: at most, at least
-FEWEST_PAIRS = 30
+STORED_TOLERANCE = 1e-5  # beliefs are stored in float32: 1e-7 of a number up to 1, with room for another machine's sums
+POOL = 2000  # histories among which pairs are looked for: tables of 2000 x 2000 take 16 MB each in float32
+SAME_BELIEF, OTHER_BELIEF = 0.01, 0.1  # total variation: at most, at least; a factor of ten between them
+FEWEST_PAIRS = 30  # the standard error of an AUC of 0.9 is 0.04 then (Hanley & McNeil 1982)
 LONGEST_SUFFIX = 16  # tokens at the end that are compared
 CUTS = 2  # counterfactuals per document
-POSSIBLE = 1e-3  # a token with less than that given the belief is not asked about
+POSSIBLE = 1e-3  # a token with less than that given the belief is not asked about: a model hardly saw it there
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Pairs(NamedTuple):
     """Two histories each, as flat indices into [n · (length + 1)]; int64 [pairs, 2] each.
 
     Attributes:
-        same: equal beliefs (total variation ≤ SAME_BELIEF) behind different histories; of all such partners of a
+        same: equal beliefs (total variation ≤ SAME_BELIEF) after different histories; of all such partners of a
             history the one whose last tokens are least like its own.
         other: beliefs apart (≥ OTHER_BELIEF), drawn at random.
         alike: beliefs apart, and of all such partners the one with the longest common ending.
@@ -107,8 +107,8 @@ def find_pairs(histories: Histories, seed: int) -> Pairs | None:
     ending = np.zeros((len(pool), len(pool)), dtype=np.int16)  # tokens in common at the end
     running = np.ones_like(ending, dtype=bool)
     for back in range(min(LONGEST_SUFFIX, width)):
-        place = position - back
-        token = np.where(place >= 0, histories.tokens[row, np.maximum(place, 0)], -1 - row)
+        index = position - back
+        token = np.where(index >= 0, histories.tokens[row, np.maximum(index, 0)], -1 - row)
         running &= token[:, None] == token[None]
         ending += running
     equal_histories = (position[:, None] == position[None]) & (ending >= np.minimum(position + 1, LONGEST_SUFFIX))
@@ -127,10 +127,10 @@ def find_pairs(histories: Histories, seed: int) -> Pairs | None:
 
 
 class Counterfactuals(NamedTuple):
-    """Histories that went another way from some token on.
+    """Histories that differ from a document from some token on.
 
     Attributes:
-        tokens: int64 [m, length + 1]; padded behind what counts.
+        tokens: int64 [m, length + 1]; padded after what counts.
         cuts: int64 [m]; tokens 0 .. cut are those of a document, then come `steps` tokens of the other future.
     """
 
@@ -139,17 +139,17 @@ class Counterfactuals(NamedTuple):
 
 
 def counterfactuals(histories: Histories, seed: int) -> Counterfactuals | None:
-    """A token other than the one that came, drawn evenly from those that could have, then a future of the process.
+    """A token other than the document's, drawn evenly from the possible ones, then a future of the process.
 
     None if no token could have been another one anywhere.
     """
     rng = np.random.default_rng(seed)
     hmm, steps = histories.hmm, histories.steps
-    laws = hmm.next_emission(histories.beliefs)
+    probabilities = hmm.next_emission(histories.beliefs)
     tokens, cuts = [], []
     for row, document in enumerate(histories.tokens):
         for cut in rng.choice(hmm.length - steps + 1, size=min(CUTS, hmm.length - steps + 1), replace=False).tolist():
-            possible = np.flatnonzero(laws[row, cut] >= POSSIBLE)
+            possible = np.flatnonzero(probabilities[row, cut] >= POSSIBLE)
             possible = possible[possible != document[cut + 1] - FIRST_SYMBOL_ID]
             if len(possible) == 0:
                 continue

@@ -4,12 +4,12 @@
     counterfactual_errors(model, states, other, steps) -> list[float]
     equivalence(states, pairs) -> dict[str, float]
 
-**Sufficiency.** From the state h_t alone, p_ψ and the head give a law of the whole future, Q(x_{t+1} … x_{t+k}) =
+**Sufficiency.** From h_t alone, p_ψ and the head give a distribution of the whole future, Q(x_{t+1} … x_{t+k}) =
 Π_i softmax(head(ĥ_{t+i-1}))[x_{t+i}], with ĥ_t = h_t and ĥ_{t+i} = p_ψ(ĥ_{t+i-1}, x_{t+i}). By the chain rule its
-divergence from the true law P given the history is KL(P ‖ Q) = Σ_i E_P KL(P(x_{t+i} | b_{t+i-1}) ‖ Q(x_{t+i} | …)):
-the inner divergence is computed exactly from the exact belief, the expectation over paths is the mean over what the
-documents really went on with, which are samples of P. So `kl[i]` is unbiased, and the sum over steps is the divergence
-of the joint future (which bounds that of x_{t+k} alone from above). In nats.
+divergence from the true distribution P given the history is KL(P ‖ Q) = Σ_i E_P KL(P(x_{t+i} | b_{t+i-1}) ‖ Q(x_{t+i} |
+…)): the inner divergence is computed exactly from the exact belief, the expectation over paths is the mean over what
+followed in the documents, which are samples of P. So `kl[i]` is unbiased, and the sum over steps is the divergence of
+the joint future (which bounds that of x_{t+k} alone from above). In nats.
 
 **Transitions.** Root mean square of ‖ĥ_{t+i} - h_{t+i}‖ over that of ‖h - mean h‖: 0 is exact, 1 is no better than the
 mean state, √2 is a state of another history.
@@ -25,33 +25,34 @@ from nextlat_dist.evaluation.belief.data import Counterfactuals, Histories, Pair
 from nextlat_dist.evaluation.state_model import StateModel
 from nextlat_dist.tasks import FIRST_SYMBOL_ID
 
-ROUNDING = 1e-6  # of states in fp32, relative to their length
+ROUNDING = 1e-6  # of states in fp32, relative to their length: 8 times the distance of 1 to the next number
+EQUIVALENCE = ("equivalence_auc", "equivalence_auc_random", "equivalence_ratio")  # what `equivalence` returns
 
 
 def rollouts(model: StateModel, states: Tensor, histories: Histories) -> dict[str, list[float]]:
-    """Rolled out from every position that has `steps` tokens behind it, along what came.
+    """Rolled out from every position that `steps` more tokens follow, along those tokens.
 
     Args:
         states: [n, length + 1, hidden] of the histories.
 
     Returns:
-        Per step i = 1 .. steps: `kl` of x_{t+i}; `kl_stationary`, that of a law that knows no history; `kl_forgetful`,
-        that of exact Bayes which begins at t knowing nothing; `transition_error` of ĥ_{t+i}.
+        Per step i = 1 .. steps: `kl` of x_{t+i}; `kl_stationary`, that of a distribution that knows no history;
+        `kl_forgetful`, that of exact Bayes that starts at t without knowing anything; `transition_error` of ĥ_{t+i}.
     """
     hmm, steps = histories.hmm, histories.steps
     starts = histories.tokens.shape[1] - steps  # positions 0 .. length - steps
     tokens = torch.from_numpy(histories.tokens).to(states.device)
-    laws = hmm.next_emission(histories.beliefs)  # float64 [n, length + 1, emissions]
-    stationary = np.broadcast_to(hmm.next_emission(hmm.prior), laws[:, :starts].shape)
+    true = hmm.next_emission(histories.beliefs)  # float64 [n, length + 1, emissions]
+    stationary = np.broadcast_to(hmm.next_emission(hmm.prior), true[:, :starts].shape)
     forgetful = np.broadcast_to(hmm.prior, histories.beliefs[:, :starts].shape)
     spread = _spread(states)
     h = states[:, :starts]
     found: dict[str, list[float]] = {"kl": [], "kl_stationary": [], "kl_forgetful": [], "transition_error": []}
     for step in range(1, steps + 1):
-        law = laws[:, step - 1 : step - 1 + starts]
-        found["kl"].append(_divergence(law, _log_law(model, h)))
-        found["kl_stationary"].append(_divergence(law, np.log(stationary)))
-        found["kl_forgetful"].append(_divergence(law, _log(hmm.next_emission(forgetful))))
+        here = true[:, step - 1 : step - 1 + starts]
+        found["kl"].append(_divergence(here, _log_probabilities(model, h)))
+        found["kl_stationary"].append(_divergence(here, np.log(stationary)))
+        found["kl_forgetful"].append(_divergence(here, _log(hmm.next_emission(forgetful))))
         came = histories.tokens[:, step : step + starts]
         forgetful = hmm.update(forgetful, came - FIRST_SYMBOL_ID)
         h = model.advance(h, tokens[:, step : step + starts])
@@ -60,7 +61,7 @@ def rollouts(model: StateModel, states: Tensor, histories: Histories) -> dict[st
 
 
 def counterfactual_errors(model: StateModel, states: Tensor, other: Counterfactuals, steps: int) -> list[float]:
-    """The transition error per step where another token came than the documents have; `states` set the spread.
+    """The transition error per step along other tokens than those of the documents; `states` set the spread.
 
     The target is what the model makes of the counterfactual history itself.
     """
@@ -102,18 +103,18 @@ def auc(low: np.ndarray, high: np.ndarray) -> float:
     return float((len(high) - (below + up_to) / 2).mean() / len(high))
 
 
-def _log_law(model: StateModel, h: Tensor) -> np.ndarray:
-    """Log-probabilities of the emissions, normalised over the whole vocabulary: what goes elsewhere is lost."""
+def _log_probabilities(model: StateModel, h: Tensor) -> np.ndarray:
+    """Of the emissions, normalised over the whole vocabulary: probability that goes elsewhere is lost."""
     return model.logits(h).double().log_softmax(dim=-1)[..., FIRST_SYMBOL_ID:].cpu().numpy()
 
 
-def _divergence(law: np.ndarray, log_other: np.ndarray) -> float:
-    """Mean of KL(law ‖ other) over [..., emissions]; the other may have further columns."""
-    return float((law * (_log(law) - log_other[..., : law.shape[-1]])).sum(axis=-1).mean())
+def _divergence(true: np.ndarray, log_other: np.ndarray) -> float:
+    """Mean of KL(true ‖ other) over [..., emissions]; the other may have further columns."""
+    return float((true * (_log(true) - log_other[..., : true.shape[-1]])).sum(axis=-1).mean())
 
 
-def _log(law: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(law, np.finfo(np.float64).tiny))
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
 
 
 def _distance(h: Tensor, target: Tensor) -> float:

@@ -1,9 +1,9 @@
-"""A p_ψ fitted after the fact: what a model without a latent predictor is rolled out with, for a fair comparison.
+"""A p_ψ fitted afterwards, with which a model that has no latent predictor is rolled out, for a fair comparison.
 
     fit_predictor(model: Latents, tokens: Tensor, width: int, seed: int) -> FittedPredictor
 
-The architecture and the losses of the method at horizon 1 (smooth L1 to the next state, KL of the head's laws), on
-frozen states of training documents; only p_ψ learns. Invariant: the model itself is not touched.
+The architecture and the losses of the method at horizon 1 (smooth L1 to the next state, KL between the head's
+distributions), on frozen states of training documents; only p_ψ learns. Invariant: the model itself is not touched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nextlat_dist.evaluation.state_model import Latents
 STEPS, BATCH, LR = 1500, 512, 2e-3
 
 
-class _Predictor(nn.Module):
+class _ResidualMLP(nn.Module):
     """h + MLP(LayerNorm([h, e])), no biases in the MLP; arXiv 2511.05963."""
 
     def __init__(self, hidden: int, width: int) -> None:
@@ -39,11 +39,11 @@ class _Predictor(nn.Module):
 
 
 class FittedPredictor:
-    """The model with a fitted p_ψ in the place of its own: a `StateModel`."""
+    """The model with a fitted p_ψ instead of its own: a `StateModel`."""
 
     has_predictor = True
 
-    def __init__(self, model: Latents, predictor: _Predictor) -> None:
+    def __init__(self, model: Latents, predictor: _ResidualMLP) -> None:
         self.model, self.predictor = model, predictor
         self.vocab_size, self.hidden_size = model.vocab_size, model.hidden_size
 
@@ -66,7 +66,7 @@ def fit_predictor(model: Latents, tokens: Tensor, width: int, seed: int) -> Fitt
     h, x, target = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), states[:, 1:].flatten(0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        predictor = _Predictor(model.hidden_size, width).to(states)
+        predictor = _ResidualMLP(model.hidden_size, width).to(states)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
     decodability(states: Tensor, histories: Histories, seed: int) -> dict[str, float]
 
 R² is pooled over the states of the process: 1 - squared error / squared distance to the mean belief. The control fits
-the same probes to beliefs dealt out anew, where nothing can be read; the floor is what the last token alone tells.
+the same probes to beliefs that were shuffled, where nothing can be read; the floor is what the last token alone tells.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def decodability(states: Tensor, histories: Histories, seed: int) -> dict[str, f
     half = len(states) // 2
     fit_x, fit_y, x, y = _features(states, histories)
     generator = torch.Generator().manual_seed(seed)
-    dealt_fit_y, dealt_y = (part[torch.randperm(len(part), generator=generator)] for part in (fit_y, y))
+    shuffled_fit_y, shuffled_y = (part[torch.randperm(len(part), generator=generator)] for part in (fit_y, y))
     return {
         "linear_r2": r_squared(_ridge(fit_x, fit_y, x), y),
         "mlp_r2": r_squared(_mlp(fit_x, fit_y, x, seed), y),
-        "linear_r2_shuffled": r_squared(_ridge(fit_x, dealt_fit_y, x), dealt_y),
-        "mlp_r2_shuffled": r_squared(_mlp(fit_x, dealt_fit_y, x, seed), dealt_y),
+        "linear_r2_shuffled": r_squared(_ridge(fit_x, shuffled_fit_y, x), shuffled_y),
+        "mlp_r2_shuffled": r_squared(_mlp(fit_x, shuffled_fit_y, x, seed), shuffled_y),
         "last_token_r2": r_squared(torch.from_numpy(_from_last_token(histories, half)), y),
     }
 
@@ -94,7 +94,7 @@ def _mlp(fit_x: Tensor, fit_y: Tensor, x: Tensor, seed: int) -> Tensor:
 
 
 def _from_last_token(histories: Histories, half: int) -> np.ndarray:
-    """The mean belief behind each token, of the first half, for the rows of the second."""
+    """The mean belief after each token, of the first half, for the rows of the second."""
     tokens, beliefs = histories.tokens, histories.beliefs
     means = {token: beliefs[:half][tokens[:half] == token].mean(axis=0) for token in np.unique(tokens[:half]).tolist()}
     everywhere = beliefs[:half].mean(axis=(0, 1))

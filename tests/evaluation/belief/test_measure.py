@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from nextlat_dist.evaluation.belief import probes as belief_probes
 from nextlat_dist.evaluation.belief.command import add_command
 from nextlat_dist.evaluation.belief.controls import Oracle, Shuffled
 from nextlat_dist.evaluation.belief.data import Histories, read_histories
-from nextlat_dist.evaluation.belief.measure import Questions, evaluate_belief
+from nextlat_dist.evaluation.belief.measure import evaluate_belief
 from nextlat_dist.evaluation.belief.predictor import fit_predictor
+from nextlat_dist.evaluation.belief.questions import Questions
+from nextlat_dist.evaluation.belief.rows import BeliefRow
 from nextlat_dist.evaluation.belief.verdicts import PROPERTIES, Property, verdicts
 from nextlat_dist.evaluation.state_model import Latents, StateModel
 from nextlat_dist.tasks.hmm import Hmm
@@ -66,10 +69,10 @@ def test_exact_beliefs_pass_every_property_and_shuffled_ones_fail_every_one(proc
     oracle = Oracle(histories.hmm)
     passing, failing = (questions.row(model, "x", 0, "exact") for model in (oracle, Shuffled(oracle, 0)))
     for entry in PROPERTIES:
-        assert entry.holds(passing) is True, (entry.name, passing[entry.measure])
-        assert entry.holds(failing) is False, (entry.name, failing[entry.measure])
+        assert entry.holds(passing) is True, (entry.name, getattr(passing, entry.measure))
+        assert entry.holds(failing) is False, (entry.name, getattr(failing, entry.measure))
         # with margin: a control is at least half of the way from the threshold to its own ideal
-        good, bad = passing[entry.measure], failing[entry.measure]
+        good, bad = getattr(passing, entry.measure), getattr(failing, entry.measure)
         assert abs(good - entry.threshold) > 0.09
         assert abs(bad - entry.threshold) > 0.3
 
@@ -79,22 +82,28 @@ def test_collapsed_states_fail_every_property() -> None:
     model: StateModel = Collapsed(Oracle(histories.hmm))
     row = Questions(histories, 0).row(model, "collapsed", 0, "own")
     assert [entry.holds(row) for entry in PROPERTIES] == [False] * 4
-    assert row["worst_kl_ratio"] == pytest.approx(1)
-    assert row["equivalence_auc"] == 0.5
-    assert row["transition_error"] == [1.0] * 16
+    assert row.worst_kl_ratio == pytest.approx(1)
+    assert row.equivalence_auc == 0.5
+    assert row.transition_error == [1.0] * 16
+
+
+def measured(**numbers: float | None) -> BeliefRow:
+    """A row of which only these numbers matter."""
+    known = {field.name: 0.5 for field in fields(BeliefRow)} | numbers
+    return BeliefRow(**known)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("entry", PROPERTIES, ids=lambda entry: entry.name)
 def test_a_property_holds_from_its_threshold_on(entry: Property) -> None:
     worse = -1e-6 if entry.at_least else 1e-6
-    assert entry.holds({entry.measure: entry.threshold}) is True
-    assert entry.holds({entry.measure: entry.threshold + worse}) is False
-    assert entry.holds({entry.measure: None}) is None
+    assert entry.holds(measured(**{entry.measure: entry.threshold})) is True
+    assert entry.holds(measured(**{entry.measure: entry.threshold + worse})) is False
+    assert entry.holds(measured(**{entry.measure: None})) is None
 
 
 def test_verdicts_speak_for_all_runs() -> None:
     rows = [
-        {"linear_r2": r2, "worst_kl_ratio": 0.2, "equivalence_auc": None, "worst_transition_error": 0.1}
+        measured(linear_r2=r2, worst_kl_ratio=0.2, equivalence_auc=None, worst_transition_error=0.1)
         for r2 in (0.95, 0.5)
     ]
     decodable, sufficient, equivalent, consistent = verdicts("gpt", rows)
@@ -172,8 +181,8 @@ def test_the_report_from_the_command_line(
 def test_a_model_with_its_own_predictor_needs_no_training_data(world: Path, tmp_path: Path) -> None:
     alone = tmp_path / "test"
     alone.symlink_to(world / "data" / "test")
-    content = evaluate_belief([str(world / "copying")], alone, controls=False, progress=False)
-    assert [row["predictor"] for row in content["rows"]] == ["own"]
+    report = evaluate_belief([str(world / "copying")], alone, controls=False, progress=False)
+    assert [row.predictor for row in report.rows] == ["own"]
     with pytest.raises(UserError, match="--fit-data"):
         evaluate_belief([str(world / "gpt1")], alone, progress=False)
 
