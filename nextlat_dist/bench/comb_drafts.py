@@ -23,8 +23,9 @@ import torch
 
 from nextlat_dist.bench.timing import Rates, cores, take_turns
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference.decoder import Decoder, load
+from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.engine.llama import Block
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import load_prompts
 from nextlat_dist.reporting import report
 
@@ -56,7 +57,7 @@ class CombLoop:
         cache = self.llama.new_cache(1, len(prompt) + tokens + 2 * self.depth)
         memory = self.drafter.start(1, cache.capacity)
         for states, counts in self.llama.prefill([prompt], cache):
-            memory.absorb(states, counts, counts)
+            memory.observe(states, counts, counts)
         h = states[-1:]
         emitted: list[int] = self.llama.logits(h).argmax(dim=-1).tolist()
         blocks = {depth: self._layout(depth, min(depth, self.teeth)) for depth in range(self.depth + 1)}

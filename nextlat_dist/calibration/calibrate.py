@@ -25,8 +25,9 @@ from nextlat_dist.calibration.logistic import fit, probability, reliability
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.draft_vocabulary import count_dataset, coverage, most_frequent
 from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY, save_draft_vocabulary
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import Cycle
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import Cycle
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import Prompt, load_prompts
 from nextlat_dist.inference.speculative.calibration import CONFIDENCE_LIMIT, Acceptance, Calibration
 from nextlat_dist.reporting import pictures, report

@@ -14,7 +14,8 @@ import numpy as np
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.engine import Batch, Cycle, Request
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import Cycle, Request
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Costs
 from nextlat_dist.inference.stopping import Stops
@@ -52,7 +53,7 @@ class _Turns:
         self.taken += 1
         return True
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         return self.taken < self._length
 
     def settle(self, accepted: int) -> None:
@@ -136,7 +137,7 @@ def cycles_in_turn(
     request = Request(tokens, "adaptive", Sampling(), Stops(frozenset()))
     policy = _TakeTurns(lengths)
     seeds = range(seed, seed + len(rows))
-    batch = Batch(decoder.llama, decoder.drafter, rows, request, policy, seeds, seen.append)
+    batch = DecodingEngine(decoder.llama, decoder.drafter, rows, request, policy, seeds, seen.append)
     pieces = batch.run()
     while len(batch.rows) == len(rows) and len(seen) < turns * len(lengths):
         next(pieces)

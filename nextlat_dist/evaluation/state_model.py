@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import load_base_weights, load_predictor, weights_sha256
-from nextlat_dist.inference.drafters.base import LatentPredictor
-from nextlat_dist.inference.engine.llama import Llama, LlamaConfig
+from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
+from nextlat_dist.huggingface.drafters import load_predictor
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.engine.llama import Llama
 
 CHUNK_TOKENS = 16384  # of all rows of a chunk together; bounds the memory of activations
 

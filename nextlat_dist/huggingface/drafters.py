@@ -12,7 +12,6 @@ trained with by content hash, so that it is refused beside any other base. Needs
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.base import WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PREDICTOR_DIRECTORY = "latent_predictor"
 MTP_DIRECTORY = "mtp"
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.safetensors"
@@ -111,47 +108,6 @@ class StoredPredictor(NamedTuple):
     config: PredictorConfig
     weights: dict[str, torch.Tensor]
     draft_vocabulary: torch.Tensor | None
-
-
-def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
-    """Content hash of named tensors: independent of file layout and metadata."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_base_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
-    """Write one safetensors file and its index; return the content hash.
-
-    The index is written even for one file: some servers load every `*.safetensors` they find when it is missing.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
-    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, WEIGHTS_FILE)}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return weights_sha256(weights)
-
-
-def load_base_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Every base tensor named by the index, on the CPU, in its stored dtype.
-
-    Raises:
-        UserError: the directory is no export.
-    """
-    index_path = directory / INDEX_FILE
-    if not index_path.is_file():
-        raise UserError(f"{directory} is not an export: it has no {INDEX_FILE}; write one with `nextlat export`")
-    weight_map: dict[str, str] = json.loads(index_path.read_text())["weight_map"]
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(set(weight_map.values())):
-        with safe_open(directory / file, framework="pt") as opened:
-            weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
-    return weights
 
 
 def save_predictor(directory: Path, config: PredictorConfig, weights: dict[str, torch.Tensor]) -> None:

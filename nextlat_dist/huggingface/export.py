@@ -23,12 +23,11 @@ from nextlat_dist.config.schema import ParallelConfig, RunConfig
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters import (
-    INDEX_FILE,
     MTPConfig,
     PredictorConfig,
-    save_base_weights,
     save_draft_vocabulary,
     save_mtp,
     save_predictor,

@@ -3,7 +3,8 @@
 `from nextlat_dist.inference import load; load(export_dir).generate(["def "], max_new_tokens=64)`
 """
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import Generation, Piece
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import Generation, Piece
+from nextlat_dist.inference.loading import load
 
 __all__ = ["Decoder", "Generation", "Piece", "load"]

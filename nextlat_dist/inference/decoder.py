@@ -20,68 +20,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import (
-    MTP_DIRECTORY,
-    PREDICTOR_DIRECTORY,
-    load_base_weights,
-    load_mtp,
-    load_predictor,
-    weights_sha256,
-)
-from nextlat_dist.inference.drafters.base import Drafter, LatentPredictor
-from nextlat_dist.inference.drafters.mtp import MultiTokenPrediction
-from nextlat_dist.inference.engine.engine import Batch, Cycle, DraftLength, Generation, Piece, Request
-from nextlat_dist.inference.engine.graphs import Graphs, StaticLlama
-from nextlat_dist.inference.engine.llama import Llama, LlamaConfig
+from nextlat_dist.inference.drafters.base import Drafter
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.engine.llama import Llama
+from nextlat_dist.inference.generation import Cycle, DraftLength, Generation, Piece, Request
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Calibration
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
-
-
-def load(
-    export: Path | str,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    cuda_graphs: bool = True,
-) -> Decoder:
-    """The decoder of an export directory.
-
-    Args:
-        export: a directory written by `nextlat export`.
-        device: "cuda" if there is one, else "cpu".
-        dtype: fp32 on a CPU, else the dtype of the stored weights.
-        cuda_graphs: on a GPU, capture steps in CUDA graphs; the first steps of each shape are slow then.
-
-    Raises:
-        UserError: no export, no plain Llama, or a predictor that belongs to other base weights.
-    """
-    export = Path(export)
-    weights = load_base_weights(export)
-    digest = weights_sha256(weights)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = torch.float32 if device == "cpu" else weights["model.embed_tokens.weight"].dtype
-    config, graphs = LlamaConfig.from_directory(export), None
-    if cuda_graphs and torch.device(device).type == "cuda":
-        llama: Llama = StaticLlama(config, weights, device, dtype, capture=True)
-        graphs = Graphs(capture=True)
-    else:
-        llama = Llama(config, weights, device, dtype)
-    drafter: Drafter | None = None
-    directory = None
-    predictor = load_predictor(export, digest)
-    if predictor is not None:
-        drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary, graphs)
-        directory = export / PREDICTOR_DIRECTORY
-    elif (mtp := load_mtp(export, digest)) is not None:
-        drafter = MultiTokenPrediction(*mtp, llama)
-        directory = export / MTP_DIRECTORY
-    return Decoder(export, llama, drafter, directory)
 
 
 class Decoder:
@@ -203,7 +150,7 @@ class Decoder:
 
     def _batch(
         self, prompts: list[list[int]], request: Request, seed: int, on_cycle: Callable[[Cycle], None] | None
-    ) -> Batch:
+    ) -> DecodingEngine:
         policy = None
         if request.draft_length == "adaptive":
             assert self.calibration is not None
@@ -212,7 +159,7 @@ class Decoder:
             if len(prompts) > 1:  # see the policy's module
                 request, policy = replace(request, draft_length=policy.best_length), None
         seeds = range(seed, seed + len(prompts))
-        return Batch(self.llama, self.drafter, prompts, request, policy, seeds, on_cycle)
+        return DecodingEngine(self.llama, self.drafter, prompts, request, policy, seeds, on_cycle)
 
     def _request(
         self,

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.engine import DraftLength, Piece
+from nextlat_dist.inference.generation import DraftLength, Piece
 
 LONGEST_CHARACTER_TOKENS = 4  # UTF-8, a byte a token
 GREEN, DIM, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"

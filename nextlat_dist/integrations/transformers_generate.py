@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import INDEX_FILE, load_base_weights
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import DraftLength, Piece
-from nextlat_dist.inference.engine.llama import LlamaConfig
+from nextlat_dist.huggingface.base import INDEX_FILE, LlamaConfig, load_base_weights
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import DraftLength, Piece
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 
 # What `generate` itself makes up for a Llama. Any other model argument would have to reach the model's forward.

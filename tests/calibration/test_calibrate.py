@@ -28,8 +28,8 @@ from nextlat_dist.calibration.logistic import fit, probability, reliability
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.drafters import MTP_DIRECTORY, PREDICTOR_DIRECTORY
-from nextlat_dist.inference.decoder import load
-from nextlat_dist.inference.engine.engine import Cycle
+from nextlat_dist.inference.generation import Cycle
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
 from tests.inference.drafters.test_mtp import mtp_export
 from tests.kit.exports import (

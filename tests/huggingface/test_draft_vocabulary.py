@@ -15,6 +15,7 @@ from nextlat_dist.data.records import Storage
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.base import load_base_weights, weights_sha256
 from nextlat_dist.huggingface.draft_vocabulary import (
     TokenCounts,
     count_dataset,
@@ -22,13 +23,7 @@ from nextlat_dist.huggingface.draft_vocabulary import (
     coverage,
     most_frequent,
 )
-from nextlat_dist.huggingface.drafters import (
-    PREDICTOR_DIRECTORY,
-    load_base_weights,
-    load_predictor,
-    save_draft_vocabulary,
-    weights_sha256,
-)
+from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY, load_predictor, save_draft_vocabulary
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 from tests.training.state.test_resume import training_config
 

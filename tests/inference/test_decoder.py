@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference.decoder import Decoder, load
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.loading import load
 from tests.kit.exports import (
     BOS,
     calibration,

@@ -16,17 +16,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from nextlat_dist.huggingface.drafters import (
-    PredictorConfig,
-    load_base_weights,
-    load_predictor,
-    save_base_weights,
-    save_predictor,
-    weights_sha256,
-)
+from nextlat_dist.huggingface.base import load_base_weights, save_base_weights, weights_sha256
+from nextlat_dist.huggingface.drafters import PredictorConfig, load_predictor, save_predictor
 from nextlat_dist.huggingface.tokenizer import export_tokenizer
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.base import Chooser, Drawn, LatentPredictor, unroll
+from nextlat_dist.inference.drafters.base import Chooser, Drawn, unroll
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 
@@ -151,7 +146,7 @@ class _Plan:
         self.going: list[int] = []
         self.step = 0
 
-    def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
+    def observe(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
         for row, kept in enumerate(settled):
             self.settled[row] += kept
 

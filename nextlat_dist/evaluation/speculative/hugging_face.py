@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from nextlat_dist.evaluation.speculative.trials import Run
-from nextlat_dist.inference.engine.engine import Generation
+from nextlat_dist.inference.generation import Generation
 
 PROMPT_LOOKUP_TOKENS = 10
 

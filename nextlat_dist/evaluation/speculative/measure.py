@@ -36,8 +36,9 @@ from nextlat_dist.evaluation.speculative.trials import (
     take_turns,
 )
 from nextlat_dist.evaluation.speculative.words import CAVEAT, greedy_sentence, tables, verdicts
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import DraftLength
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import DraftLength
+from nextlat_dist.inference.loading import load
 from nextlat_dist.reporting import report
 
 FIXED_LENGTHS = tuple(range(11))

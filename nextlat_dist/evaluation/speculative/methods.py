@@ -13,7 +13,7 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.speculative.hugging_face import HuggingFace
 from nextlat_dist.evaluation.speculative.trials import HUGGING_FACE, NEXTLAT, Contender, EncodedPrompt, Run, Side
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.engine import DraftLength, Piece
+from nextlat_dist.inference.generation import DraftLength, Piece
 from nextlat_dist.inference.prompts import load_prompts
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.engine import Cycle, DraftLength
+from nextlat_dist.inference.generation import Cycle, DraftLength
 
 WARM_UP_ROUNDS = 3
 MEASURED_ROUNDS = 25
@@ -87,7 +87,7 @@ def measure_costs(
     for states, counts in llama.prefill([prompt_ids] * batch_size, cache):
         last = states[torch.tensor(counts).cumsum(0) - 1]
         if memory is not None:
-            memory.absorb(states, counts, counts)
+            memory.observe(states, counts, counts)
     lengths = [length - row % min(STAGGER, length) for row in range(batch_size)]
     token = llama.logits(last).argmax(dim=-1)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.engine import DraftLength, Generation
+from nextlat_dist.inference.generation import DraftLength, Generation
 from nextlat_dist.inference.prompts import Prompt
 from nextlat_dist.reporting import report
 

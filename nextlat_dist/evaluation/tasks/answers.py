@@ -18,9 +18,9 @@ import torch
 
 from nextlat_dist.evaluation.state_model import StateModel
 from nextlat_dist.evaluation.tasks.scores import Watch
-from nextlat_dist.huggingface.drafters import load_base_weights
+from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.llama import Llama, LlamaConfig
+from nextlat_dist.inference.engine.llama import Llama
 from nextlat_dist.tasks import EOS_ID, PAD_ID, Document
 
 ROWS = 128  # documents run together

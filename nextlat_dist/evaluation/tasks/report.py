@@ -25,7 +25,7 @@ from nextlat_dist.evaluation.tasks import data as task_data
 from nextlat_dist.evaluation.tasks.pictures import draw_pictures
 from nextlat_dist.evaluation.tasks.scores import Runs, Scores, Share
 from nextlat_dist.evaluation.tasks.scoring import Sampled, score_export
-from nextlat_dist.inference.engine.llama import LlamaConfig
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.reporting import report
 from nextlat_dist.reporting.report import Progress
 from nextlat_dist.tasks import Task, task_of

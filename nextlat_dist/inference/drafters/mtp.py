@@ -49,7 +49,7 @@ class _Past:
         self.rows: list[int] = []  # of the cycle under way
         self.step = 0
 
-    def absorb(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
+    def observe(self, states: torch.Tensor, counts: Sequence[int], settled: Sequence[int]) -> None:
         self._shrink(len(counts))  # the batch does not say when its last row has ended
         start = 0
         for row, (count, kept) in enumerate(zip(counts, settled, strict=True)):

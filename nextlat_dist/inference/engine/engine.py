@@ -1,6 +1,6 @@
 """The decoding loop: rows of a batch drafted, verified and settled together, each at its own pace.
 
-    for piece in Batch(llama, drafter, prompts, request, policy, seeds).run(): …
+    for piece in DecodingEngine(llama, drafter, prompts, request, policy, seeds).run(): …
 
 A cycle drafts for every row, runs the base model once over all rows' last tokens and drafts, and keeps of each row
 what verification allows: rows accept different numbers of tokens, and none waits for another. A row that ends gives
@@ -17,92 +17,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from nextlat_dist.inference.drafters.base import Chooser, Drafter
 from nextlat_dist.inference.engine.llama import Llama
-from nextlat_dist.inference.sampling import Sampling
+from nextlat_dist.inference.generation import Cycle, Generation, Piece, Request
 from nextlat_dist.inference.speculative.policy import Pace, Policy
 from nextlat_dist.inference.speculative.verify import Drafts, DraftStep, verify_greedy, verify_sampled
-from nextlat_dist.inference.stopping import Stops
-
-DraftLength = int | Literal["adaptive"]
-
-
-@dataclass
-class Generation:
-    """The continuation of one prompt.
-
-    `token_ids` includes the token that ended it, if one did; `from_draft` says of each whether it was drafted and
-    accepted or picked by the base model; `text` ends before a stop string and is None for prompts given as ids. A
-    *cycle* is one forward after the prefill: it emits the drafted tokens that were accepted and one more, which costs
-    no draft. `drafted_by_position` and `accepted_by_position` count drafted tokens (an accepted one that falls behind
-    the end is not counted). Seconds are those of the whole batch until this row had its first, and its last token.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    from_draft: list[bool] = field(default_factory=list)
-    text: str | None = None
-    finish_reason: str = "length"  # "stop": a stop token or string; "length": max_new_tokens or the context limit
-    cycles: int = 0
-    drafted_by_position: list[int] = field(default_factory=list)
-    accepted_by_position: list[int] = field(default_factory=list)
-    prefill_seconds: float = 0.0  # includes picking the first token
-    decode_seconds: float = 0.0
-
-    @property
-    def drafted(self) -> int:
-        return sum(self.drafted_by_position)
-
-    @property
-    def accepted(self) -> int:
-        return sum(self.accepted_by_position)
-
-    def count(self, drafted: int, accepted: int) -> None:
-        """Note one cycle."""
-        self.cycles += 1
-        missing = [0] * (drafted - len(self.drafted_by_position))
-        self.drafted_by_position += missing
-        self.accepted_by_position += missing
-        for position in range(drafted):
-            self.drafted_by_position[position] += 1
-            self.accepted_by_position[position] += position < accepted
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What the prefill or a cycle adds to row `row`: its first `accepted` tokens were drafted."""
-
-    row: int
-    token_ids: list[int]
-    accepted: int
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """A cycle as seen from outside, for measurements. Lists have one entry per row that took part.
-
-    `confidences` are the largest probabilities that each of a row's drafts could be drawn with.
-    """
-
-    rows: list[int]
-    confidences: list[list[float]]
-    accepted: list[int]
-    draft_seconds: float
-    verify_seconds: float  # the base model's forward, and picking tokens
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Request:
-    """What all rows of a call share."""
-
-    max_new_tokens: int
-    draft_length: DraftLength
-    sampling: Sampling
-    stops: Stops
 
 
 @dataclass
@@ -123,7 +45,7 @@ class _Row:
         return [self.numbers.random() for _ in range(count)]
 
 
-class Batch:
+class DecodingEngine:
     """Prompts decoded together; `run` once."""
 
     def __init__(
@@ -180,7 +102,7 @@ class Batch:
         done = 0
         for states, counts in self.llama.prefill(prompts, self.cache):
             if self.memory:
-                self.memory.absorb(states, counts, counts)
+                self.memory.observe(states, counts, counts)
             ends = torch.tensor(counts).cumsum(0).tolist()
             done += max(counts)
             for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
@@ -203,7 +125,7 @@ class Batch:
         verified_at = self.now()
         settled = [kept + 1 for kept in accepted]
         if self.memory:
-            self.memory.absorb(states, counts, settled)
+            self.memory.observe(states, counts, settled)
         self.cache.lengths = [
             length - count + kept for length, count, kept in zip(self.cache.lengths, counts, settled, strict=True)
         ]
@@ -290,7 +212,7 @@ class Batch:
             on = []  # places in `rows`
             for place, (r, token) in enumerate(zip(rows, tokens, strict=True)):
                 confidences[r].append(sure[taking[place]])
-                if token not in stops and len(drafts.steps) < self.rows[r].room and paces[r].goes_on():
+                if token not in stops and len(drafts.steps) < self.rows[r].room and paces[r].continues():
                     on.append(place)
             kept = None if len(on) == len(going) else torch.tensor([taking[place] for place in on], device=device)
             last = chosen if len(on) == len(rows) else chosen[torch.tensor(on, dtype=torch.int64, device=device)]

@@ -9,64 +9,16 @@ Equals `transformers.LlamaForCausalLM` to rounding (tests/inference/engine/test_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
 
-from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.inference.engine.linear import linear
 
 PREFILL_CHUNK_TOKENS = 2048  # of all rows together; bounds the memory of attention masks and activations
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The fields of `config.json` that the forward needs, named as there."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-
-    @staticmethod
-    def from_directory(directory: Path) -> LlamaConfig:
-        """Raises UserError: the model is no plain Llama, and which field says so."""
-        raw: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        rope = raw.get("rope_parameters") or {**raw, **(raw.get("rope_scaling") or {})}  # the older form is flat
-        plain = {
-            "model_type": (raw.get("model_type"), "llama"),
-            "hidden_act": (raw.get("hidden_act"), "silu"),
-            "attention_bias": (raw.get("attention_bias", False), False),
-            "mlp_bias": (raw.get("mlp_bias", False), False),
-            "rope_type": (rope.get("rope_type", "default"), "default"),
-        }
-        for field, (value, expected) in plain.items():
-            if value != expected:
-                raise UserError(
-                    f"{directory / 'config.json'} has {field} {value!r}, but this decoder runs {expected!r} only"
-                )
-        heads = raw["num_attention_heads"]
-        return LlamaConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            rms_norm_eps=raw["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", 10000.0),
-            max_position_embeddings=raw["max_position_embeddings"],
-        )
 
 
 class KeyValueCache:

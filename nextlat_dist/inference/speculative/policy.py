@@ -33,7 +33,7 @@ MARGIN = 0.02  # that drafting must gain over a plain step, for costs that were 
 
 
 class Pace(Protocol):
-    """One row's decisions. A cycle asks `begins`, then after each draft step `takes`, and if so `goes_on`, until one
+    """One row's decisions. A cycle asks `begins`, then after each draft step `takes`, and if so `continues`, until one
     says no; then it calls `settle`.
     """
 
@@ -43,7 +43,7 @@ class Pace(Protocol):
     def takes(self, confidence: float) -> bool:
         """Sample a draft from the step just run? `confidence` is the largest probability that it may be drawn with."""
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Run one more draft step?"""
 
     def settle(self, accepted: int) -> None:
@@ -148,7 +148,7 @@ class AdaptivePace:
         self.survival = reached
         return True
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         position = len(self.drafted)
         return self._gain(position + 1, self.survival, self.policy.cost[position], position + 1) > 0
 

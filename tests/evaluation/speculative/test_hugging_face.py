@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextlat_dist.evaluation.speculative.hugging_face import HuggingFace
-from nextlat_dist.inference.decoder import load
+from nextlat_dist.inference.loading import load
 from tests.kit.exports import random_weights, tiny_config, write_export
 
 

@@ -14,8 +14,9 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.speculative.measure import evaluate_speculative
 from nextlat_dist.evaluation.speculative.methods import encode_prompts
 from nextlat_dist.evaluation.speculative.trials import LEAST_TURNS, repeated_share
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import Generation
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import Generation
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 from tests.kit.exports import (
     copying_model,

@@ -10,7 +10,8 @@ import torch
 
 from nextlat_dist.evaluation.speculative import step_costs as costs
 from nextlat_dist.evaluation.speculative.step_costs import StepCosts, costs_sentence, measure_costs, split_cycles
-from nextlat_dist.inference.decoder import Decoder, load
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.loading import load
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
 PROMPT = list(range(3, 23))

@@ -27,8 +27,8 @@ from nextlat_dist.evaluation.speculative.trials import (
     repeated_share,
     take_turns,
 )
-from nextlat_dist.inference.decoder import load
-from nextlat_dist.inference.engine.engine import Generation
+from nextlat_dist.inference.generation import Generation
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import Prompt
 from tests.kit.exports import random_weights, tiny_config, write_export
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import MTPConfig, load_base_weights, save_base_weights, save_mtp, weights_sha256
+from nextlat_dist.huggingface.base import load_base_weights, save_base_weights, weights_sha256
+from nextlat_dist.huggingface.drafters import MTPConfig, save_mtp
 from nextlat_dist.inference import load
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.mtp import MultiTokenPrediction
-from nextlat_dist.inference.engine.engine import Batch, Generation, Request
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import Generation, Request
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
@@ -88,7 +90,7 @@ def test_logits_are_those_of_the_training_forward(tmp_path: Path, one_rank: Rank
     for counts in [(9, 5), (1, 1), (2, 3), (0, 6), (7, 1), (1, 2)]:  # a prompt, then settled positions of cycles
         new = torch.cat([tokens[row, done[row] : done[row] + count] for row, count in enumerate(counts)])
         states = decoder.llama.forward(new, counts, cache)
-        memory.absorb(states, counts, counts)
+        memory.observe(states, counts, counts)
         done = [before + count for before, count in zip(done, counts, strict=True)]
         memory.begin(decoder.llama.embedding.new_empty(2, 0))
         for step in range(3):
@@ -109,7 +111,7 @@ class Rows:
         self.settled: list[torch.Tensor] = [torch.empty(0, HIDDEN, dtype=torch.float64) for _ in range(5)]
         self.memory = drafter.start(5, CONTEXT)
 
-    def absorb(self, most: int) -> None:
+    def observe(self, most: int) -> None:
         counts = [self.pick.randint(1, most) for _ in self.settled]
         kept = [self.pick.randint(1, count) for count in counts]
         states = torch.randn(sum(counts), HIDDEN, generator=self.generator, dtype=torch.float64)
@@ -117,7 +119,7 @@ class Rows:
         for row, (part, keep) in enumerate(zip(parts, kept, strict=True)):
             self.settled[row] = torch.cat([self.settled[row], part[:keep].clone()])
             part[keep:] = 1e6  # rejected: out of reach
-        self.memory.absorb(torch.cat(parts), counts, kept)
+        self.memory.observe(torch.cat(parts), counts, kept)
 
     def draft(self) -> None:
         rows = sorted(self.pick.sample(range(len(self.settled)), self.pick.randint(1, len(self.settled))))
@@ -137,7 +139,7 @@ class Rows:
         """What a memory drafts that knows this row only, all of it at once."""
         states = self.settled[row]
         memory = self.drafter.start(1, len(states))
-        memory.absorb(states, [len(states)], [len(states)])
+        memory.observe(states, [len(states)], [len(states)])
         memory.begin(states[-1:])
         logits = [memory.logits(torch.zeros(1, dtype=torch.int64), None)[0] for _ in range(step + 1)]
         return logits[-1]
@@ -154,12 +156,12 @@ class Rows:
 def test_a_row_drafts_as_if_alone_whatever_happens_around_it(decoder: Decoder, seed: int) -> None:
     assert isinstance(decoder.drafter, MultiTokenPrediction)
     rows = Rows(decoder.drafter, seed)
-    rows.absorb(most=12)
+    rows.observe(most=12)
     rows.end_one()  # with its first token
     for cycle in range(9):
         if cycle != 4:  # a cycle without drafts leaves more to read
             rows.draft()
-        rows.absorb(most=HORIZON + 1)
+        rows.observe(most=HORIZON + 1)
         if cycle % 3 == 2:
             rows.end_one()
 
@@ -190,7 +192,7 @@ def test_a_batch_is_its_rows_alone(decoder: Decoder, draft_length: Any, temperat
         policy = AdaptivePolicy(calibration, temperature, 1, 2)
 
     def decode(prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
-        batch = Batch(decoder.llama, decoder.drafter, prompts, request, policy, seeds)
+        batch = DecodingEngine(decoder.llama, decoder.drafter, prompts, request, policy, seeds)
         list(batch.run())
         return batch.results
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import DraftLength
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.generation import DraftLength
+from nextlat_dist.inference.loading import load
 from tests.kit.exports import (
     BOS,
     EOS,

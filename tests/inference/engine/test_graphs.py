@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextlat_dist.huggingface.drafters import load_base_weights, load_predictor, save_draft_vocabulary, weights_sha256
+from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
+from nextlat_dist.huggingface.drafters import load_predictor, save_draft_vocabulary
 from nextlat_dist.inference import load
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.base import LatentPredictor
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
 from nextlat_dist.inference.engine import llama as llama_module
 from nextlat_dist.inference.engine.graphs import SLOTS, WIDTHS, Graphs, StaticLlama, power_of_two
-from nextlat_dist.inference.engine.llama import LlamaConfig
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import Batch, Cycle, DraftLength, Request
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import Cycle, DraftLength, Request
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
@@ -135,7 +137,7 @@ def test_after_every_cycle_cache_and_states_equal_a_fresh_prefill(
             stored[len(batch.rows) :] = HUGE
 
     request = Request(NEW_TOKENS, draft_length, Sampling(temperature), stops)
-    batch = Batch(llama, decoder.drafter, prompts, request, policy, range(len(prompts)), check)
+    batch = DecodingEngine(llama, decoder.drafter, prompts, request, policy, range(len(prompts)), check)
     pieces = batch.run()
     with torch.inference_mode():
         next(pieces)  # the prefill's

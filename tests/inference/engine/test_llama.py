@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference.decoder import load
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.inference.engine import llama as llama_module
-from nextlat_dist.inference.engine.llama import KeyValueCache, Llama, LlamaConfig
+from nextlat_dist.inference.engine.llama import KeyValueCache, Llama
+from nextlat_dist.inference.loading import load
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}

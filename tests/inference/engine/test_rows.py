@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine.engine import Batch, Cycle, DraftLength, Generation, Piece, Request
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import Cycle, DraftLength, Generation, Piece, Request
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
@@ -41,7 +43,7 @@ def decode(
         policy = AdaptivePolicy(calibration(), temperature, len(PROMPTS), None)
     request = Request(20, draft_length, Sampling(temperature), Stops(STOPS))
     prompts = [(changed or {}).get(place, PROMPTS[place]) for place in places]
-    batch = Batch(decoder.llama, decoder.drafter, prompts, request, policy, [SEEDS[place] for place in places])
+    batch = DecodingEngine(decoder.llama, decoder.drafter, prompts, request, policy, [SEEDS[place] for place in places])
     for _ in batch.run():
         pass
     return dict(zip(places, batch.results, strict=True))

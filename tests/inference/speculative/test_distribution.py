@@ -18,9 +18,11 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine import engine as batch_module
-from nextlat_dist.inference.engine.engine import Batch, DraftLength, Piece, Request
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.engine import engine as engine_module
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import DraftLength, Piece, Request
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts, DraftStep
@@ -75,7 +77,7 @@ def sample(
     results = []
     for start in range(0, count, ROWS):
         seeds = range(20_000 + start, 20_000 + min(start + ROWS, count))
-        batch = Batch(decoder.llama, decoder.drafter, [PROMPT] * len(seeds), request, policy, seeds)
+        batch = DecodingEngine(decoder.llama, decoder.drafter, [PROMPT] * len(seeds), request, policy, seeds)
         for _ in batch.run():
             pass
         results += batch.results
@@ -141,14 +143,14 @@ def test_a_right_decoder_passes_with_as_few_samples(export: Path) -> None:
 
 @pytest.mark.parametrize("wrong", WRONG_VERIFIERS)
 def test_a_wrong_verifier_is_noticed(wrong: Verifier, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_module, "verify_sampled", wrong)
+    monkeypatch.setattr(engine_module, "verify_sampled", wrong)
     assert max(of_a_wrong_decoder(export)) < ALPHA
 
 
-def keep_a_rejected_slot(cycle: Callable[[Batch], list[Piece]]) -> Callable[[Batch], list[Piece]]:
+def keep_a_rejected_slot(cycle: Callable[[DecodingEngine], list[Piece]]) -> Callable[[DecodingEngine], list[Piece]]:
     """Every cycle leaves the first rejected slot of a row in reach."""
 
-    def wrong(batch: Batch) -> list[Piece]:
+    def wrong(batch: DecodingEngine) -> list[Piece]:
         before = [result.drafted for result in batch.results]
         pieces = cycle(batch)
         drafted = [result.drafted - earlier for result, earlier in zip(batch.results, before, strict=True)]
@@ -162,11 +164,11 @@ def keep_a_rejected_slot(cycle: Callable[[Batch], list[Piece]]) -> Callable[[Bat
 
 
 def discard_unlikely_drafts(
-    draft: Callable[[Batch], tuple[Drafts, list[list[float]]]],
-) -> Callable[[Batch], tuple[Drafts, list[list[float]]]]:
+    draft: Callable[[DecodingEngine], tuple[Drafts, list[list[float]]]],
+) -> Callable[[DecodingEngine], tuple[Drafts, list[list[float]]]]:
     """Drafts end before a token of less than 0.4: a decision by a token's own value."""
 
-    def wrong(batch: Batch) -> tuple[Drafts, list[list[float]]]:
+    def wrong(batch: DecodingEngine) -> tuple[Drafts, list[list[float]]]:
         drafts, confidences = draft(batch)
         on = set(range(drafts.rows))
         steps = []
@@ -189,9 +191,9 @@ MUTANTS: list[tuple[str, Any]] = [("cycle", keep_a_rejected_slot), ("draft", dis
 
 @pytest.mark.parametrize(("method", "mutate"), MUTANTS, ids=[mutate.__name__ for _, mutate in MUTANTS])
 def test_a_wrong_engine_is_noticed(method: str, mutate: Any, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, method, mutate(getattr(Batch, method)))
-    create = batch_module.Llama.new_cache
+    monkeypatch.setattr(DecodingEngine, method, mutate(getattr(DecodingEngine, method)))
+    create = engine_module.Llama.new_cache
     monkeypatch.setattr(
-        batch_module.Llama, "new_cache", lambda llama, rows, capacity, *more: create(llama, rows, capacity + 4, *more)
+        engine_module.Llama, "new_cache", lambda llama, rows, capacity, *more: create(llama, rows, capacity + 4, *more)
     )
     assert max(of_a_wrong_decoder(export)) < ALPHA

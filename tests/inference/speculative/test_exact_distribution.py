@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from nextlat_dist.inference.decoder import Decoder, load
-from nextlat_dist.inference.engine import engine as batch_module
-from nextlat_dist.inference.engine.engine import Batch, DraftLength, Request
+from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.engine import engine as engine_module
+from nextlat_dist.inference.engine.engine import DecodingEngine
+from nextlat_dist.inference.generation import DraftLength, Request
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts
@@ -48,7 +50,7 @@ class Script:
         return self.written[self.used - 1] if self.used <= len(self.written) else 0.5
 
 
-class Traced(Batch):
+class Traced(DecodingEngine):
     """The engine; its rows draw their numbers from scripts, and what they draft and keep is noted."""
 
     def follow(self, scripts: list[Script]) -> list[Trace]:
@@ -184,7 +186,7 @@ def test_joint_law_of_the_engine_is_the_base_models(case: str, decoders: dict[in
 def test_a_wrong_verifier_in_the_engine_is_noticed(
     wrong: Verifier, decoders: dict[int, Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_module, "verify_sampled", wrong)
+    monkeypatch.setattr(engine_module, "verify_sampled", wrong)
     assert largest_error(Engine(decoders[3], Sampling(1.0), 3, 1)) > 1e-3
 
 

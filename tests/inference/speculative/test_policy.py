@@ -37,7 +37,7 @@ def play(policy: AdaptivePolicy, accept: float, cycles: int, seed: int = 0) -> t
             if not pace.takes(accept):
                 break
             drafts += 1
-            going = pace.goes_on()
+            going = pace.continues()
         kept = next((i for i in range(drafts) if numbers.random() >= accept), drafts)
         pace.settle(kept)
         tokens += kept + 1
@@ -92,7 +92,7 @@ def test_confidence_beats_every_fixed_length() -> None:
             if not pace.takes(chances[drafts]):
                 break
             drafts += 1
-            going = pace.goes_on()
+            going = pace.continues()
         pace.settle(min(run, drafts))
         tokens += min(run, drafts) + 1
         time += policy.drafting(steps) + policy.verify[drafts]
@@ -113,9 +113,9 @@ def test_it_never_drafts_more_than_the_drafter_can() -> None:
     pace = policy.pace()
     assert pace.begins()
     assert pace.takes(0.99)
-    assert pace.goes_on()
+    assert pace.continues()
     assert pace.takes(0.99)
-    assert not pace.goes_on()
+    assert not pace.continues()
 
 
 def test_a_dear_first_draft_step_is_paid_by_the_following_ones() -> None:

@@ -77,7 +77,7 @@ class Rule:
         self.drafted += 1
         return not self.stop(self.drafted - 1, confidence)
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         return True
 
     def settle(self, accepted: int) -> None:
@@ -98,7 +98,7 @@ def adaptive(records: Sequence[int] = (), draft_cost: float = 0.05) -> Pace:
             if not pace.takes(0.6):
                 break
             drafted += 1
-            going = pace.goes_on()
+            going = pace.continues()
         pace.settle(min(accepted, drafted))
     return pace
 
@@ -113,7 +113,7 @@ def all_drafts(
     tables: Tables, pace: Pace, keeps: Callable[[float], bool], tokens: tuple[int, ...] = (), probability: float = 1.0
 ) -> Iterator[Drafted]:
     """Everything that may be drafted, as the engine drafts; `keeps` may discard a token for its own probability."""
-    if len(tokens) < tables.drafts and (pace.goes_on() if tokens else pace.begins()):
+    if len(tokens) < tables.drafts and (pace.continues() if tokens else pace.begins()):
         q = tables.draft[tokens]
         if pace.takes(float(q.max())):
             for column, share in enumerate(q.tolist()):
