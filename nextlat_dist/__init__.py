@@ -14,7 +14,7 @@ from nextlat_dist import moved
 
 if TYPE_CHECKING:
     from nextlat_dist.huggingface.export import export_checkpoint as export
-    from nextlat_dist.inference.decoder import load
+    from nextlat_dist.inference.loading import load
     from nextlat_dist.training.run import train
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ __all__ = ["__version__", "export", "load", "train"]
 
 _EXPORTS = {
     "export": ("nextlat_dist.huggingface.export", "export_checkpoint"),
-    "load": ("nextlat_dist.inference.decoder", "load"),
+    "load": ("nextlat_dist.inference.loading", "load"),
     "train": ("nextlat_dist.training.run", "train"),
 }
 _NEED_STAND_INS = ("export", "train")  # Megatron-Core asks for CUDA while it is imported

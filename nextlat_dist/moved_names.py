@@ -138,6 +138,30 @@ NAMES: dict[str, dict[str, str]] = {
         "SMALL_BATCH": "nextlat_dist.evaluation.speculative.measure",
         "evaluate_speculative": "nextlat_dist.evaluation.speculative.measure",
     },
+    "nextlat_dist.export.layout": {
+        "INDEX_FILE": "nextlat_dist.huggingface.base",
+        "WEIGHTS_FILE": "nextlat_dist.huggingface.base",
+        "load_base_weights": "nextlat_dist.huggingface.base",
+        "save_base_weights": "nextlat_dist.huggingface.base",
+        "weights_sha256": "nextlat_dist.huggingface.base",
+    },
+    "nextlat_dist.inference.batch": {
+        "Batch": "nextlat_dist.inference.engine.engine:DecodingEngine",
+        "Cycle": "nextlat_dist.inference.generation",
+        "DraftLength": "nextlat_dist.inference.generation",
+        "Generation": "nextlat_dist.inference.generation",
+        "Piece": "nextlat_dist.inference.generation",
+        "Request": "nextlat_dist.inference.generation",
+    },
+    "nextlat_dist.inference.decoder": {
+        "load": "nextlat_dist.inference.loading",
+    },
+    "nextlat_dist.inference.drafter": {
+        "LatentPredictor": "nextlat_dist.inference.drafters.latent_predictor",
+    },
+    "nextlat_dist.inference.llama": {
+        "LlamaConfig": "nextlat_dist.huggingface.base",
+    },
     "nextlat_dist.training.state": {
         "CONFIG_FILE": "nextlat_dist.training.state.saving",
         "STATE_FILE": "nextlat_dist.training.state.saving",
