@@ -1,157 +1,143 @@
-"""What a hidden state says about the tokens to come: a linear head on frozen h_t for x_{t+k}, one for every offset k.
+"""How far ahead hidden states look: linear probes for the tokens to come against a GPT twin's, and effective rank.
 
-    read_sequences(dataset: Path, count: int, length: int) -> Sequences
-    probe_losses(states: Tensor, sequences: Sequences, offset: int, vocab_size: int, fitting: Fitting) -> Tensor
+    evaluate_probes(exports: ["gpt=DIR", "nextlat=DIR", …], data: Path, *, baseline=None, offsets=range(1, 21),
+                    sequences=1024, length=256, fitting=Fitting(), progress=True) -> Report
 
-Sequences are the beginnings of documents, so nothing is asked of a model that its training did not show it. Heads are
-fitted on every other document and judged on those between. Invariant: documents, their order and the batches of every
-step depend on the seed alone, so that the losses of two models may be compared document by document.
+Works on any text dataset. A difference below 0 means that the states of that model say more about the token so far
+ahead than the baseline's do. Exports of one name are runs (seeds) of it: their losses are averaged. The effective rank
+is that of all states of the first 256 sequences of 256 tokens, or of as many and as long ones as there are, and the
+table says of how many.
+
+Command: `nextlat evaluate probes --export gpt=DIR nextlat=DIR --data data/text/validation --json FILE --pictures DIR`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from nextlat_dist.data.records import Storage
-from nextlat_dist.data.shard_format import Record, read_manifest
+from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
+from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.exports import named_exports
+from nextlat_dist.evaluation.probes.linear_probes import (
+    Fitting,
+    Sequences,
+    difference,
+    no_state_losses,
+    pair_counts,
+    probe_losses,
+    read_sequences,
+)
+from nextlat_dist.evaluation.probes.page import NO_STATE, ProbeRow, Ranks, probes_report
+from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.reporting.console import Progress
+from nextlat_dist.reporting.report import Report
 
-LR_TIMES_HIDDEN = 0.5  # a step of Adam moves a logit by less than that, whatever the width
-JUDGED_ROWS = 4096  # positions of a chunk whose logits are there at once
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Attributes:
-    tokens: int64 [n, length], 0 behind the end of a document.
-    lengths: int64 [n].
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-
-    def real(self) -> Tensor:
-        """bool [n, length]: which positions hold a token of the document."""
-        return torch.arange(self.tokens.shape[1]) < self.lengths[:, None]
-
-    def first(self, count: int) -> Sequences:
-        return Sequences(self.tokens[:count], self.lengths[:count])
-
-    def pairs(self, offset: int, *, judged: bool) -> Tensor:
-        """int64 [pairs, 2]: sequence and position t of every pair (t, t + offset) in the documents of one half."""
-        has_target = self.real()[:, offset:].clone()
-        has_target[int(not judged) :: 2] = False
-        return has_target.nonzero()
+OFFSETS = tuple(range(1, 21))
+RANK_SEQUENCES, RANK_LENGTH = 256, 256  # of the effective rank in arXiv 2511.05963
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """Adam on mini-batches, its learning rate falling to 0."""
-
-    steps: int = 300
-    batch: int = 512
-    seed: int = 0
-
-
-def read_sequences(dataset: Path, count: int, length: int) -> Sequences:
-    """The first `length` tokens of the first `count` documents that have at least two; fewer where there are fewer.
-
-    Raises:
-        UserError: no dataset, or a damaged one, or it has fewer than four such documents.
-    """
-    place = open_place(dataset)
-    storage = Storage(place, read_manifest(place))
-    starts: list[np.ndarray] = []
-    for number in range(len(storage)):
-        starts += [start for start in _starts(storage.read(number), length) if len(start) > 1]
-        if len(starts) >= count:
-            break
-    starts = starts[:count]
-    if len(starts) < 4:
-        raise UserError(
-            f"{dataset} has {len(starts)} documents of two tokens or more, but probes need 4 to fit and to judge; "
-            "raise --sequences or give a larger dataset as --data"
-        )
-    tokens = torch.zeros(len(starts), max(map(len, starts)), dtype=torch.int64)
-    for row, start in enumerate(starts):
-        tokens[row, : len(start)] = torch.from_numpy(start.astype(np.int64))
-    return Sequences(tokens, torch.tensor([len(start) for start in starts]))
-
-
-def _starts(record: Record, length: int) -> Iterator[np.ndarray]:
-    for end, size in zip(record.ends.tolist(), record.lengths.tolist(), strict=True):
-        yield record.tokens[end - size : min(end, end - size + length)]
-
-
-def probe_losses(states: Tensor, sequences: Sequences, offset: int, vocab_size: int, fitting: Fitting) -> Tensor:
-    """Fit the head of one offset; nats of each judged document, all its pairs together: float64 [n // 2].
+def evaluate_probes(
+    exports: Sequence[str],
+    data: Path,
+    *,
+    baseline: str | None = None,
+    offsets: Sequence[int] = OFFSETS,
+    sequences: int = 1024,
+    length: int = RANK_LENGTH,
+    fitting: Fitting | None = None,
+    progress: bool = True,
+) -> Report:
+    """Fit and judge the probes of every export.
 
     Args:
-        states: h [n, length, hidden] of the sequences, on any device.
+        exports: `[name=]DIR` each, written by `nextlat export`; see `evaluation.exports`.
+        data: a dataset that no export was trained on, such as a validation split.
+        baseline: the name that differences are to; None: the first.
+        sequences: documents read, half to fit the probes and half to judge them.
+        length: tokens of each, at most.
+
+    Raises:
+        UserError: bad options or data, or an export that does not know the tokens of the dataset.
     """
-    fit, judged = sequences.pairs(offset, judged=False), sequences.pairs(offset, judged=True)
-    targets = sequences.tokens[:, offset:]
-    hidden, device = states.shape[-1], states.device
-    known = states[fit[:, 0], fit[:, 1]].float()
-    mean, spread = known.mean(dim=0), known.std(dim=0)
-    spread = torch.where(spread > 0, spread, 1.0)
-    weight = torch.zeros(vocab_size, hidden, device=device, requires_grad=True)
-    bias = log_frequencies(targets[fit[:, 0], fit[:, 1]], vocab_size).to(device).requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=LR_TIMES_HIDDEN / hidden)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=fitting.steps)
-    generator = torch.Generator().manual_seed(fitting.seed + offset)
-    for _ in range(fitting.steps):
-        row, t = fit[torch.randint(len(fit), (fitting.batch,), generator=generator)].unbind(dim=1)
-        x = (states[row, t].float() - mean) / spread
-        loss = functional.cross_entropy(functional.linear(x, weight, bias), targets[row, t].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    sums = torch.zeros(len(sequences.lengths), dtype=torch.float64)
-    with torch.no_grad():
-        for row, t in (part.unbind(dim=1) for part in judged.split(JUDGED_ROWS)):
-            logits = functional.linear((states[row, t].float() - mean) / spread, weight, bias)
-            nats = functional.cross_entropy(logits, targets[row, t].to(device), reduction="none")
-            sums.index_add_(0, row, nats.double().cpu())
-    return sums[1::2]
+    named = named_exports(exports)
+    names = list(dict.fromkeys(export.name for export in named))
+    baseline = names[0] if baseline is None else baseline
+    fitting = Fitting() if fitting is None else fitting
+    if baseline not in names:
+        raise UserError(f"--baseline is {baseline!r}, but the exports are called {', '.join(names)}; name one of them")
+    if min(offsets, default=0) < 1 or sequences < 4 or min(fitting.steps, fitting.batch) < 1:
+        raise UserError(
+            f"--offsets are {list(offsets)}, --sequences {sequences} and --steps {fitting.steps}, but there must be "
+            "offsets ≥ 1, 4 sequences and 1 step or more; change what is less"
+        )
+    read = read_sequences(data, sequences, length)
+    farthest = max(offsets)
+    if any(len(read.pairs(farthest, judged=judged)) == 0 for judged in (False, True)):
+        raise UserError(
+            f"no pair of tokens {farthest} apart is in the first {read.tokens.shape[1]} tokens of the documents of "
+            f"{data}; lower --offsets or raise --length"
+        )
+    vocab_size = read_manifest(open_place(data)).tokenizer.vocab_size
+    losses: dict[str, list[list[Tensor]]] = {name: [] for name in names}  # name → run → offset → [documents]
+    ranks: dict[str, list[float]] = {name: [] for name in names}
+    for export in named:
+        latents = Latents(export.path)
+        if latents.vocab_size < vocab_size:
+            raise UserError(
+                f"{export.path} knows {latents.vocab_size} token ids, but {data} has {vocab_size}; give data of its "
+                "tokenizer"
+            )
+        watch = Progress(f"{export.name} {export.run}, probes", len(offsets), progress)
+        own, rank = _probe(latents, read, offsets, vocab_size, fitting, watch)
+        losses[export.name].append(own)
+        ranks[export.name].append(rank)
+    of_rank = read.first(RANK_SEQUENCES)
+    options = {"baseline": baseline, "offsets": list(offsets), "sequences": len(read.lengths), "length": length}
+    options |= {"steps": fitting.steps, "batch": fitting.batch, "seed": fitting.seed}
+    found = Ranks(ranks, states=int(of_rank.lengths.sum()), sequences=len(of_rank.lengths))
+    return probes_report(options, _rows(losses, baseline, read, offsets, vocab_size), found, baseline)
 
 
-def log_frequencies(tokens: Tensor, vocab_size: int) -> Tensor:
-    """ln of how often each id is among `tokens`, one added to every count: float32 [vocab_size]."""
-    counts = torch.bincount(tokens, minlength=vocab_size).float() + 1
-    return (counts / counts.sum()).log()
+def _probe(
+    latents: Latents,
+    sequences: Sequences,
+    offsets: Sequence[int],
+    vocab_size: int,
+    fitting: Fitting,
+    watch: Progress,
+) -> tuple[list[Tensor], float]:
+    """Losses of the judged documents by offset, and the effective rank."""
+    states = latents.states(sequences.tokens).clone()  # no longer an inference tensor: heads are fitted on it
+    first = sequences.first(RANK_SEQUENCES)
+    rank = effective_rank(states[: len(first.lengths)][first.real()])
+    losses = []
+    for offset in offsets:
+        losses.append(probe_losses(states, sequences, offset, vocab_size, fitting))
+        watch.add(fitting.steps * fitting.batch)
+    return losses, rank
 
 
-def no_state_losses(sequences: Sequences, offset: int, vocab_size: int) -> Tensor:
-    """As `probe_losses`, of a head that sees no state: the frequencies of the tokens alone. The line to be under."""
-    fit, judged = sequences.pairs(offset, judged=False), sequences.pairs(offset, judged=True)
-    targets = sequences.tokens[:, offset:]
-    law = log_frequencies(targets[fit[:, 0], fit[:, 1]], vocab_size)
-    sums = torch.zeros(len(sequences.lengths), dtype=torch.float64)
-    sums.index_add_(0, judged[:, 0], -law[targets[judged[:, 0], judged[:, 1]]].double())
-    return sums[1::2]
-
-
-def pair_counts(sequences: Sequences, offset: int) -> Tensor:
-    """int64 [n // 2]: pairs of each judged document."""
-    return (sequences.lengths[1::2] - offset).clamp(min=0)
-
-
-def difference(nats: Tensor, baseline: Tensor, counts: Tensor) -> tuple[float, float]:
-    """Nats per pair above the baseline's, and the standard error of that over documents; [documents] each."""
-    apart = nats - baseline
-    total = counts.sum()
-    mean = apart.sum() / total
-    documents = len(apart)
-    residuals = apart - mean * counts
-    error = (residuals.square().sum() * documents / (documents - 1)).sqrt() / total
-    return float(mean), float(error)
+def _rows(
+    losses: Mapping[str, Sequence[Sequence[Tensor]]],
+    baseline: str,
+    sequences: Sequences,
+    offsets: Sequence[int],
+    vocab_size: int,
+) -> list[ProbeRow]:
+    """By offset and name; the losses of the runs of a name are averaged document by document."""
+    rows: list[ProbeRow] = []
+    for index, offset in enumerate(offsets):
+        counts = pair_counts(sequences, offset)
+        nats = {name: torch.stack([run[index] for run in runs]).mean(dim=0) for name, runs in losses.items()}
+        for name, own in nats.items():
+            apart, error = difference(own, nats[baseline], counts)
+            rows.append(ProbeRow(name, offset, float(own.sum() / counts.sum()), apart, error))
+        blind = float(no_state_losses(sequences, offset, vocab_size).sum() / counts.sum())
+        rows.append(ProbeRow(NO_STATE, offset, blind, None, None))
+    return rows

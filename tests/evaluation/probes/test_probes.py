@@ -15,8 +15,8 @@ from torch.nn import functional
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.effective_rank import effective_rank
 from nextlat_dist.evaluation.probes import command as probes_command
-from nextlat_dist.evaluation.probes import report as probes_report
-from nextlat_dist.evaluation.probes.measure import (
+from nextlat_dist.evaluation.probes import measure as probes_measure
+from nextlat_dist.evaluation.probes.linear_probes import (
     Fitting,
     Sequences,
     difference,
@@ -26,15 +26,16 @@ from nextlat_dist.evaluation.probes.measure import (
     probe_losses,
     read_sequences,
 )
-from nextlat_dist.evaluation.probes.report import evaluate_probes
+from nextlat_dist.evaluation.probes.measure import evaluate_probes
 from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
 IDS = 4
 
 
 def drawn(documents: int = 60, length: int = 40, seed: int = 0) -> Sequences:
-    """Ragged documents of even, independent draws of four ids; behind their ends stands id 0."""
+    """Ragged documents of even, independent draws of four ids; after their ends stands id 0."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, IDS, (documents, length), generator=generator)
     lengths = torch.randint(length // 2, length + 1, (documents,), generator=generator)
@@ -110,10 +111,10 @@ def test_from_exports_to_json_and_picture(
     given = [f"gpt={gpt}", *(f"other={export}" for export in other)]
     options: dict[str, Any] = {"offsets": (1, 3), "sequences": 12, "length": 24, "progress": False}
     fitting = Fitting(steps=4, batch=32)
-    content = evaluate_probes(
-        given, data, **options, fitting=fitting, json_path=target, picture_dir=tmp_path / "pictures"
-    )
-    assert json.loads(target.read_text()) == content
+    report = evaluate_probes(given, data, **options, fitting=fitting)
+    publish(report, target, tmp_path / "pictures")
+    content = json.loads(target.read_text())
+    assert content == report.content()
     assert (tmp_path / "pictures" / "probes_by_offset.png").stat().st_size > 1000
     sequences = read_sequences(data, 12, 24)
     counts = pair_counts(sequences, 3)
@@ -158,13 +159,31 @@ def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
     probes_command.add_command(parser.add_subparsers())
     asked: list[Any] = []
-    monkeypatch.setattr(probes_report, "evaluate_probes", lambda *given, **named: asked.append((given, named)))
+    published: list[Any] = []
+    monkeypatch.setattr(probes_measure, "evaluate_probes", lambda *given, **named: asked.append((given, named)))
+    monkeypatch.setattr("nextlat_dist.reporting.publish.publish", lambda *given: published.append(given))
     options = parser.parse_args(
-        ["probes", "--export", "a=x", "y", "--data", "d", "--offsets", "1..3,8", "--steps", "5", "--seed", "2"]
+        [
+            "probes",
+            "--export",
+            "a=x",
+            "y",
+            "--data",
+            "d",
+            "--offsets",
+            "1..3,8",
+            "--steps",
+            "5",
+            "--seed",
+            "2",
+            "--json",
+            "out.json",
+        ]
     )
     options.run_command(options)
     ((given, named),) = asked
     assert given == (["a=x", "y"], Path("d"))
     assert named["offsets"] == [1, 2, 3, 8]
     assert named["fitting"] == Fitting(steps=5, batch=512, seed=2)
+    assert published == [(None, Path("out.json"), None)]
     assert (named["sequences"], named["length"], named["baseline"]) == (1024, 256, None)
