@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.files import write_file
 from data_tools.shards.shard_report import describe
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
 from nextlat_dist.data.records import Storage
@@ -25,6 +24,7 @@ from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 
 BAR_WIDTH = 50
 
@@ -203,5 +203,5 @@ def _run(options: argparse.Namespace) -> None:
     if options.png is not None:
         inspection.png(options.png)
     if options.json is not None:
-        write_file(options.json, (json.dumps(inspection.to_json(), indent=1) + "\n").encode())
+        write_whole(options.json, (json.dumps(inspection.to_json(), indent=1) + "\n").encode())
     print(inspection.text())

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.files import write_file
 from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import DataConfig, SourceConfig
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 
 CHUNK_ROWS = 1 << 15
 CURVE_POINTS = 200
@@ -283,5 +283,5 @@ def _run(options: argparse.Namespace) -> None:
     if options.png is not None:
         draw(found, options.png)
     if options.json is not None:
-        write_file(options.json, (json.dumps(to_json(found), indent=1) + "\n").encode())
+        write_whole(options.json, (json.dumps(to_json(found), indent=1) + "\n").encode())
     print(table(found))

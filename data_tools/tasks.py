@@ -19,13 +19,14 @@ from typing import Any, get_args
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.files import sole_writer, writing_to
+from data_tools.shards.journal import writing_to
 from data_tools.shards.shard import ShardOptions
 from data_tools.shards.writer import DatasetWriter
 from data_tools.task_tokenizer import task_tokenizer
 from nextlat_dist.data.shard_format import Manifest, token_dtype
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import sole_writer
 from nextlat_dist.tasks import BOS_ID, EOS_ID, Document, Split, Task
 
 # So many documents in a row that are not new end the search: at that point all but one in a thousand are known.

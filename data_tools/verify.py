@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.files import write_file
 from data_tools.tars.adopt import left_out
 from data_tools.tars.tar_reader import Tape, TarDamage
 from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
 from nextlat_dist.data.storage.open import Place, open_place
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -220,5 +220,5 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{problems} problems" if problems else "everything is as it was written")
     if options.json is not None:
         report = {"clean": not problems, "datasets": [asdict(result) for result in results]}
-        write_file(options.json, (json.dumps(report, indent=1) + "\n").encode())
+        write_whole(options.json, (json.dumps(report, indent=1) + "\n").encode())
     return 1 if problems else 0

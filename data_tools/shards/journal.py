@@ -1,31 +1,51 @@
-"""The journal of an unfinished `nextlat-data shard`: which shards are finished, and how far into the input they reach.
+"""The journal of an unfinished run: what is finished and, for shards, how far into the input they reach.
 
-Invariant: a line is written only when its shard and index are on disk, and is itself on disk before the next shard is
-begun; so a run that is killed at any moment is continued from its last line. There is no journal without a finished
-shard, and none beside a dataset that is finished. Its first line holds the settings that decide the output: a run with
-others cannot go on.
+Invariant: a line is written only when what it names is on disk, and is itself on disk before the next thing is begun;
+so a run that is killed at any moment is continued from its last line. There is no journal without something finished,
+and none next to a dataset that is finished. Its first line holds the settings that decide the output: a run with others
+cannot continue it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.files import write_file
 from nextlat_dist.data.shard_format import ShardEntry, index_name
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import append_durably, write_whole
 
 JOURNAL_FILE = ".shard-journal.jsonl"
 
 
+class writing_to:
+    """Around code that only writes below `directory`: a full disk and the like end with a sentence. Can be used again.
+
+    Raises:
+        UserError: the system refused to write.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write to {self._directory} ({error.strerror or error}); make room there or correct that, then "
+                "run the same command again: shards that are finished stay valid and are not done again"
+            ) from error
+
+
 @dataclass(frozen=True)
 class Mark:
-    """A place in the input, after a document.
+    """A position in the input, after a document.
 
     Attributes:
         part: of the source in which that document is.
@@ -57,6 +77,61 @@ class FinishedShard:
 
 
 class Journal:
+    """A file of JSON lines: the settings of an unfinished run, then one line for each thing that it finished.
+
+    Args:
+        settings: everything that decides the output.
+
+    Attributes:
+        settings: as JSON gives them back.
+        before: the lines that an earlier run left, its settings first; those after the first broken one, which a kill
+            cut short, do not count.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._begun = False
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.before = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return []
+        lines: list[dict[str, Any]] = []
+        for line in data.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def keep(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Start with these entries, which need not be done again; without any there is no file yet."""
+        self._begun = bool(entries)
+        if entries:
+            write_whole(self._path, b"".join(map(_line, [self.settings, *entries])))
+        else:
+            self.remove()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Make it durable that this is finished too."""
+        if self._begun:
+            append_durably(self._path, _line(entry))
+        else:
+            self.keep([entry])
+
+    def remove(self) -> None:
+        """The run is finished."""
+        self._path.unlink(missing_ok=True)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content) + "\n").encode()
+
+
+class ShardJournal:
     """The journal in `output`, opened for a run with these settings.
 
     Args:
@@ -74,65 +149,34 @@ class Journal:
     def __init__(
         self, output: Path, directories: Mapping[str, Path], settings: Mapping[str, Any], *, overwrite: bool
     ) -> None:
-        self._path = output / JOURNAL_FILE
-        self._settings = json.loads(json.dumps(settings))
+        self._journal = Journal(output / JOURNAL_FILE, settings)
         self.finished: list[FinishedShard] = []
-        lines = self._read()
-        if not lines:
+        if not self._journal.before:
             return
-        different = [name for name in {**lines[0], **self._settings} if lines[0].get(name) != self._settings.get(name)]
+        old, *lines = self._journal.before
+        new = self._journal.settings
+        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if different and not overwrite:
             raise UserError(
-                f"{output} holds an unfinished run with {_difference(different[0], lines[0], self._settings)}; repeat "
+                f"{output} holds an unfinished run with {_difference(different[0], old, new)}; repeat "
                 "that command to finish it, or pass --overwrite to start again"
             )
         if not different:
-            for line in lines[1:]:
+            for line in lines:
                 shard = _finished_shard(line)
                 if not _is_there(directories[shard.split], shard.entry):
                     break
                 self.finished.append(shard)
-        self._rewrite()
-
-    def _read(self) -> list[dict[str, Any]]:
-        """Whole lines: what a killed run left of its last one does not count."""
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return []
-        lines: list[dict[str, Any]] = []
-        for line in data.splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-        return lines
-
-    def _rewrite(self) -> None:
-        if self.finished:
-            lines = [self._settings, *map(asdict, self.finished)]
-            write_file(self._path, b"".join(map(_line, lines)))
-        else:
-            self._path.unlink(missing_ok=True)
+        self._journal.keep([asdict(shard) for shard in self.finished])
 
     def add(self, shard: FinishedShard) -> None:
         """Make it durable that this shard is finished."""
         self.finished.append(shard)
-        if len(self.finished) == 1:
-            self._rewrite()
-            return
-        with self._path.open("ab") as file:
-            file.write(_line(asdict(shard)))
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.add(asdict(shard))
 
     def remove(self) -> None:
         """The datasets are finished."""
-        self._path.unlink(missing_ok=True)
-
-
-def _line(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content) + "\n").encode()
+        self._journal.remove()
 
 
 def _finished_shard(line: Mapping[str, Any]) -> FinishedShard:

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.files import sole_writer, writing_to
-from data_tools.shards.journal import FinishedShard, Journal, Mark
+from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
 from data_tools.shards.shard import ShardOptions
 from data_tools.shards.shard_report import MEANINGS, describe
 from data_tools.shards.writer import DatasetWriter
@@ -33,6 +32,7 @@ from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest, Record, rea
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import sole_writer
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def reshard(sources: Sequence[str], options: ReshardOptions) -> Manifest:
     with sole_writer(options.output):
         with writing_to(options.output):
             directories = {opened.split: options.output}
-            journal = Journal(options.output, directories, settings, overwrite=options.overwrite)
+            journal = ShardJournal(options.output, directories, settings, overwrite=options.overwrite)
         return _write(opened, options, journal)
 
 
-def _write(sources: _Sources, options: ReshardOptions, journal: Journal) -> Manifest:
+def _write(sources: _Sources, options: ReshardOptions, journal: ShardJournal) -> Manifest:
     first = sources.manifests[0]
     with writing_to(options.output):
         writer = DatasetWriter(

@@ -17,9 +17,8 @@ from typing import Any, get_args
 import sentencepiece
 from tqdm import tqdm
 
-from data_tools.files import sole_writer, writing_to
 from data_tools.shards.encode import OnInvalid, encode_all
-from data_tools.shards.journal import FinishedShard, Journal, Mark
+from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
 from data_tools.shards.pending import Remaining
 from data_tools.shards.shard_report import Report
 from data_tools.shards.writer import DatasetWriter
@@ -28,6 +27,7 @@ from data_tools.text.splits import Split, split_of
 from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import sole_writer
 
 PROGRESS_BYTES = 1 << 18
 
@@ -104,14 +104,14 @@ def shard(source: Source, options: ShardOptions) -> list[Manifest]:
         options.output.mkdir(parents=True, exist_ok=True)
     with sole_writer(options.output):
         with writing:
-            journal = Journal(options.output, options.splits, settings, overwrite=options.overwrite)
+            journal = ShardJournal(options.output, options.splits, settings, overwrite=options.overwrite)
         return _Run(source, options, tokenizer, journal).finish()
 
 
 class _Run:
     """One run of `shard`."""
 
-    def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: Journal) -> None:
+    def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: ShardJournal) -> None:
         self._source = source
         self._writing = writing_to(options.output)
         self._options = options

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_tools.files import atomic_file, write_file
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -32,6 +31,7 @@ from nextlat_dist.data.shard_format import (
 )
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import whole_file, write_whole
 
 
 class _Shard:
@@ -45,7 +45,7 @@ class _Shard:
         self.entries: list[IndexEntry] = []
         self.tokens = 0
         self._stack = ExitStack()
-        self._file: BinaryIO = self._stack.enter_context(atomic_file(path))
+        self._file: BinaryIO = self._stack.enter_context(whole_file(path))
         self._tar = TarWriter(self._file, user="nextlat", group="nextlat", mode=0o444, encoder=False, mtime=0)
 
     def write(self, record: Record, beside: Mapping[str, bytes]) -> None:
@@ -71,7 +71,7 @@ class _Shard:
         size = self._file.tell()
         index = index_bytes(self.entries)
         self._stack.close()
-        write_file(self.path.with_name(index_name(self.path.name)), index)
+        write_whole(self.path.with_name(index_name(self.path.name)), index)
         return ShardEntry(
             name=self.path.name,
             bytes=size,
@@ -210,7 +210,7 @@ class DatasetWriter:
         assert not self._documents
         assert self._shard is None
         tokenizer = self._tokenizer
-        write_file(self.directory / TOKENIZER_FILE, tokenizer.model)
+        write_whole(self.directory / TOKENIZER_FILE, tokenizer.model)
         manifest = Manifest(
             split=self.split,
             tokenizer=TokenizerEntry(
@@ -227,7 +227,7 @@ class DatasetWriter:
             eos=self._eos,
             report=report,
         )
-        write_file(self.directory / MANIFEST_FILE, manifest_bytes(manifest))
+        write_whole(self.directory / MANIFEST_FILE, manifest_bytes(manifest))
         return manifest
 
     def abandon(self, error: BaseException) -> None:

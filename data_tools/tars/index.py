@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -26,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.files import sole_writer, write_file, writing_to
+from data_tools.shards.journal import Journal, writing_to
 from data_tools.shards.shard_report import describe
 from data_tools.tars.adopt import AdoptedTar, Adopter, merged
 from nextlat_dist.data.shard_format import (
@@ -42,6 +41,7 @@ from nextlat_dist.data.shard_format import (
 from nextlat_dist.data.storage.open import Place, open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import sole_writer, write_whole
 
 JOURNAL_FILE = ".index-journal.jsonl"
 
@@ -152,8 +152,8 @@ def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
         if size is None:
             raise UserError(f"tar {tars.place.full_name(name)} does not exist; correct its name")
         sizes[name] = size
-    journal = _Journal(tars.output, template)
-    known = journal.known
+    adopted = _Adopted(tars.output, template)
+    known = adopted.known
     for name in [name for name, tar in known.items() if name not in sizes or not _current(tar, tars)]:
         del known[name]
     stale = [name for name in tars.names if name not in known]
@@ -165,17 +165,17 @@ def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
         for name in stale:
             tar, table = adopt(tars.place, name, sizes[name], bar.update)
             with writing_to(tars.output):
-                write_file(tars.output / index_name(name), table)
-                journal.add(tar)
+                write_whole(tars.output / index_name(name), table)
+                adopted.add(tar)
     manifest = replace(
         template, shards=tuple(known[name].entry for name in tars.names), report=_report([*map(known.get, tars.names)])
     )
     if not manifest.documents:
         raise UserError(f"the {len(sizes)} tars hold no document with text or tokens; name other tars or members")
     with writing_to(tars.output):
-        write_file(tars.output / TOKENIZER_FILE, model)
-        write_file(tars.output / MANIFEST_FILE, manifest_bytes(manifest))
-        journal.remove()
+        write_whole(tars.output / TOKENIZER_FILE, model)
+        write_whole(tars.output / MANIFEST_FILE, manifest_bytes(manifest))
+        adopted.finish()
     return manifest
 
 
@@ -203,16 +203,15 @@ def _report(tars: list[Any]) -> dict[str, Any]:
     }
 
 
-class _Journal:
-    """The tars that earlier runs with the same settings finished: those of the manifest, then one line each.
+class _Adopted:
+    """The tars that earlier runs with the same settings finished: those of the manifest and those of the journal.
 
     Raises:
         UserError: the directory holds another kind of dataset.
     """
 
     def __init__(self, output: Path, template: Manifest) -> None:
-        self._path = output / JOURNAL_FILE
-        self._settings = {**asdict(template), "shards": [], "report": {}}
+        self._journal = Journal(output / JOURNAL_FILE, {**asdict(template), "shards": [], "report": {}})
         self.known: dict[str, AdoptedTar] = {}
         if (output / MANIFEST_FILE).exists():
             manifest = read_manifest(output)
@@ -220,30 +219,25 @@ class _Journal:
                 raise UserError(f"{output} holds a dataset of its own, not adopted tars; pass another --output")
             if asdict(replace(manifest, shards=(), report={})) == asdict(template):
                 self._take(manifest.report["tars"])
-        self._started = False  # by this run
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        # A line without an end was being written when the run was killed.
-        settings, *finished = [json.loads(line) for line in lines if line.endswith("\n")] or [None]
-        if settings == self._settings:
-            self._take(finished)
+        if self._journal.before and self._journal.before[0] == self._journal.settings:
+            self._take(self._journal.before[1:])
+        self._begun = False
 
     def _take(self, tars: list[dict[str, Any]]) -> None:
         self.known |= {tar["entry"]["name"]: AdoptedTar.from_json(tar) for tar in tars}
 
     def add(self, tar: AdoptedTar) -> None:
+        """Make it durable that this tar is finished."""
         self.known[tar.entry.name] = tar
-        if not self._started:
-            lines = [self._settings, *(known.to_json() for known in self.known.values())]
-            write_file(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-            self._started = True
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps(tar.to_json()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self._begun:
+            self._journal.add(tar.to_json())
+        else:
+            self._journal.keep([known.to_json() for known in self.known.values()])
+            self._begun = True
 
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+    def finish(self) -> None:
+        """The manifest is written."""
+        self._journal.remove()
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

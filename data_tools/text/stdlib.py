@@ -26,9 +26,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from data_tools.files import write_file
 from data_tools.text.splits import Split, hold_out, unit_hash
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 
 # Tests; installed packages; character tables, which a script generated and no one would want to see completed.
 EXCLUDED_FOLDERS = {"__pycache__", "site-packages", "test", "tests", "idle_test", "encodings"}
@@ -161,13 +161,13 @@ def write_stdlib(output: Path, validation_fraction: float) -> dict[str, dict[str
     if not 0 < validation_fraction < 1:
         raise UserError(f"--validation-fraction is {validation_fraction}; it must lie between 0 and 1")
     texts = build(Path(sysconfig.get_paths()["stdlib"]), validation_fraction)
-    write_file(output / "stdlib.jsonl", _jsonl(page for text in texts for page in pages(text) if page.text.strip()))
+    write_whole(output / "stdlib.jsonl", _jsonl(page for text in texts for page in pages(text) if page.text.strip()))
     counts: dict[str, dict[str, int]] = {}
     for domain in DOMAINS:
         of_domain = [text for text in texts if text.domain == domain]
         held = [text for text in of_domain if text.split == "validation"]
         prompts = cut_prompts(held)
-        write_file(output / "prompts" / f"{domain}.jsonl", _jsonl(prompts))
+        write_whole(output / "prompts" / f"{domain}.jsonl", _jsonl(prompts))
         counts[domain] = {"documents": len(of_domain), "held_out": len(held), "prompts": len(prompts)}
     return counts
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_tools.files import write_file
 from data_tools.text.sources import Document
 from data_tools.text.splits import unit_hash
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
 SENTENCE_BYTES = 4000  # sentencepiece leaves out longer ones than its own limit of 4192
@@ -94,5 +94,5 @@ def train_tokenizer(texts: Sequence[str], output: Path, vocab_size: int) -> Toke
             f"sentencepiece cannot make a vocabulary of {vocab_size} from this input ({reason}); "
             "change --vocab-size or give more --input"
         ) from None
-    write_file(output, model.getvalue())
+    write_whole(output, model.getvalue())
     return Tokenizer(output)

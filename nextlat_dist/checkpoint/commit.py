@@ -24,6 +24,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import fsync_path, write_durably, write_whole
 from nextlat_dist.parallel.dims import raise_together
 
 FORMAT_VERSION = 2
@@ -120,23 +121,21 @@ def _written(directory: Path, names: Sequence[str]) -> dict[str, Any]:
     entries = {}
     for name in names:
         path = directory / name
-        _fsync(path)
+        fsync_path(path)
         entries[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     return entries
 
 
 def _publish(root: Path, temporary: Path, final: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     manifest["digest"] = manifest_digest(manifest)
-    _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
-        _fsync(directory)
+        fsync_path(directory)
     if final.exists():  # left by a run that was stopped between this rename and the pointer
         shutil.rmtree(final)
     os.rename(temporary, final)
-    _fsync(root)
-    _write_durably(root / (LATEST + UNCOMMITTED), final.name + "\n")
-    os.replace(root / (LATEST + UNCOMMITTED), root / LATEST)
-    _fsync(root)
+    fsync_path(root)
+    write_whole(root / LATEST, final.name + "\n")
     return {}
 
 
@@ -270,18 +269,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

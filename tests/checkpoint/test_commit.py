@@ -250,7 +250,7 @@ def killed_at(root: Path, point: int) -> str:
     through.
     """
     done = 0
-    operations = [(protocol, "_fsync"), (protocol, "_write_durably"), (os, "rename"), (os, "replace")]
+    operations = [(os, "fsync"), (protocol, "write_durably"), (os, "rename"), (os, "replace")]
     originals = [(owner, name, getattr(owner, name)) for owner, name in operations]
 
     def guarded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

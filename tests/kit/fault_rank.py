@@ -38,8 +38,8 @@ def install(number: int) -> None:
     places: list[tuple[Any, str]] = [
         (Engine, "train_step"),
         (tensors, "save_file"),
-        (commit, "_fsync"),
-        (commit, "_write_durably"),
+        (os, "fsync"),
+        (commit, "write_durably"),
         (os, "rename"),
         (os, "replace"),
         (writer, "prune"),

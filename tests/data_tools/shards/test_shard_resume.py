@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from data_tools.files import sole_writer
-from data_tools.shards.journal import JOURNAL_FILE, Journal
+from data_tools.shards.journal import JOURNAL_FILE, ShardJournal
 from data_tools.shards.pending import Remaining
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.text.hf_source import HfSource
 from data_tools.text.sources import Document, Fields, FileSource, Source, find_files
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import sole_writer
 from tests.data_tools.shards.test_shard import TEXTS, contents
 from tests.data_tools.test_cli import descendants, running, wait_for
 from tests.kit.datasets import tiny_tokenizer
@@ -180,7 +180,7 @@ def test_documents_of_finished_shards_are_not_encoded_again(corpus: Path, tmp_pa
     source, plan = FileSource(find_files([str(corpus)])), options(tmp_path / "out", **TWO_SPLITS)
     interrupt(source, tmp_path / "out", 105, **TWO_SPLITS)
     lines = (tmp_path / "out" / JOURNAL_FILE).read_text().splitlines()
-    journal = Journal(tmp_path / "out", plan.splits, json.loads(lines[0]), overwrite=False)
+    journal = ShardJournal(tmp_path / "out", plan.splits, json.loads(lines[0]), overwrite=False)
     done = {shard.split: shard.mark for shard in journal.finished}
     assert len(done) == 2
     assert done["train"].documents != done["validation"].documents
