@@ -111,6 +111,8 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _reshape(options: argparse.Namespace) -> None:
+    import yaml
+
     from nextlat_dist.checkpoint.commit import find_checkpoint, read_manifest, verify, write_alone
     from nextlat_dist.checkpoint.rng import rng_file
     from nextlat_dist.checkpoint.tensors import (
@@ -121,6 +123,8 @@ def _reshape(options: argparse.Namespace) -> None:
         rank_place,
         write_fragments,
     )
+    from nextlat_dist.config.load import config_from_dict
+    from nextlat_dist.model.sharding import sharding_rules
 
     source = find_checkpoint(options.path)
     if source is None:
@@ -130,8 +134,10 @@ def _reshape(options: argparse.Namespace) -> None:
     verify(source)
     manifest = read_manifest(source)
 
+    rules = sharding_rules(config_from_dict(yaml.safe_load((source / "config.yaml").read_text())))
+
     def write(directory: Path) -> list[str]:
-        with TensorReader(source) as reader:
+        with TensorReader(source, rules=rules) as reader:
             fragments = []
             for name in reader.names:
                 values = {key: reader.full(name, key) for key in (WEIGHT, *MOMENTS)}

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from nextlat_dist.checkpoint.commit import verify
 from nextlat_dist.errors import UserError
-from nextlat_dist.model.sharding import merge, sharding_of
+from nextlat_dist.model.sharding import Rules, merge, sharding_of
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -101,12 +101,16 @@ class TensorReader:
 
     Args:
         folders: which of the directories to open.
+        rules: how the run's parameters were split (`model.sharding`); None: as those of every built-in objective are.
 
     Raises:
         UserError: pieces are missing.
     """
 
-    def __init__(self, checkpoint: Path, folders: Sequence[str] = ("weights", "optimizer")) -> None:
+    def __init__(
+        self, checkpoint: Path, folders: Sequence[str] = ("weights", "optimizer"), rules: Rules | None = None
+    ) -> None:
+        self._rules = rules
         self._checkpoint = checkpoint
         self._stack = ExitStack()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -139,7 +143,7 @@ class TensorReader:
         if not shards:
             raise UserError(f"{self._checkpoint} holds no {key} of {name}; it was saved by a run of another model")
         parts = [self._shard(name, key, pieces) for _, pieces in sorted(shards.items())]
-        return merge(parts, sharding_of(name))
+        return merge(parts, sharding_of(name, self._rules))
 
     def _shard(self, name: str, key: str, pieces: list[tuple[int, Any, str]]) -> torch.Tensor:
         shape = self._shapes[name]
@@ -162,8 +166,8 @@ class TensorReader:
         self._stack.close()
 
 
-def load_full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All parameters of a committed checkpoint {canonical name: fp32 tensor}.
+def load_full_weights(checkpoint: Path, rules: Rules | None = None) -> dict[str, torch.Tensor]:
+    """All parameters of a committed checkpoint {canonical name: fp32 tensor}; `rules` as for `TensorReader`.
 
     Raises:
         UserError: a weight file is missing or damaged.
@@ -171,5 +175,5 @@ def load_full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     folder = DIRECTORIES[WEIGHT] + "/"
     wanted: Callable[[str], bool] = lambda name: name.startswith(folder)  # noqa: E731
     verify(checkpoint, wanted)
-    with TensorReader(checkpoint, ["weights"]) as reader:
+    with TensorReader(checkpoint, ["weights"], rules) as reader:
         return {name: reader.full(name) for name in reader.names}

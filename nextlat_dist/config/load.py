@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS
 from nextlat_dist.config.read import apply_override, build, read_yaml
 from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
@@ -23,6 +24,8 @@ def load_config(path: Path | None, overrides: list[str] | None = None, world_siz
     for override in overrides or []:
         apply_override(raw, override)
     config = build(RunConfig, raw)
+    OBJECTIVES.allow(config.objective.name)
+    PREDICTORS.allow(config.predictor.fusion)
     validate(config, world_size)
     return config
 

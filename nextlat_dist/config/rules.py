@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 
+from nextlat_dist.config.entries import PREDICTORS
 from nextlat_dist.config.keys import check_bounds
-from nextlat_dist.config.schema import ObjectiveConfig, RunConfig
+from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 
 
@@ -27,7 +28,7 @@ def validate(config: RunConfig, world_size: int | None = None) -> None:
     check_bounds(config)
     _validate_sources(config)
     _validate_model(config)
-    _validate_objective(config.objective)
+    _validate_objective(config)
     _validate_schedule(config)
     _validate_parallel(config)
     if world_size is not None:
@@ -68,6 +69,7 @@ def _validate_sources(config: RunConfig) -> None:
 def _validate_model(config: RunConfig) -> None:
     model, objective, data = config.model, config.objective, config.data
     heads, groups = model.num_attention_heads, model.query_groups
+    PREDICTORS.find(config.predictor.fusion)
     _require(
         model.hidden_size % heads == 0 and (model.hidden_size // heads) % 2 == 0,
         f"model.hidden_size={model.hidden_size} over model.num_attention_heads={heads} must give an even head size",
@@ -87,19 +89,30 @@ def _validate_model(config: RunConfig) -> None:
     )
 
 
-def _validate_objective(objective: ObjectiveConfig) -> None:
+def _validate_objective(config: RunConfig) -> None:
     """A latent predictor, or mtp's layers, that no term trains would be built for nothing; a pipeline would hang."""
-    lambdas = {
-        "next_token": {"lambda_next_token": objective.lambda_next_token},
-        "nextlat": {"lambda_hidden": objective.lambda_hidden, "lambda_kl": objective.lambda_kl},
-        "mtp": {"lambda_mtp": objective.lambda_mtp},
-    }[objective.name]
-    instead = "" if objective.name == "next_token" else ", or objective.name=next_token"
+    objective, entry = config.objective, config.objective.entry
+    for name, value in objective.options.items():
+        _require(
+            name in entry.options,
+            f"objective.options.{name} is not an option of objective.name={objective.name}, which has "
+            f"{', '.join(entry.options) or 'none'}; remove it",
+        )
+        kinds = (int, float) if isinstance(entry.options[name], float) else type(entry.options[name])
+        _require(
+            isinstance(value, kinds) and isinstance(value, bool) == isinstance(entry.options[name], bool),
+            f"objective.options.{name} is {value!r}, it must be of type {type(entry.options[name]).__name__}",
+        )
+    weights = {key: objective.weight(key) for key in entry.weights}
+    for key, value in weights.items():
+        _require(value >= 0, f"objective.{key} is {value}, it must not be negative")
+    instead = ", or objective.name=next_token" if entry.terms else ""
     _require(
-        any(lambdas.values()),
-        f"objective.name={objective.name} with {' and '.join(f'objective.{name}=0' for name in lambdas)} has nothing "
-        f"to learn; make {'one of them' if len(lambdas) > 1 else 'it'} positive{instead}",
+        any(weights.values()),
+        f"objective.name={objective.name} with {' and '.join(f'objective.{key}=0' for key in weights)} has nothing "
+        f"to learn; make {'one of them' if len(weights) > 1 else 'it'} positive{instead}",
     )
+    entry.check(config)
 
 
 def _validate_schedule(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS, ObjectiveEntry, PredictorEntry
 from nextlat_dist.config.keys import ANY, NOT_NEGATIVE, POSITIVE, Bounds
 
 BETAS = Bounds("be two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
@@ -55,9 +56,14 @@ class ModelConfig:
 
 @dataclass
 class PredictorConfig:
-    """The latent predictor p_psi: three matrices of width `hidden_size` (the paper's H)."""
+    """The latent predictor p_psi: its form and its width `hidden_size` (the paper's H)."""
 
     hidden_size: Annotated[int | None, "width of its hidden layers; null: model.hidden_size", POSITIVE] = None
+    fusion: Annotated[str, "how it joins h and e(x); concat: the paper's, three matrices over [h, e(x)]"] = "concat"
+
+    @property
+    def entry(self) -> PredictorEntry:
+        return PREDICTORS.find(self.fusion)
 
 
 @dataclass
@@ -67,7 +73,7 @@ class ObjectiveConfig:
     0 is still logged.
     """
 
-    name: Annotated[Literal["next_token", "nextlat", "mtp"], "the objective"] = "nextlat"
+    name: Annotated[str, "next_token, nextlat, mtp, an installed entry point, or my_module:MyEntry"] = "nextlat"
     horizon: Annotated[
         int, "the paper's d: rollout steps of the latent predictor, or extra layers of mtp", POSITIVE
     ] = 1
@@ -79,11 +85,27 @@ class ObjectiveConfig:
     stop_gradient_head: Annotated[
         bool, "false: L_kl also moves the output head, through the student; never the teacher"
     ] = True
+    options: Annotated[dict[str, Any], "settings of an objective that is not ours, under its own names"] = field(
+        default_factory=dict
+    )
+
+    @property
+    def entry(self) -> ObjectiveEntry:
+        return OBJECTIVES.find(self.name)
 
     @property
     def steps_ahead(self) -> int:
-        """How many steps beyond the next token the loss looks: `horizon`, or 0 for next_token."""
-        return 0 if self.name == "next_token" else self.horizon
+        """How many steps beyond the next token the loss looks."""
+        return self.entry.steps_ahead(self)
+
+    def option(self, name: str) -> Any:
+        """A setting of the objective's own: as given, or its default."""
+        return self.options.get(name, self.entry.options[name])
+
+    def weight(self, key: str) -> float:
+        """The lambda under `objective.KEY`."""
+        option = key.removeprefix("options.")
+        return float(getattr(self, key) if option == key else self.option(option))
 
 
 @dataclass

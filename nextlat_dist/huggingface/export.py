@@ -26,6 +26,8 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters import (
+    MTP_DIRECTORY,
+    PREDICTOR_DIRECTORY,
     MTPConfig,
     PredictorConfig,
     save_draft_vocabulary,
@@ -35,6 +37,7 @@ from nextlat_dist.huggingface.drafters import (
 from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer, special_ids
 from nextlat_dist.huggingface.weights import llama_config, mtp_tensors, predictor_tensors, to_llama
 from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
+from nextlat_dist.model.sharding import sharding_rules
 
 REPORT_FILE = "export_report.json"
 CHECKED_ROWS = 4
@@ -72,7 +75,7 @@ def export_checkpoint(
     config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
     draft_ids, draft_share = _draft_vocabulary(config, draft_vocabulary)
     kind = _DTYPES[dtype or config.training.precision]
-    canonical = {name: tensor.to(kind) for name, tensor in load_full_weights(source).items()}
+    canonical = {name: tensor.to(kind) for name, tensor in load_full_weights(source, sharding_rules(config)).items()}
 
     temporary = output.with_name(output.name + UNCOMMITTED)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -107,7 +110,7 @@ def export_checkpoint(
         if draft_ids is not None:
             save_draft_vocabulary(temporary, draft_ids)
             report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
-    if config.objective.name == "mtp":
+    if config.objective.entry.drafter == MTP_DIRECTORY:
         sizes = (config.model.hidden_size, config.model.vocab_size, config.objective.horizon)
         save_mtp(temporary, MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, config))
     if check_logits:
@@ -123,7 +126,7 @@ def _draft_vocabulary(config: RunConfig, size: int) -> tuple[torch.Tensor | None
     """The ids to draft from (None: all) and the share of the training tokens that they are."""
     if size == 0:
         return None, 1.0
-    if config.objective.name != "nextlat":
+    if config.objective.entry.drafter != PREDICTOR_DIRECTORY:
         raise UserError(
             f"draft_vocabulary is {size}, but a run with objective.name {config.objective.name} has no latent "
             "predictor to draft with; leave --draft-vocabulary out"
@@ -157,9 +160,9 @@ def max_logit_difference(
 
 def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [b, s, vocab] of the Megatron-Core layers, in fp32 on one rank, every row one document."""
-    from nextlat_dist.model.embedding import pack_rows
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, layer_list
+    from nextlat_dist.model.rows import pack_rows
     from nextlat_dist.parallel.dims import ParallelDims
 
     single = dataclasses.replace(config, parallel=ParallelConfig())
@@ -170,10 +173,9 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
             parameter.copy_(canonical[name])
         padded = torch.cat([tokens, tokens[:, -1:]], dim=1)  # a row carries one token more than it has positions
         rows = pack_rows(padded, torch.zeros_like(padded), torch.ones_like(padded))
-        hidden, _, *rest = stack.run(rows, stop=-1)
+        inputs = stack.run(rows, stop=-1)
         objective: Any = stack.layers[-1]
-        lent = rest[-1] if config.model.tie_embeddings else None
-        logits: torch.Tensor = objective.output_layer.logits(hidden, lent)
+        logits: torch.Tensor = objective.output_layer.logits(inputs.hidden, inputs.tied_weight)
     return logits.transpose(0, 1)[..., : config.model.vocab_size]
 
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextlat_dist.config.schema import ModelConfig
 from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
-from nextlat_dist.model.embedding import DOCUMENT
+from nextlat_dist.model.rows import DOCUMENT, ObjectiveInputs
 
 
 def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype) -> Any:
@@ -109,10 +109,10 @@ class DecoderLayer(nn.Module):
 
 
 class FinalNorm(nn.RMSNorm):
-    """The norm whose output is h_t, the vector the output head reads: (hidden, rows) -> (hidden, rows)."""
+    """The norm whose output is h_t, the vector the output head reads: (hidden, rows) -> what the objective is given."""
 
     canonical_prefix = "decoder.final_layernorm"
 
-    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> ObjectiveInputs:  # type: ignore[override]
         hidden, rows = inputs
-        return super().forward(hidden), rows
+        return ObjectiveInputs(super().forward(hidden), rows)

@@ -1,9 +1,4 @@
-"""Token embedding, its two uses in the layer list, and what travels between layers.
-
-Between layers travels `(hidden, rows)`: `hidden` is [s, b, h], `rows` is an integer tensor [b, s + 1, 4] that carries
-token, document number (-1 on padding), loss mask and label of every position, so that every pipeline stage has what it
-needs and a pipeline message holds exactly one tensor with a gradient.
-"""
+"""The token embedding and its three uses in the layer list: first layer, input of an objective, tied output head."""
 
 from __future__ import annotations
 
@@ -12,17 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-TOKEN, DOCUMENT, LOSS_MASK, LABEL = 0, 1, 2, 3  # last dimension of `rows`
-
-
-def pack_rows(
-    tokens: torch.Tensor, document_ids: torch.Tensor, loss_mask: torch.Tensor, labels: torch.Tensor | None = None
-) -> torch.Tensor:
-    """[b, s + 1] each -> rows [b, s + 1, 4] (int64); the label, what is predicted in a token's place, is the token
-    itself where none are given.
-    """
-    labels = tokens if labels is None else labels
-    return torch.stack([tokens.long(), document_ids.long(), loss_mask.long(), labels.long()], dim=-1)
+from nextlat_dist.model.rows import TOKEN, ObjectiveInputs
 
 
 class TokenEmbedding(nn.Module):
@@ -51,15 +36,12 @@ class TokenEmbedding(nn.Module):
         return self.word_embeddings(tokens).transpose(0, 1).contiguous(), rows
 
 
-def embed_for_predictor(
-    embedding: TokenEmbedding, inputs: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Entry before the objective: (hidden, rows) -> (hidden, rows, e(x) [s, b, h]), a tied layer in a pipeline."""
-    hidden, rows = inputs
-    embedded, _ = embedding(rows)
-    return hidden, rows, embedded
+def embed_for_objective(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
+    """Entry before the objective: adds e(x) [s, b, h]; a tied layer in a pipeline."""
+    embedded, _ = embedding(inputs.rows)
+    return inputs._replace(embedded=embedded)
 
 
-def lend_weight(embedding: TokenEmbedding, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Entry before the objective when the output head is tied: appends the embedding's weight [vocab (local), h]."""
-    return (*inputs, embedding.word_embeddings.weight)
+def tie_output_head(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
+    """Entry before the objective when the output head is tied: adds the embedding's weight [vocab (local), h]."""
+    return inputs._replace(tied_weight=embedding.word_embeddings.weight)

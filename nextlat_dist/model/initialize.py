@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from nextlat_dist.model.sharding import shard, sharding_of
+from nextlat_dist.model.sharding import Rules, shard, sharding_of
 
 
 def canonical_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -34,7 +34,7 @@ def canonical_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]
 
 
 def initialize_parameters(
-    module: nn.Module, *, seed: int, std: float, num_layers: int, tensor_rank: int, tensor_size: int
+    module: nn.Module, rules: Rules, *, seed: int, std: float, num_layers: int, tensor_rank: int, tensor_size: int
 ) -> None:
     """Draw every weight of `module` and mark the sharded ones for DeepSpeed's gradient norm.
 
@@ -42,7 +42,7 @@ def initialize_parameters(
     std / sqrt(2 * num_layers) (Megatron-Core's scaled initialisation).
     """
     for name, parameter in canonical_parameters(module):
-        sharding = sharding_of(name)
+        sharding = sharding_of(name, rules)
         if sharding.dim is not None:
             # DeepSpeed counts unmarked parameters on tensor rank 0 only.
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]

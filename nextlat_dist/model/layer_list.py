@@ -1,7 +1,8 @@
 """The model as one list: token embedding, decoder layers, final norm, objective.
 
-The list runs in order inside one module (`LayerStack`), or becomes a DeepSpeed pipeline (`training.build`). Nothing
-else differs: same entries, same parameters, same canonical names.
+The list runs in order inside one module (`LayerStack`), or becomes a DeepSpeed pipeline (`training.engine`). Nothing
+else differs: same entries, same parameters, same canonical names. The last layer is what the objective's entry names;
+nothing here knows an objective.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.decoder_layer import DecoderLayer, FinalNorm, transformer_config
-from nextlat_dist.model.embedding import TokenEmbedding, embed_for_predictor, lend_weight
+from nextlat_dist.model.embedding import TokenEmbedding, embed_for_objective, tie_output_head
 from nextlat_dist.model.initialize import initialize_parameters
-from nextlat_dist.objective.mtp import MTPObjective
-from nextlat_dist.objective.next_token import NextTokenObjective
-from nextlat_dist.objective.nextlat import NextLatObjective
+from nextlat_dist.model.sharding import sharding_rules
 from nextlat_dist.parallel.dims import ParallelDims
 
 EMBEDDING_KEY = "embedding"
@@ -35,6 +35,22 @@ class LayerEntry:
     forward_fn: Callable[[Any, Any], Any] | None = None
 
 
+@dataclass(frozen=True)
+class HeadSettings:
+    """What an objective's module is built from, `module(settings)`.
+
+    Attributes:
+        transformer_config: Megatron-Core's, of a decoder layer.
+        process_groups: Megatron-Core's; `tp` is the tensor-parallel group.
+        decoder_layer: what a `DecoderLayer` takes besides its index: `DecoderLayer(layer_index=…, **decoder_layer)`.
+    """
+
+    config: RunConfig
+    transformer_config: Any
+    process_groups: Any
+    decoder_layer: dict[str, Any]
+
+
 def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> list[LayerEntry]:
     """The whole model of `config`; parameters are created in `dtype`."""
     model, groups = config.model, dims.process_groups
@@ -44,8 +60,8 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
         "padded_vocab_size": model.padded_vocab_size,
         "process_groups": groups,
     }
-    head = {**embedding, "vocab_size": model.vocab_size, "tied": model.tie_embeddings}
     decoder_layer = {
+        "transformer_config": shared,
         "sequence_length": config.data.sequence_length,
         "rotary_base": model.rotary_base,
         "process_groups": groups,
@@ -53,24 +69,17 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
     }
     entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY)]
     for index in range(model.num_layers):
-        entries.append(LayerEntry(DecoderLayer, {"transformer_config": shared, "layer_index": index, **decoder_layer}))
+        entries.append(LayerEntry(DecoderLayer, {"layer_index": index, **decoder_layer}))
     entries.append(
         LayerEntry(FinalNorm, {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype})
     )
-    if config.objective.name == "nextlat":
-        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_for_predictor))
+    objective = config.objective.entry
+    if objective.reads_embedding:
+        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_for_objective))
     if model.tie_embeddings:
-        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, lend_weight))
-    horizon = config.objective.horizon
-    objectives = {
-        "next_token": LayerEntry(NextTokenObjective, head),
-        "nextlat": LayerEntry(
-            NextLatObjective,
-            {**head, "predictor_hidden_size": config.predictor_hidden_size, "objective": config.objective},
-        ),
-        "mtp": LayerEntry(MTPObjective, {**head, "horizon": horizon, "decoder_layer": decoder_layer}),
-    }
-    return [*entries, objectives[config.objective.name]]
+        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, tie_output_head))
+    settings = HeadSettings(config, shared, groups, decoder_layer)
+    return [*entries, LayerEntry(resolve(objective.module), {"settings": settings})]
 
 
 class LayerStack(nn.Module):
@@ -106,6 +115,7 @@ def initialize(module: nn.Module, config: RunConfig, dims: ParallelDims) -> None
     """Draw the weights of every layer that `module` holds; see `model.initialize`."""
     initialize_parameters(
         module,
+        sharding_rules(config),
         seed=config.training.seed,
         std=config.model.init_method_std,
         num_layers=config.model.num_layers,

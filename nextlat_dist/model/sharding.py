@@ -1,53 +1,80 @@
 """How each named parameter is split over tensor-parallel ranks: one table for initialisation, checkpoints and export.
 
 Names are canonical (Megatron-Core's GPT names, `decoder.layers.3.mlp.linear_fc1.weight`), the same under every layout.
-`shard` and `merge` are inverse to each other.
+A rule holds for a whole name, `*` standing for one part between dots; what an objective or a predictor adds, its entry
+rules. `shard` and `merge` are inverse to each other. Torch-free at import: entries and the plan read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+from nextlat_dist.config.entries import OBJECTIVES, Sharding
+from nextlat_dist.config.schema import ObjectiveConfig, RunConfig
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
-class Sharding:
-    """`dim` is None for a parameter that every rank holds whole. `blocks` equal blocks along `dim` are split one by
-    one:
-    a gated `linear_fc1` is [gate; up] on every rank, so its two halves are sharded separately."""
+__all__ = ["DECODER_LAYER", "REPLICATED", "Rules", "Sharding", "merge", "shard", "sharding_of", "sharding_rules"]
 
-    dim: int | None
-    blocks: int = 1
-
+Rules = Mapping[str, Sharding]
 
 REPLICATED = Sharding(None)
-_RULES: tuple[tuple[str, Sharding], ...] = (
-    ("word_embeddings.weight", Sharding(0)),
-    ("output_layer.weight", Sharding(0)),
-    ("linear_qkv.weight", Sharding(0)),
-    ("linear_proj.weight", Sharding(1)),
-    ("linear_fc1.weight", Sharding(0, blocks=2)),
-    ("linear_fc2.weight", Sharding(1)),
-    ("latent_predictor.linear_in.weight", Sharding(0)),
-    ("latent_predictor.linear_mid.weight", Sharding(0)),
-    ("latent_predictor.linear_out.weight", Sharding(1)),
-    ("layernorm.weight", REPLICATED),
-    ("latent_predictor.layer_norm.weight", REPLICATED),
-    ("latent_predictor.layer_norm.bias", REPLICATED),
-)
+DECODER_LAYER: Rules = {
+    "input_layernorm.weight": REPLICATED,
+    "self_attention.linear_qkv.weight": Sharding(0),
+    "self_attention.linear_proj.weight": Sharding(1),
+    "pre_mlp_layernorm.weight": REPLICATED,
+    "mlp.linear_fc1.weight": Sharding(0, blocks=2),
+    "mlp.linear_fc2.weight": Sharding(1),
+}
+_BASE: Rules = {
+    "embedding.word_embeddings.weight": Sharding(0),
+    **{f"decoder.layers.*.{name}": rule for name, rule in DECODER_LAYER.items()},
+    "decoder.final_layernorm.weight": REPLICATED,
+    "output_layer.weight": Sharding(0),
+}
 
 
-def sharding_of(name: str) -> Sharding:
-    """The rule for a canonical parameter name; an unlisted name is a programming error, never a silent default."""
-    for suffix, sharding in _RULES:
-        if name.endswith(suffix):
+def sharding_rules(config: RunConfig | None = None) -> Rules:
+    """The rules of all parameters of `config`'s model; None: of every built-in objective's."""
+    if config is not None:
+        return {**_BASE, **config.objective.entry.sharding(config)}
+    return _built_in_rules()
+
+
+@functools.cache
+def _built_in_rules() -> Rules:
+    rules = dict(_BASE)
+    for name, entry in OBJECTIVES.built_in().items():
+        rules |= entry.sharding(RunConfig(objective=ObjectiveConfig(name=name)))
+    return rules
+
+
+def sharding_of(name: str, rules: Rules | None = None) -> Sharding:
+    """The rule for a canonical parameter name; an unlisted name is a programming error, never a silent default.
+
+    Args:
+        rules: of the model that has the parameter (`sharding_rules`); None: of every built-in objective's.
+    """
+    for pattern, sharding in (sharding_rules() if rules is None else rules).items():
+        if _pattern(pattern).fullmatch(name):
             return sharding
-    raise AssertionError(f"no sharding rule for parameter {name!r}; add it to {__name__}")
+    raise AssertionError(f"no sharding rule for parameter {name!r}; the entry that adds it must give one")
+
+
+@functools.cache
+def _pattern(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
 
 
 def shard(full: torch.Tensor, sharding: Sharding, rank: int, size: int) -> torch.Tensor:
     """Rank `rank`'s part of `full`."""
+    import torch
+
     if sharding.dim is None or size == 1:
         return full
     blocks = full.chunk(sharding.blocks, dim=sharding.dim)
@@ -56,6 +83,8 @@ def shard(full: torch.Tensor, sharding: Sharding, rank: int, size: int) -> torch
 
 def merge(shards: list[torch.Tensor], sharding: Sharding) -> torch.Tensor:
     """The full tensor from all ranks' parts, in rank order."""
+    import torch
+
     if sharding.dim is None or len(shards) == 1:
         return shards[0]
     dim = sharding.dim

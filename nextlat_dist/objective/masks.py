@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK
+from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK
 
 
 def next_token_mask(rows: torch.Tensor) -> torch.Tensor:

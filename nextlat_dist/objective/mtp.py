@@ -1,6 +1,6 @@
 """Multi-token prediction: L_ntp + lambda_mtp * 1/d sum_i CE_i (Gloeckle et al. 2024, arXiv 2404.19737).
 
-On the shared trunk's states h sit d extra transformer layers side by side; layer i, its own norm and the shared output
+On the shared trunk's states h stand d extra transformer layers in parallel; layer i, its own norm and the shared output
 head predict x_{t+1+i} at position t, from x_1 .. x_t alone. Gradients reach the extra layers, the head and the trunk.
 """
 
@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from nextlat_dist.model.decoder_layer import DecoderLayer
-from nextlat_dist.model.embedding import LABEL
+from nextlat_dist.model.layer_list import HeadSettings
+from nextlat_dist.model.rows import LABEL, ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, token_mask
-from nextlat_dist.objective.output_head import OutputHead
+from nextlat_dist.objective.output_head import output_head
 
 
 class PredictionLayer(DecoderLayer):
@@ -35,29 +36,20 @@ class PredictionLayer(DecoderLayer):
 
 
 class MTPObjective(nn.Module):
-    """(hidden [s, b, h], rows[, tied weight]) -> term sums [1 + horizon]."""
+    """ObjectiveInputs -> term sums [1 + horizon]."""
 
     canonical_prefix = ""
 
-    def __init__(
-        self,
-        transformer_config: Any,
-        vocab_size: int,
-        padded_vocab_size: int,
-        process_groups: Any,
-        tied: bool,
-        horizon: int,
-        decoder_layer: dict[str, Any],
-    ) -> None:
-        """`decoder_layer`: what `DecoderLayer` takes besides its configuration and index."""
+    def __init__(self, settings: HeadSettings) -> None:
         super().__init__()
-        self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
+        self.output_layer = output_head(settings)
         self.layers = nn.ModuleList(
-            PredictionLayer(transformer_config, index, **decoder_layer) for index in range(horizon)
+            PredictionLayer(layer_index=index, **settings.decoder_layer)
+            for index in range(settings.config.objective.horizon)
         )
 
-    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        hidden, rows, *lent = inputs
+    def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
+        hidden, rows = inputs.hidden, inputs.rows
         targets = rows[:, 1:, LABEL].t()  # [s, b]
         states, wanted, masks = [hidden], [targets], [next_token_mask(rows)]
         for step, layer in enumerate(self.layers, start=1):
@@ -66,6 +58,6 @@ class MTPObjective(nn.Module):
             wanted.append(targets[step:])
             masks.append(token_mask(rows, step))
         # One pass through the head: ZeRO-3 gathers its weight once, tensor ranks exchange once.
-        cross_entropy, _ = self.output_layer(torch.cat(states), torch.cat(wanted), [], *lent)
+        cross_entropy, _ = self.output_layer(torch.cat(states), torch.cat(wanted), [], inputs.tied_weight)
         parts = cross_entropy.split([len(state) for state in states])
         return torch.stack([masked_sum(part, mask) for part, mask in zip(parts, masks, strict=True)])

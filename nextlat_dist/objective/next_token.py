@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from nextlat_dist.model.embedding import LABEL
+from nextlat_dist.model.layer_list import HeadSettings
+from nextlat_dist.model.rows import LABEL, ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
-from nextlat_dist.objective.output_head import OutputHead
+from nextlat_dist.objective.output_head import output_head
 
 
 class NextTokenObjective(nn.Module):
-    """(hidden [s, b, h], rows[, tied weight]) -> term sums [1]."""
+    """ObjectiveInputs -> term sums [1]."""
 
     canonical_prefix = ""
 
-    def __init__(
-        self, transformer_config: Any, vocab_size: int, padded_vocab_size: int, process_groups: Any, tied: bool
-    ) -> None:
+    def __init__(self, settings: HeadSettings) -> None:
         super().__init__()
-        self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
+        self.output_layer = output_head(settings)
 
-    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        hidden, rows, *lent = inputs
-        targets = rows[:, 1:, LABEL].t()
-        cross_entropy, _ = self.output_layer(hidden, targets, [], *lent)
-        return masked_sum(cross_entropy, next_token_mask(rows))[None]
+    def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
+        targets = inputs.rows[:, 1:, LABEL].t()
+        cross_entropy, _ = self.output_layer(inputs.hidden, targets, [], inputs.tied_weight)
+        return masked_sum(cross_entropy, next_token_mask(inputs.rows))[None]

@@ -7,38 +7,30 @@ and e(x). Ablations let go of the target state or of the head's weight, never of
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.model.embedding import LABEL
-from nextlat_dist.model.latent_predictor import LatentPredictor
+from nextlat_dist.config.entries import resolve
+from nextlat_dist.model.layer_list import HeadSettings
+from nextlat_dist.model.rows import LABEL, ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
-from nextlat_dist.objective.output_head import OutputHead
+from nextlat_dist.objective.output_head import output_head
 
 
 class NextLatObjective(nn.Module):
-    """(hidden [s, b, h], rows, e(x) [s, b, h][, tied weight]) -> term sums [1 + 2 * horizon]."""
+    """ObjectiveInputs, with the embedding -> term sums [1 + 2 * horizon]."""
 
     canonical_prefix = ""
 
-    def __init__(
-        self,
-        transformer_config: Any,
-        vocab_size: int,
-        padded_vocab_size: int,
-        process_groups: Any,
-        tied: bool,
-        predictor_hidden_size: int,
-        objective: ObjectiveConfig,
-    ) -> None:
+    def __init__(self, settings: HeadSettings) -> None:
         super().__init__()
-        self.objective = objective
-        self.output_layer = OutputHead(transformer_config, vocab_size, padded_vocab_size, process_groups, tied)
-        self.latent_predictor = LatentPredictor(transformer_config, predictor_hidden_size, process_groups)
+        config = settings.config
+        self.objective = config.objective
+        self.output_layer = output_head(settings)
+        self.latent_predictor = resolve(config.predictor.entry.module)(
+            settings.transformer_config, config.predictor_hidden_size, settings.process_groups
+        )
 
     def rollout(self, hidden: torch.Tensor, embedded: torch.Tensor) -> list[torch.Tensor]:
         """Predicted states of steps 1 .. horizon: entry i - 1 is [s - i, b, h], index t holding the prediction of
@@ -50,9 +42,10 @@ class NextLatObjective(nn.Module):
             predicted.append(state)
         return predicted
 
-    def forward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        hidden, rows, embedded, *lent = inputs
-        predicted = self.rollout(hidden, embedded)
+    def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
+        hidden, rows = inputs.hidden, inputs.rows
+        assert inputs.embedded is not None
+        predicted = self.rollout(hidden, inputs.embedded)
         # What weighs nothing is only logged: it costs no backward pass, and no NaN of its own reaches the
         # others as 0 * NaN. Only the cross entropy keeps a gradient, of zeros: ZeRO wants one for the head's weight.
         students, reached, target = predicted, predicted, hidden
@@ -66,7 +59,7 @@ class NextLatObjective(nn.Module):
             hidden,
             rows[:, 1:, LABEL].t(),
             students,
-            *lent,
+            inputs.tied_weight,
             freeze_for_students=self.objective.stop_gradient_head or self.objective.lambda_kl == 0,
         )
         if target.dtype != torch.float64:

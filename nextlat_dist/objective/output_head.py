@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nextlat_dist.model.layer_list import HeadSettings
 from nextlat_dist.objective.losses.vocab_parallel import (
     vocab_parallel_cross_entropy,
     vocab_parallel_kl,
@@ -18,8 +19,20 @@ from nextlat_dist.objective.losses.vocab_parallel import (
 )
 
 
+def output_head(settings: HeadSettings) -> OutputHead:
+    """The head of the model of `settings`."""
+    model = settings.config.model
+    return OutputHead(
+        settings.transformer_config,
+        model.vocab_size,
+        model.padded_vocab_size,
+        settings.process_groups,
+        model.tie_embeddings,
+    )
+
+
 class OutputHead(nn.Module):
-    """softmax(W h) over a vocabulary-parallel W [padded vocab (local), h]; with `tied`, W is lent by the embedding."""
+    """softmax(W h) over a vocabulary-parallel W [padded vocab (local), h]; with `tied`, W is the embedding's."""
 
     def __init__(
         self, transformer_config: Any, vocab_size: int, padded_vocab_size: int, process_groups: Any, tied: bool
@@ -35,7 +48,7 @@ class OutputHead(nn.Module):
         hidden: torch.Tensor,
         targets: torch.Tensor,
         predicted: list[torch.Tensor],
-        lent_weight: torch.Tensor | None = None,
+        tied_weight: torch.Tensor | None = None,
         *,
         freeze_for_students: bool = True,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -45,14 +58,14 @@ class OutputHead(nn.Module):
             hidden: final hidden states h [s, b, h].
             targets: next tokens [s, b].
             predicted: for rollout step i = 1, 2, …, the predicted state of position t + i at index t, [s - i, b, h].
-            lent_weight: the embedding's weight when the head is tied.
+            tied_weight: the embedding's weight when the head is tied.
             freeze_for_students: no gradient of the divergences reaches the weight.
 
         Returns:
             Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient
             reaches `predicted` and, if it is not frozen, the weight through the student's logits: never the teacher.
         """
-        weight = self.weight if lent_weight is None else lent_weight
+        weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None
         logits = vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)
         cross_entropy, log_sum_exp = vocab_parallel_cross_entropy(logits, targets, self.group)
@@ -63,8 +76,8 @@ class OutputHead(nn.Module):
             divergences.append(vocab_parallel_kl(student, logits[step:], log_sum_exp[step:], self.group))
         return cross_entropy, divergences
 
-    def logits(self, hidden: torch.Tensor, lent_weight: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, tied_weight: torch.Tensor | None = None) -> torch.Tensor:
         """[s, b, h] -> this rank's logits [s, b, vocab (local)]."""
-        weight = self.weight if lent_weight is None else lent_weight
+        weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None
         return vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.objective.masks import next_token_mask, state_mask, token_mask
+from nextlat_dist.objective.masks import next_token_mask
 
 
 @dataclass(frozen=True)
 class TermGroup:
-    """One term of the loss beside next_token: a mean over what counts at each step, and then over the steps."""
+    """One term of the loss besides next_token: a mean over what counts at each step, and then over the steps."""
 
     name: str
     factor: float  # its lambda
@@ -27,16 +28,8 @@ class TermGroup:
 
 
 def term_groups(objective: ObjectiveConfig) -> list[TermGroup]:
-    """The terms beside next_token, in their order; each has `objective.steps_ahead` steps."""
-    groups = {
-        "next_token": [],
-        "nextlat": [
-            TermGroup("hidden", objective.lambda_hidden, state_mask),
-            TermGroup("kl", objective.lambda_kl, token_mask),
-        ],
-        "mtp": [TermGroup("mtp", objective.lambda_mtp, token_mask)],
-    }
-    return groups[objective.name]
+    """The terms besides next_token, in their order; each has `objective.steps_ahead` steps."""
+    return [TermGroup(term.name, objective.weight(term.weight), resolve(term.mask)) for term in objective.entry.terms]
 
 
 def number_of_terms(objective: ObjectiveConfig) -> int:
@@ -97,6 +90,6 @@ class LossRecorder:
         return torch.zeros(terms, dtype=torch.float64, device=device) if self._sums is None else self._sums
 
     def take(self, terms: int, device: torch.device) -> torch.Tensor:
-        """As `peek`, and begin anew."""
+        """As `peek`, and start over."""
         sums, self._sums = self.peek(terms, device), None
         return sums

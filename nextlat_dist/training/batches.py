@@ -20,7 +20,7 @@ from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.data.loader import Lost, RowBatch, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
-from nextlat_dist.model.embedding import pack_rows
+from nextlat_dist.model.rows import pack_rows
 from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
 

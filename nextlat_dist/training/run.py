@@ -123,11 +123,7 @@ def describe(config: RunConfig, world_size: int) -> str:
         f"{_count(counts['decoder'])}, head {_count(counts['output_layer'])})"
         + "".join(
             f", {text} {_count(counts[part])}, with {word} {_count(counts['total'])}"
-            for part, text, word in (
-                ("latent_predictor", "latent predictor", "predictor"),
-                ("mtp", "mtp layers", "them"),
-            )
-            if counts[part]
+            for part, (text, word) in config.objective.entry.parts.items()
         ),
         f"objective   {config.objective.name}"
         + (f", horizon {config.objective.horizon}" if config.objective.steps_ahead else "")

@@ -72,8 +72,11 @@ def test_unknown_key_of_a_file_is_an_error_too(tmp_path: Path) -> None:
         ("model.tie_embeddings='yes'", "model.tie_embeddings is 'yes', it must be of type bool"),
         ("output_dir=12", "output_dir is 12, it must be of type str"),
         ("output_dir=null", "output_dir is None, it must be of type str"),
-        ("objective.name=mtp2", "objective.name is 'mtp2', it must be one of next_token, nextlat, mtp"),
-        ("objective.name=null", "objective.name is None, it must be one of next_token, nextlat, mtp"),
+        (
+            "objective.name=mtp2",
+            "objective.name is 'mtp2', it must be one of next_token, nextlat, mtp; the nearest is mtp",
+        ),
+        ("objective.name=null", "objective.name is None, it must be of type str"),
         ("parallel.zero_stage=4", "parallel.zero_stage is 4, it must be one of 0, 1, 2, 3"),
         ("parallel.zero_stage=true", "parallel.zero_stage is True, it must be one of 0, 1, 2, 3"),
         ("deepspeed=1", "deepspeed is 1, it must be a mapping"),

@@ -10,8 +10,8 @@ from torch.distributed import distributed_c10d
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.model.embedding import pack_rows
 from nextlat_dist.model.initialize import canonical_parameters
+from nextlat_dist.model.rows import pack_rows
 from nextlat_dist.model.sharding import merge, sharding_of
 from nextlat_dist.objective.terms import named_terms, term_counts, term_weights
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum

@@ -10,7 +10,7 @@ import torch
 
 from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
 from nextlat_dist.model.decoder_layer import rotary_angles
-from nextlat_dist.model.embedding import DOCUMENT
+from nextlat_dist.model.rows import DOCUMENT
 from tests.kit import jobs, reference
 from tests.kit.harness import Ranks
 

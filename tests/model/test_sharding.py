@@ -22,7 +22,19 @@ NAMES = {
     "decoder.final_layernorm.weight": REPLICATED,
     "latent_predictor.layer_norm.weight": REPLICATED,
     "latent_predictor.layer_norm.bias": REPLICATED,
+    "mtp.layers.0.self_attention.linear_qkv.weight": Sharding(0),
+    "mtp.layers.12.final_layernorm.weight": REPLICATED,
 }
+UNLISTED = [
+    "decoder.layers.0.mlp.linear_fc3.weight",
+    "linear_in.weight",
+    "lm_head.weight",
+    "decoder.layers.0.self_attention.q_layernorm.weight",  # ends as a listed name does
+    "decoder.layers.0.more.input_layernorm.weight",
+    "decoder.layers.0.1.input_layernorm.weight",
+    "decoder.layers.0.input_layernorm.weight.more",
+    "decoder_layers_0_input_layernorm_weight",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +42,7 @@ def test_rule_of_every_parameter(name: str) -> None:
     assert sharding_of(name) == NAMES[name]
 
 
-@pytest.mark.parametrize("name", ["decoder.layers.0.mlp.linear_fc3.weight", "linear_in.weight", "lm_head.weight"])
+@pytest.mark.parametrize("name", UNLISTED)
 def test_an_unlisted_parameter_has_no_silent_default(name: str) -> None:
     with pytest.raises(AssertionError, match="no sharding rule"):
         sharding_of(name)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK, TOKEN
+from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK, TOKEN
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 

@@ -184,9 +184,9 @@ def target_gradients(raw: dict[str, Any]) -> list[bool]:
     rows = torch.zeros(1, length + 1, 4, dtype=torch.int64)
     rows[..., 0] = torch.arange(length + 1) % config.model.vocab_size
     rows[..., 2] = 1
-    hidden, _, embedded = stack.run(rows, stop=-1)
-    leaf = hidden.detach().requires_grad_()
-    sums = stack.layers[-1]((leaf, rows, embedded.detach()))
+    inputs = stack.run(rows, stop=-1)
+    leaf = inputs.hidden.detach().requires_grad_()
+    sums = stack.layers[-1](inputs._replace(hidden=leaf, embedded=inputs.embedded.detach()))
     reached = []
     for index in range(1, len(sums)):
         (gradient,) = torch.autograd.grad(sums[index], leaf, retain_graph=True)

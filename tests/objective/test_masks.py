@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.model.embedding import DOCUMENT, LOSS_MASK, TOKEN, pack_rows
+from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK, TOKEN, pack_rows
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.terms import term_counts
 from tests.kit.jobs import ragged_rows

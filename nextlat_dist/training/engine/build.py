@@ -14,6 +14,7 @@ from torch import nn
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.layer_list import LayerEntry, LayerStack, initialize, layer_list
+from nextlat_dist.model.sharding import Rules, sharding_rules
 from nextlat_dist.objective.terms import LossRecorder, number_of_terms
 from nextlat_dist.parallel.device import communication_backend
 from nextlat_dist.parallel.dims import ModelParallelUnit, ParallelDims
@@ -24,9 +25,10 @@ from nextlat_dist.training.engine.optimizer import build_optimizer, clip_before_
 class Engine:
     """A DeepSpeed engine that takes one global batch a step, whatever the layout."""
 
-    def __init__(self, inner: Any, recorder: LossRecorder, dims: ParallelDims, terms: int) -> None:
+    def __init__(self, inner: Any, recorder: LossRecorder, dims: ParallelDims, terms: int, sharding: Rules) -> None:
         self.inner = inner
         self.dims = dims
+        self.sharding = sharding
         self._recorder = recorder
         self._terms = terms
 
@@ -124,7 +126,7 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> Engine:
     inner, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, mpu=unit, dist_init_required=False, config=settings
     )
-    return Engine(inner, recorder, dims, number_of_terms(config.objective))
+    return Engine(inner, recorder, dims, number_of_terms(config.objective), sharding_rules(config))
 
 
 def _pipeline_module(entries: list[LayerEntry], dims: ParallelDims, recorder: LossRecorder) -> nn.Module:

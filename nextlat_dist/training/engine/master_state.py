@@ -45,7 +45,7 @@ def own_fragments(engine: Engine, dims: ParallelDims) -> list[Fragment]:
     for number, fragment in enumerate(local_fragments(engine)):
         if fragment.name in replicated:  # a tied weight of a later stage
             continue
-        if sharding_of(fragment.name).dim is None and dims.tensor_rank != 0:
+        if sharding_of(fragment.name, engine.sharding).dim is None and dims.tensor_rank != 0:
             continue
         if plain and number % dims.data_size != dims.data_rank:
             continue
@@ -69,7 +69,7 @@ def load_state(engine: Engine, dims: ParallelDims, reader: TensorReader, step: i
         fragment = _fragment(engine, name, parameter)
         for key in (WEIGHT, *MOMENTS):
             full = reader.full(name, key)
-            local = shard(full, sharding_of(name), dims.tensor_rank, dims.tensor_size).flatten()
+            local = shard(full, sharding_of(name, engine.sharding), dims.tensor_rank, dims.tensor_size).flatten()
             if key == WEIGHT:
                 _set_model_weight(parameter, local)
             if fragment is not None:

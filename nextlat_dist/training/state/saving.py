@@ -136,7 +136,7 @@ def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path, state: Tr
     """
     error = ""
     try:
-        with TensorReader(checkpoint) as reader:
+        with TensorReader(checkpoint, rules=engine.sharding) as reader:
             load_state(engine, dims, reader, state.optimizer_step)
     except UserError as caught:
         error = str(caught)

@@ -53,9 +53,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 def heads_of_training(raw: dict[str, Any], directory: str, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of every extra layer on rows of one document [horizon, s, b, vocab]; writes an export of the weights."""
     from nextlat_dist.huggingface.weights import llama_config, mtp_tensors, to_llama
-    from nextlat_dist.model.embedding import pack_rows
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
+    from nextlat_dist.model.rows import pack_rows
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))
@@ -65,7 +65,7 @@ def heads_of_training(raw: dict[str, Any], directory: str, tokens: torch.Tensor)
         for parameter in stack.parameters():  # attention and norms that are not nearly uniform
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         rows = pack_rows(tokens, torch.zeros_like(tokens), torch.ones_like(tokens))
-        hidden, _ = stack.run(rows, stop=-1)
+        hidden = stack.run(rows, stop=-1).hidden
         objective: Any = stack.layers[-1]
         heads = torch.stack([objective.output_layer.logits(layer((hidden, rows))[0]) for layer in objective.layers])
     canonical = {name: parameter.detach() for name, parameter in canonical_parameters(stack)}
