@@ -1,0 +1,151 @@
+"""The pages are whole: links lead somewhere, commands and settings exist, code compiles, README stays short."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import yaml
+
+from nextlat_dist.config import config_from_dict, load_config
+from tests.kit.pages import PAGES, REASONS, ROOT, Block, anchors, blocks, links
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+COMMANDS = [(block, words) for block in BLOCKS if block.language == "bash" for words in block.commands]
+# Programs that are not ours: their own options are not checked.
+FOREIGN = {"pip", "sbatch", "kubectl", "vllm", "lm_eval", "git", "cd", "source", "pytest", "pre-commit", "ruff", "mypy"}
+SHELL = {"bash", "sbatch"}
+
+
+class _Parsed(BaseException):  # past every handler of a command
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+
+def parsed(main: Callable[[list[str]], Any], arguments: list[str]) -> argparse.Namespace:
+    """What `main` makes of the arguments; stops it before it does anything with them."""
+    real = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
+        raise _Parsed(real(self, args, namespace))
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        try:
+            main(arguments)
+        except _Parsed as found:
+            return found.options
+        except SystemExit:
+            raise AssertionError(f"not understood: {' '.join(arguments)}") from None
+    raise AssertionError("the command did not parse its arguments")
+
+
+def _main(words: list[str]) -> tuple[Callable[[list[str]], Any], list[str]] | None:
+    """Our command that the words call and its arguments; None for a program of someone else's or a script."""
+    if words[0] == "nextlat":
+        return importlib.import_module("nextlat_dist.cli").main, words[1:]
+    if words[0] == "nextlat-data":
+        return importlib.import_module("data_tools.cli").main, words[1:]
+    if words[:2] == ["python", "-m"]:
+        return importlib.import_module(words[2]).main, words[3:]
+    return None
+
+
+@pytest.mark.parametrize(("block", "words"), COMMANDS, ids=[f"{b.name}-{' '.join(w[:2])}" for b, w in COMMANDS])
+def test_every_command_exists_with_its_options(block: Block, words: list[str]) -> None:
+    command = _main(words)
+    if command is None:
+        if words[0] in SHELL or words[0] == "python":
+            assert (ROOT / words[1]).is_file(), f"{block.name}: there is no {words[1]}"
+        else:
+            assert words[0] in FOREIGN, f"{block.name}: unknown command {words[0]}"
+    else:
+        parsed(*command)
+    settings = [word for word in words if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+=.*", word)]
+    configs = [word for word in words if word.startswith("configs/")]
+    for config in configs:
+        assert (ROOT / config).is_file(), f"{block.name}: there is no {config}"
+        if "ablations" not in config:
+            load_config(ROOT / config, settings)
+    assert configs or not settings, f"{block.name}: settings without a config that they belong to"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.name)
+def test_every_yaml_block_is_a_configuration(block: Block) -> None:
+    if block.not_run is None:
+        config_from_dict(yaml.safe_load(block.code))
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.name)
+def test_every_python_block_compiles(block: Block) -> None:
+    compile(block.code, block.name, "exec")
+
+
+def test_what_is_not_run_says_why() -> None:
+    used = {block.not_run for block in BLOCKS if block.not_run is not None}
+    assert used <= set(REASONS)
+    assert {"gpu", "cluster", "internet", "long"} <= used
+    named = [name for page in PAGES for name in re.findall(r"tests/[\w/]+(?:\.py)?", page.read_text())]
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"pages name tests that are not there: {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in links(page):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target} is not there"
+        assert file.is_relative_to(ROOT), f"{page.name}: {target} leads out of the project"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name}: {file.name} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    """Paths in code spelling below the project's own folders."""
+    folders = "nextlat_dist|data_tools|configs|launch|results|examples|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*\w/?)`", page.read_text()):
+        assert (ROOT / name).exists(), f"{page.name}: {name} is not there"
+
+
+def test_readme_is_short_and_names_every_page() -> None:
+    readme = ROOT / "README.md"
+    assert len(readme.read_bytes()) <= 12 * 1024
+    pages = {page.relative_to(ROOT).as_posix() for page in PAGES} - {"README.md"}
+    assert pages <= set(links(readme)), f"not in README's table: {sorted(pages - set(links(readme)))}"
+
+
+def test_first_screen_says_what_was_not_run() -> None:
+    first_screen = (ROOT / "README.md").read_text().partition("\n## What you will see")[0]
+    for words in ("no GPU yet", "mixture of experts", "context parallelism", "fp8", "launch/test.sh", ".png)"):
+        assert words in first_screen, words
+
+
+def test_commands_of_the_pages_need_tools_that_exist() -> None:
+    assert shutil.which("bash")
+    assert {words[0] for _, words in COMMANDS} >= {"nextlat", "nextlat-data", "bash", "python"}
+
+
+def test_the_tree_of_the_design_page_is_the_tree() -> None:
+    [tree] = [b for b in blocks(ROOT / "docs/design.md") if b.code.startswith("nextlat_dist/\n")]
+    shown, above = set(), [""] * 9
+    for line in tree.code.splitlines():
+        folder = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        above[depth] = folder
+        shown.add("".join(above[: depth + 1]))
+    real = {
+        f"{path.parent.relative_to(ROOT).as_posix()}/"
+        for package in ("nextlat_dist", "data_tools")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert shown == real
