@@ -148,15 +148,13 @@ NAMES: dict[str, dict[str, str]] = {
         "NO_STATE": "nextlat_dist.evaluation.probes.page",
     },
     "nextlat_dist.evaluation.run_report": {
-        "EXPORT_REPORT": "nextlat_dist.evaluation.run_report.merge",
-        "LAST_ENTRIES": "nextlat_dist.evaluation.run_report.merge",
-        "LOSS_TERMS": "nextlat_dist.evaluation.run_report.merge",
-        "METRICS_FILE": "nextlat_dist.evaluation.run_report.merge",
+        "LAST_ENTRIES": "nextlat_dist.evaluation.run_report.page",
+        "LOSS_TERMS": "nextlat_dist.evaluation.run_report.publish",
+        "METRICS_FILE": "nextlat_dist.files",
         "ROW_COLUMNS": "nextlat_dist.evaluation.run_report.page",
         "SPECULATIVE_FIELDS": "nextlat_dist.evaluation.run_report.merge",
-        "SPECULATIVE_REPORT": "nextlat_dist.evaluation.run_report.merge",
-        "draw_loss_terms": "nextlat_dist.evaluation.run_report.merge",
-        "write_run_report": "nextlat_dist.evaluation.run_report.merge",
+        "SPECULATIVE_REPORT": "nextlat_dist.files:SPECULATIVE_REPORT_FILE",
+        "write_run_report": "nextlat_dist.evaluation.run_report.publish",
     },
     "nextlat_dist.evaluation.speculative": {
         "FEW_ROUNDS": "nextlat_dist.evaluation.speculative.measure",
@@ -187,6 +185,9 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nextlat_dist.inference.llama": {
         "LlamaConfig": "nextlat_dist.huggingface.base",
+    },
+    "nextlat_dist.evaluation.task_exports": {
+        "PLAIN_NAME": "nextlat_dist.files:EXPORT_FOLDER",
     },
     "nextlat_dist.training.state": {
         "CONFIG_FILE": "nextlat_dist.training.state.saving",

@@ -25,6 +25,8 @@ OLD_NAMES = {
 }
 REPORT = "measuring returns a Report; drawing returns a figure, and `publish` writes both"
 GONE: dict[str, str] = {  # "module.name": why
+    "nextlat_dist.evaluation.run_report.EXPORT_REPORT": "the names of a run's files stand in nextlat_dist.files",
+    "nextlat_dist.evaluation.run_report.draw_loss_terms": REPORT,
     "nextlat_dist.evaluation.belief_page.CURVES": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_geometry": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_steps": REPORT,

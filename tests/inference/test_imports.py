@@ -16,7 +16,7 @@ class Block(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Block())
 import nextlat_dist.inference
-import nextlat_dist.evaluation.run_report.merge
+import nextlat_dist.evaluation.run_report.publish
 import nextlat_dist.evaluation.speculative.measure
 try:
     import nextlat_dist.training

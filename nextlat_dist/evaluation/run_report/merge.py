@@ -1,10 +1,10 @@
-"""The report of one run: training curve, export check and speculative decoding on one page.
+"""The report of one run: training curve, export check and speculative decoding, merged.
 
-    write_run_report(run_dir: Path) -> dict
+    merge_run(run_dir: Path) -> RunReport
 
 Reads what the other commands left in the run's directory: `metrics.jsonl` of training, `export/export_report.json`, and
-`speculative.json` of `nextlat evaluate speculative` with its pictures. Writes `report.json`, `report.md` and
-`loss_terms.png` beside them. What a run does not have (no predictor, no validation) is absent or null, never invented.
+`speculative.json` of `nextlat evaluate speculative` with its pictures. What a run does not have (no predictor, no
+validation) is absent or null, never invented.
 
 Command: `nextlat report --run DIR`.
 """
@@ -12,19 +12,15 @@ Command: `nextlat report --run DIR`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, markdown
-from nextlat_dist.reporting import pictures, report
+from nextlat_dist.files import EXPORT_FOLDER, EXPORT_REPORT_FILE, METRICS_FILE, SPECULATIVE_REPORT_FILE
 
-METRICS_FILE = "metrics.jsonl"
-EXPORT_REPORT = Path("export") / "export_report.json"
-SPECULATIVE_REPORT = "speculative.json"
-LOSS_TERMS = {"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL", "mtp": "multi-token"}
 SPECULATIVE_FIELDS = (
     "greedy_identical",
     "draft_length",
@@ -39,8 +35,21 @@ SPECULATIVE_FIELDS = (
 )
 
 
-def write_run_report(run_dir: Path) -> dict[str, Any]:
-    """Merge the run's measurements; returns the content of `report.json`.
+@dataclass(frozen=True)
+class RunReport:
+    """Attributes:
+    content: of `report.json`.
+    page: `report.md`.
+    entries: the lines of `metrics.jsonl`, for the picture of the loss terms.
+    """
+
+    content: Mapping[str, Any]
+    page: str
+    entries: Sequence[Mapping[str, Any]]
+
+
+def merge_run(run_dir: Path) -> RunReport:
+    """Merge the run's measurements.
 
     `loss_first` is the first logged loss, `loss_last` the mean of the last five; `tokens_per_second` is the median of
     the logged rates. Only the training metrics have to be there.
@@ -50,34 +59,15 @@ def write_run_report(run_dir: Path) -> dict[str, Any]:
     """
     entries = _read_metrics(run_dir / METRICS_FILE)
     content: dict[str, Any] = {"train": _train_summary(run_dir / METRICS_FILE, entries)}
-    exported = _read_json(run_dir / EXPORT_REPORT)
+    exported = _read_json(run_dir / EXPORT_FOLDER / EXPORT_REPORT_FILE)
     if exported is not None:
         content["export"] = {"max_logit_difference": exported.get("max_logit_difference")}
-    measured = _read_json(run_dir / SPECULATIVE_REPORT)
+    measured = _read_json(run_dir / SPECULATIVE_REPORT_FILE)
     if measured is not None:
         summary = measured["summary"]
         content["speculative"] = {name: summary[name] for name in SPECULATIVE_FIELDS if name in summary}
         content |= {"machine": measured["machine"], "versions": measured["versions"]}
-    draw_loss_terms(entries, run_dir / "loss_terms.png")
-    report.write_json(run_dir / "report.json", content)
-    (run_dir / "report.md").write_text(markdown(run_dir, content, measured))
-    return content
-
-
-def draw_loss_terms(entries: list[dict[str, Any]], path: Path) -> None:
-    """One panel per loss term that the run logged, over tokens; validation as dots in the panel of the same term."""
-    terms = [term for term in LOSS_TERMS if any(term in entry for entry in entries)]
-    figure, axes = pictures.panels(len(terms), "Loss terms over training tokens")
-    for index, (term, axis) in enumerate(zip(terms, axes, strict=True)):
-        for name, style in ((term, {"linewidth": 1.3}), (f"validation_{term}", {"marker": "o", "linestyle": "none"})):
-            points = [(entry["tokens"] / 1e6, entry[name]) for entry in entries if entry.get(name) is not None]
-            if points:
-                label = "validation" if name != term else "training"
-                axis.plot(*zip(*points, strict=True), color=pictures.COLORS[index], label=label, **style)
-        axis.set(title=LOSS_TERMS[term], xlabel="tokens (millions)", ylabel="loss")
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.legend(frameon=False)
-    pictures.save_picture(figure, path)
+    return RunReport(content, markdown(run_dir, content, measured), entries)
 
 
 def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:

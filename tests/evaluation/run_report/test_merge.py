@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.run_report.merge import write_run_report
+from nextlat_dist.evaluation.run_report.publish import loss_terms_figure, write_run_report
 from nextlat_dist.reporting import report
 
 STEPS = [
@@ -159,6 +159,15 @@ def test_a_run_of_the_baseline(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "validation loss not measured" in text
     assert "speculative" not in text
+
+
+def test_terms_of_any_objective_are_drawn_once_they_are_validated() -> None:
+    steps = [{"step": 1, "tokens": 100, "loss": 3.0, "next_token": 3.0, "jump": 1.0, "learning_rate": 1e-3}]
+    assert [axis.get_title() for axis in loss_terms_figure(steps).axes] == ["total", "next token"]
+    validated = [*steps, {"step": 1, "tokens": 100, "validation_loss": 4.0, "validation_jump": 2.0}]
+    *_, jump = loss_terms_figure(validated).axes
+    assert jump.get_title() == "jump"
+    assert [(line.get_label(), line.get_ydata()[0]) for line in jump.lines] == [("training", 1.0), ("validation", 2.0)]
 
 
 @pytest.mark.parametrize(
