@@ -125,7 +125,7 @@ NAMES: dict[str, dict[str, str]] = {
         "SMALLEST_SHOWN": "nextlat_dist.evaluation.belief.pictures",
     },
     "nextlat_dist.evaluation.lm": {
-        "BOOTSTRAPS": "nextlat_dist.evaluation.lm.measure",
+        "BOOTSTRAPS": "nextlat_dist.evaluation.lm.harness",
         "COMMAND": "nextlat_dist.evaluation.lm.measure",
         "PAPER_TASKS": "nextlat_dist.evaluation.lm.measure",
         "add_command": "nextlat_dist.evaluation.lm.command",

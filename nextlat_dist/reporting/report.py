@@ -44,6 +44,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def versions(*further: str) -> dict[str, str]:
+    """Of Python, of the packages that every report names, and of further ones."""
+    return {"python": platform.python_version()} | {
+        package: importlib.metadata.version(package) for package in (*REPORTED_PACKAGES, *further)
+    }
+
+
 @dataclass(frozen=True)
 class Report:
     """Attributes:
@@ -80,8 +87,7 @@ class Report:
             "command": self.command,
             "options": dict(self.options),
             "machine": dict(self.machine),
-            "versions": {"python": platform.python_version()}
-            | {package: importlib.metadata.version(package) for package in REPORTED_PACKAGES},
+            "versions": versions(),
             "summary": dict(self.summary),
             "rows": [_as_json(row) for row in self.rows],
             **self.extra,

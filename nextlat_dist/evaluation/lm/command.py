@@ -9,17 +9,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.evaluation.exports import add_exports
 from nextlat_dist.evaluation.lm.measure import PAPER_TASKS
+from nextlat_dist.reporting.options import add_outputs
 
 
 def add_command(kinds: Any) -> None:
     lm = kinds.add_parser("lm", help="benchmarks of language models, by lm-evaluation-harness")
-    lm.add_argument("--export", nargs="+", required=True, metavar="[NAME=]DIR", help="written by `nextlat export`")
-    lm.add_argument("--tasks", type=_names, default=list(PAPER_TASKS), metavar="A,B,…", help="default: paper's nine")
+    add_exports(lm)
+    lm.add_argument(
+        "--tasks",
+        type=_names,
+        default=list(PAPER_TASKS),
+        metavar="A,B,…",
+        help="the harness's names, and paper for the nine of the paper (default: paper)",
+    )
     lm.add_argument("--include-path", type=Path, metavar="DIR", help="tasks of your own, as the harness's YAML files")
-    lm.add_argument("--limit", type=int, help="documents per task, for a trial; default: all")
-    lm.add_argument("--batch-size", type=int, default=8, help="rows scored together; default: %(default)s")
-    lm.add_argument("--json", type=Path, help="where to write the scores")
+    lm.add_argument("--limit", type=int, metavar="N", help="documents per task, for a trial (default: all)")
+    lm.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows scored together (default: 8)")
+    add_outputs(lm)
     lm.set_defaults(run_command=_evaluate_lm)
 
 
@@ -30,12 +38,13 @@ def _names(text: str) -> list[str]:
 
 def _evaluate_lm(options: argparse.Namespace) -> None:
     from nextlat_dist.evaluation.lm import measure
+    from nextlat_dist.reporting.publish import publish
 
-    measure.evaluate_lm(
+    report = measure.evaluate_lm(
         options.export,
         options.tasks,
         include_path=options.include_path,
         limit=options.limit,
         batch_size=options.batch_size,
-        json_path=options.json,
     )
+    publish(report, options.json)

@@ -17,7 +17,9 @@ from transformers import AutoTokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.lm import command as lm_command
 from nextlat_dist.evaluation.lm import measure as lm
+from nextlat_dist.evaluation.lm.harness import load_tasks
 from nextlat_dist.evaluation.lm.measure import PAPER_TASKS, evaluate_lm
+from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export, write_tokenizer
 
 # The choices are a token each: a longer one would always lose.
@@ -99,8 +101,10 @@ def test_scores_are_those_of_the_model_side_by_side(
     exports = {"one": make_export(tmp_path / "first", SEEDS[0]), "two": make_export(tmp_path / "second", SEEDS[1])}
     target = tmp_path / "lm.json"
     given = [f"{name}={export}" for name, export in exports.items()]
-    content = evaluate_lm(given, ["pick", "read"], include_path=tasks, batch_size=2, json_path=target)
-    assert json.loads(target.read_text()) == content
+    report = evaluate_lm(given, ["pick", "read"], include_path=tasks, batch_size=2)
+    publish(report, target)
+    content = json.loads(target.read_text())
+    assert content == report.content()
     shares = {}
     for name, export in exports.items():
         reference = Reference(export)
@@ -120,10 +124,10 @@ def test_scores_are_those_of_the_model_side_by_side(
     assert any(line.split()[:2] == ["read", "bits_per_byte↓"] for line in rest)
 
 
-def test_a_limit_is_a_trial(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = evaluate_lm([str(make_export(tmp_path / "small", 0))], ["pick"], include_path=tasks, limit=2)
-    assert [row["documents"] for row in content["rows"]] == [2]
-    assert "only the first 2 documents of each task: a trial, not a score" in capsys.readouterr().out
+def test_a_limit_is_a_trial(tmp_path: Path, tasks: Path) -> None:
+    report = evaluate_lm([str(make_export(tmp_path / "small", 0))], ["pick"], include_path=tasks, limit=2)
+    assert [row.documents for row in report.rows] == [2]
+    assert "only the first 2 documents of each task: a trial, not a score" in report.text
 
 
 def test_what_cannot_be_had_is_one_sentence(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,16 +157,21 @@ def test_the_papers_tasks_exist_and_an_unknown_one_names_its_neighbour() -> None
 
     assert set(PAPER_TASKS) <= set(TaskManager().all_tasks)
     with pytest.raises(UserError, match=r"names 'hellaswags', .* the nearest name is 'hellaswag'"):
-        lm._load_tasks(["hellaswags"], None)
+        load_tasks(["hellaswags"], None)
 
 
 def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
     lm_command.add_command(parser.add_subparsers())
     asked: list[Any] = []
+    published: list[Any] = []
     monkeypatch.setattr(lm, "evaluate_lm", lambda *given, **named: asked.append((given, named)))
-    options = parser.parse_args(["lm", "--export", "a=x", "y", "--tasks", "paper,mmlu", "--limit", "3"])
+    monkeypatch.setattr("nextlat_dist.reporting.publish.publish", lambda *given: published.append(given))
+    options = parser.parse_args(
+        ["lm", "--export", "a=x", "y", "--tasks", "paper,mmlu", "--limit", "3", "--json", "out.json"]
+    )
     options.run_command(options)
     ((given, named),) = asked
     assert given == (["a=x", "y"], [*PAPER_TASKS, "mmlu"])
-    assert named == {"include_path": None, "limit": 3, "batch_size": 8, "json_path": None}
+    assert named == {"include_path": None, "limit": 3, "batch_size": 8}
+    assert published == [(None, Path("out.json"))]
