@@ -11,8 +11,9 @@
 #   key=value     handed to every `nextlat train`, for example training.train_tokens=1_000_000
 #   NPROC=2       data-parallel ranks (default: all GPUs, or 2 on CPU)
 #
-# Writes OUTPUT/TASK: data/, a run and an export per twin and seed, report.json, pictures. The same command goes on with
-# what is there: delete the output to begin again.
+# Writes OUTPUT/TASK: data/, a run and an export per twin and seed, report.json, pictures; logs in OUTPUT/TASK/cells. What
+# is done for each task stands in configs/experiments. The same command resumes with what is there: delete the output to
+# begin again.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -43,53 +44,14 @@ done
 for seed in $seeds; do
     [[ "$seed" =~ ^[0-9]+$ ]] || fail "--seeds has $seed; seeds are whole numbers, such as --seeds \"0 1\""
 done
+read -ra seeds <<<"$seeds"
 
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
-
-make_data() { # task
-    local output="$root/$1/data"
-    [[ -f "$output/test/manifest.json" ]] && return
-    headline "$1: data"
-    rm -rf "$output"
-    case "$1" in
-        path_star)
-            nextlat-data task path-star --arms 2 --length 4 --nodes 10 --train 200_000 --test 1000 --output "$output"
-            ;;
-        state_tracking)
-            nextlat-data task state-tracking --group S3 --length 6 --test-length 18 --train 40_000 --test 1000 \
-                --output "$output"
-            ;;
-        hmm)
-            nextlat-data task hmm --process mess3 --x 0.05 --alpha 0.75 --length 64 --train 60_000 --test 1000 \
-                --output "$output"
-            ;;
-    esac
-}
-
-train_twin() { # task name objective seed
-    local run="$root/$1/$2-$4"
-    [[ -f "$run/export/model.safetensors" ]] && return
-    headline "$1: $2, seed $4"
-    bash launch/single_node.sh "configs/cpu/$1.yaml" output_dir="$run" \
-        data.train="$root/$1/data/train" data.validation="$root/$1/data/test" objective.name="$3" training.seed="$4" \
-        ${settings[@]+"${settings[@]}"}
-    nextlat export --checkpoint "$run/checkpoints" --output "$run/export"
-}
-
 for task in $tasks; do
-    make_data "$task"
-    exports=()
-    for seed in $seeds; do
-        train_twin "$task" gpt next_token "$seed"
-        train_twin "$task" nextlat nextlat "$seed"
-        exports+=("gpt=$root/$task/gpt-$seed/export" "nextlat=$root/$task/nextlat-$seed/export")
-    done
-    headline "$task: what the twins learnt"
-    what=task
-    [[ "$task" == hmm ]] && what=belief
-    nextlat evaluate "$what" --export "${exports[@]}" --data "$root/$task/data/test" --json "$root/$task/report.json" \
-        --pictures "$root/$task"
+    headline "$task: twins are trained, and what they learnt"
+    nextlat ablate --config "configs/experiments/$task.yaml" --output "$root/$task" --seeds "$(IFS=, && echo "${seeds[*]}")" \
+        --launcher "bash launch/single_node.sh" ${settings[@]+"${settings[@]}"}
 done
 
 headline "Done: $root/*/report.json, $root/*/*.png"

@@ -105,11 +105,10 @@ class _Reader:
 
     def _convert(self, value: Any, hint: Any, key: str) -> Any:
         origin, arguments = get_origin(hint), get_args(hint)
-        optional = origin in (Union, types.UnionType)
-        if hint is Any or (optional and value is None):
+        if hint is Any:
             return value
-        if optional:
-            return self._convert(value, next(a for a in arguments if a is not type(None)), key)
+        if origin in (Union, types.UnionType):
+            return self._convert_union(value, arguments, key)
         if origin is Literal:
             if value not in arguments or isinstance(value, bool):
                 raise UserError(f"{key} is {value!r}, it must be one of {', '.join(map(str, arguments))}")
@@ -120,6 +119,18 @@ class _Reader:
             assert isinstance(hint, type)
             return self.section(hint, value, f"{key}.")
         return _convert_scalar(value, hint, key)
+
+    def _convert_union(self, value: Any, arguments: tuple[Any, ...], key: str) -> Any:
+        """Null, or the one other type; of several plain types, whichever the value has."""
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        if value is None and len(kinds) < len(arguments):
+            return None
+        if len(kinds) == 1:
+            return self._convert(value, kinds[0], key)
+        if not isinstance(value, tuple(kinds)):
+            names = ", ".join(kind.__name__ for kind in kinds[:-1])
+            raise UserError(f"{key} is {value!r}, it must be of type {names} or {kinds[-1].__name__}")
+        return value
 
     def _convert_collection(self, value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
         if origin is dict:

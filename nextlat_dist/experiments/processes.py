@@ -1,7 +1,7 @@
 """Child processes of a grid: how many threads they get, how they are stopped, and that no two grids share a directory.
 
 Invariant: the lock is held as long as the grid or any process that it started lives, even when the grid itself was
-killed; so a second grid never writes beside what a first one left running.
+killed; so a second grid never writes next to what a first one left running.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
-    def run(self, command: Sequence[str], log: IO[bytes]) -> int:
-        """Exit status of `command`, whose output goes to `log`; negative when a signal ended it."""
+    def run(self, command: Sequence[str], log: IO[bytes], stdout: IO[bytes] | None = None) -> int:
+        """Exit status of `command`, negative when a signal ended it; `log` gets its stderr, and its stdout too where
+        `stdout` is None.
+        """
         with self._guard:
             if self._stopped:
                 return -1
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=log if stdout is None else stdout,
+                stderr=log,
                 env=self._environment,
                 pass_fds=(self._lock_descriptor,),
                 start_new_session=True,  # Ctrl-C is ours to pass on: a training then saves before it ends
@@ -66,7 +68,7 @@ def locked(output: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"another grid, or a process that one left behind, works in {output}; let it end or name another "
+                f"another grid, or a process that it left running, works in {output}; let it end or name another "
                 "--output"
             ) from None
         yield file.fileno()

@@ -1,4 +1,4 @@
-"""What a grid makes of its cells, with a small program in the place of `nextlat`; the real one runs in test_ablate."""
+"""What a grid makes of its cells, with a small program instead of `nextlat`; the real one runs in test_ablations."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ if sys.argv[1] == "train":
     run.mkdir()
     loss = config["training"]["seed"] + config["optimizer"]["lr"]
     (run / "metrics.jsonl").write_text(json.dumps({"next_token": loss}))
+elif sys.argv[1] == "export":
+    pathlib.Path(sys.argv[-1]).mkdir()
 elif sys.argv[1] == "evaluate":
     pathlib.Path(sys.argv[-1]).write_text(json.dumps({"summary": {"accuracy": 0.5}}))
 """
@@ -72,8 +74,8 @@ def test_a_failed_cell_is_named_and_what_is_finished_stays(tmp_path: Path, capsy
     assert (summary["cells_finished"], summary["cells_failed"]) == (2, 2)
     assert (summary["slow/training/next_token/mean"], summary["slow/task/accuracy/n"]) == (3.25, 2)
 
-    mended = {"slow": VARIANTS["slow"], "fast": {"optimizer.lr": 0.125}}
-    ablate(tmp_path, "--seeds", "4,2", variants=mended)
+    repaired = {"slow": VARIANTS["slow"], "fast": {"optimizer.lr": 0.125}}
+    ablate(tmp_path, "--seeds", "4,2", variants=repaired)
     assert "4 cells, 2 of them finished before" in capsys.readouterr().err
     content = json.loads((tmp_path / "ablations.json").read_text())
     assert [row["variant"] for row in content["rows"]] == ["slow", "fast"] * 2

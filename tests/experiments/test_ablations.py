@@ -1,4 +1,4 @@
-"""A grid of real runs, end to end: trained, exported, evaluated, interrupted, gone on with, compared."""
+"""A grid of real runs, end to end: trained, exported, evaluated, interrupted, resumed, compared."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def finish(process: subprocess.Popen[str], status: int) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_a_grid_is_run_interrupted_gone_on_with_and_compared(tmp_path: Path) -> None:
+def test_a_grid_is_run_interrupted_resumed_and_compared(tmp_path: Path) -> None:
     grid, out = (
         write_grid(
             tmp_path,

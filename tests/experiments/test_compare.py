@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nextlat_dist.experiments.compare import compare, draw, spread, summarise, table_of
-from nextlat_dist.reporting import report
+from nextlat_dist.experiments.compare import compare, draw, summarise, table_of
+from nextlat_dist.reporting.pictures import save_picture
+from nextlat_dist.reporting.runs import over_runs
+from nextlat_dist.reporting.tables import table
 
 HEADINGS = {"task/accuracy": "accuracy", "training/loss": "loss"}
 ROWS = [
@@ -19,11 +21,11 @@ ROWS = [
 
 
 def test_spread_by_hand() -> None:
-    found = spread([1.0, 2.0, 6.0])  # deviations -2, -1, 3: squares 14, over two
-    assert (found.mean, found.low, found.high, found.n) == (3.0, 1.0, 6.0, 3)
+    found = over_runs([1.0, 2.0, 6.0])  # deviations -2, -1, 3: squares 14, over two
+    assert (found.mean, found.lowest, found.highest, found.n) == (3.0, 1.0, 6.0, 3)
     assert found.deviation == pytest.approx(7**0.5, rel=1e-12)
-    assert str(found) == "3.000 ± 2.646"
-    assert (spread([2.0]).deviation, str(spread([2.0]))) == (None, "2.000")
+    assert found.with_deviation() == "3.000 ± 2.646"
+    assert (over_runs([2.0]).deviation, over_runs([2.0]).with_deviation()) == (None, "2.000")
 
 
 def test_summary_and_table_by_hand() -> None:
@@ -44,7 +46,7 @@ def test_summary_and_table_by_hand() -> None:
         "neither/training/loss/max": 2.0,
         "neither/training/loss/n": 1,
     }
-    lines = report.table(*table_of(compared, HEADINGS, ROWS)).splitlines()
+    lines = table(*table_of(compared, HEADINGS, ROWS)).splitlines()
     assert [line.split() for line in lines] == [
         ["variant", "seeds", "accuracy", "loss"],
         ["both", "3", "3.000", "±", "2.646", "4.000", "±", "0.000"],
@@ -53,5 +55,5 @@ def test_summary_and_table_by_hand() -> None:
 
 
 def test_picture_has_every_number_that_some_cell_has(tmp_path: Path) -> None:
-    draw(ROWS, {**HEADINGS, "task/nowhere": "nowhere"}, tmp_path / "new" / "ablations.png")
+    save_picture(draw(ROWS, {**HEADINGS, "task/nowhere": "nowhere"}), tmp_path / "new" / "ablations.png")
     assert (tmp_path / "new" / "ablations.png").read_bytes().startswith(b"\x89PNG")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nextlat_dist.config import RunConfig, config_to_dict, load_config
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
+from nextlat_dist.experiments.cell import steps_together
 from nextlat_dist.experiments.grid import cells_of, read_grid
 from tests.experiments.test_ablations import write_grid
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_cells_go_seed_by_seed_with_the_variants_settings(tmp_path: Path) -> None:
@@ -32,16 +36,22 @@ def test_cells_go_seed_by_seed_with_the_variants_settings(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"variant": {}}, ["unknown key 'variant'", "'variants'"]),
+        ({"variant": {}}, ["unknown grid key 'variant'", "'variants'"]),
         ({"variants": {}}, ["0 variants"]),
         ({"training": {}, "evaluations": {}}, ["0 numbers to collect"]),
         ({"variants": ["both"]}, ["variants is ['both']", "mapping"]),
         ({"seeds": [0, 0]}, ["seeds is [0, 0]", "once"]),
         ({"seeds": 3}, ["seeds is 3", "list"]),
-        ({"seeds": [True]}, ["seeds is [True]"]),
-        ({"evaluations": {"task": {"arguments": "task"}}}, ["evaluation task", "'numbers' is missing"]),
-        ({"evaluations": {"task": {"arguments": "task", "numbers": {}}}}, ["'task'", "list of words"]),
-        ({"evaluations": {"export": {"arguments": [], "numbers": {}}}}, ["evaluation export", "rename"]),
+        ({"seeds": [True]}, ["seeds[0] is True", "int"]),
+        ({"evaluations": {"task": {"arguments": ["task"]}}}, ["evaluations.task.numbers is missing"]),
+        (
+            {"evaluations": {"task": {"arguments": "task", "numbers": {}}}},
+            ["evaluations.task.arguments is 'task'", "a list"],
+        ),
+        ({"evaluations": {"export": {"arguments": [], "numbers": {}}}}, ["evaluations.export", "rename"]),
+        ({"together": {"train": []}}, ["together.train", "rename"]),
+        ({"runs": "{variant}"}, ["runs is {variant}, it must hold both {variant} and {seed}"]),
+        ({"data": [["task"]]}, ["data[0] is ['task']", "str, int or float"]),
         ({"variants": {"x": {"objective.horizn": 1}}}, ["variant x", "objective.horizon"]),
         ({"variants": {"x": {"parallel.tensor_model_parallel_size": 2}}}, ["variant x", "1 ranks"]),
         ({"variants": {"a b": {}, "a-b": {}}}, ["'a b' and 'a-b'", "rename one"]),
@@ -65,10 +75,36 @@ def test_another_directory_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="--jobs is 0"):
         ablate(grid, tmp_path / "out", jobs=0)
+    with pytest.raises(UserError, match="output_dir is elsewhere, it must be the cell's own"):
+        ablate(grid, tmp_path / "out", overrides=["output_dir=elsewhere"])
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_grids_of_the_project_can_be_run(path: Path, tmp_path: Path) -> None:
     grid = read_grid(path)
     assert len(grid.seeds) >= 3
     assert len(cells_of(grid, grid.seeds, tmp_path)) == len(grid.seeds) * len(grid.variants)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_of_the_project_train_twins_and_report_them_together(path: Path, tmp_path: Path) -> None:
+    grid = read_grid(path)
+    twins = cells_of(grid, [0], tmp_path)
+    assert [cell.run for cell in twins] == [tmp_path / "gpt-0", tmp_path / "nextlat-0"]
+    assert [cell.export for cell in twins] == [tmp_path / "gpt-0" / "export", tmp_path / "nextlat-0" / "export"]
+    assert [cell.config.objective.name for cell in twins] == ["next_token", "nextlat"]
+    gpt, nextlat = (config_to_dict(replace(cell.config, output_dir="")) for cell in twins)
+    del gpt["objective"]["name"], nextlat["objective"]["name"]
+    base = config_to_dict(_base(path, tmp_path))
+    del base["objective"]["name"]
+    assert gpt == nextlat == base
+    (step,) = steps_together(twins, grid, tmp_path)
+    assert step.outputs == (tmp_path / "report.json",)
+    assert ("--pictures", str(tmp_path)) in pairwise(step.command)
+
+
+def _base(path: Path, output: Path) -> RunConfig:
+    """The config of the same name in configs/cpu, with the grid's data."""
+    data = [f"data.{use}={output / 'data' / split}" for use, split in (("train", "train"), ("validation", "test"))]
+    base = load_config(CONFIGS / "cpu" / path.name, [*data, "training.seed=0"])
+    return replace(base, output_dir="")
