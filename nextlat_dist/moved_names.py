@@ -106,6 +106,26 @@ MODULES = {
 }
 
 NAMES: dict[str, dict[str, str]] = {
+    "nextlat_dist.ablation.cell": {
+        "Result": "nextlat_dist.experiments.cell:CellResult",
+        "StepFailed": "nextlat_dist.experiments.steps",
+    },
+    "nextlat_dist.ablation.compare": {
+        "Spread": "nextlat_dist.reporting.runs:OverRuns",
+        "spread": "nextlat_dist.reporting.runs:over_runs",
+    },
+    "nextlat_dist.ablation.grid": {
+        "Cell": "nextlat_dist.experiments.grid:GridCell",
+    },
+    "nextlat_dist.bench.path_star": {
+        "Scale": "nextlat_dist.experiments.path_star:PathStarScale",
+    },
+    "nextlat_dist.bench.timing": {
+        "take_turns": "nextlat_dist.bench.timing:alternate",
+    },
+    "nextlat_dist.config.schema": {
+        "validate": "nextlat_dist.config.rules",
+    },
     "nextlat_dist.data.storage": {
         "DamagedRecord": "nextlat_dist.data.records",
         "INDEX_READERS": "nextlat_dist.data.records",

@@ -31,6 +31,7 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.belief_page.draw_geometry": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_steps": REPORT,
     "nextlat_dist.evaluation.belief_page.write_page": REPORT,
+    "nextlat_dist.bench.path_star.train_steps": "a helper of one caller",
 }
 
 

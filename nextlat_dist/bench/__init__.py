@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a table and writes JSON. The top floor, like `evaluation`: nothing imports it."""
+"""Benchmarks: each measures a report and publishes it. Like `evaluation` nothing imports them."""

@@ -5,9 +5,9 @@
 `stall_ratio`            time that training waits for a background save over that for a synchronous one
 `stall_seconds`          the former
 `synchronous_seconds`    the latter: copying, writing, flushing to disk, hashing, renaming
-`background_seconds`     from the copy to the commit, while training goes on
+`background_seconds`     from the copy to the commit, while training continues
 
-One rank with a real engine; the two kinds of save take turns. The ratio depends on the disk: name one with --directory.
+One rank with a real engine; the two kinds of save alternate. The ratio depends on the disk: name one with --directory.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nextlat_dist.bench.timing import with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
-from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.checkpoint"
 COLUMNS = {
@@ -37,8 +40,8 @@ FULL = {"rounds": 7, "num_layers": 8, "hidden_size": 512, "vocab_size": 16384}
 QUICK = {"rounds": 2, "num_layers": 2, "hidden_size": 64, "vocab_size": 512}
 
 
-def bench_checkpoint(sizes: dict[str, int], directory: Path) -> dict[str, Any]:
-    """The content of the JSON file; saves below `directory`."""
+def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
+    """Saves below `directory`."""
     from nextlat_dist.parallel.device import quiet_third_parties, use_cpu_where_no_cuda
 
     use_cpu_where_no_cuda()
@@ -80,7 +83,7 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> dict[str, Any]:
             saver.close()
     finally:
         shutdown()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "save": "background" if background else "synchronous",
             "stall_seconds": statistics.median(waited for waited, _ in found),
@@ -96,26 +99,22 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> dict[str, Any]:
         "synchronous_seconds": rows[0]["stall_seconds"],
         "background_seconds": rows[1]["total_seconds"],
     }
-    return report.envelope(COMMAND, sizes, summary, rows)
+    return Report(COMMAND, sizes, summary, rows, text=with_summary(COLUMNS, rows, summary))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="How long a save keeps training waiting.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too (default: nowhere)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="save below this directory (default: temporary)")
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="nextlat-bench-", dir=options.directory) as directory:
-            content = bench_checkpoint(QUICK if options.quick else FULL, Path(directory))
+            report = bench_checkpoint(QUICK if options.quick else FULL, Path(directory))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
-    print(report.table(COLUMNS, content["rows"]))
-    for name, value in content["summary"].items():
-        print(f"{name} = {value:,.4g}")
-    if options.json is not None:
-        report.write_json(options.json, content)
+    publish(report, options.json)
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nextlat_dist.bench.timing import Rates, cores, take_turns
+from nextlat_dist.bench.timing import Rates, alternate, cores
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.engine.llama import Block
@@ -148,7 +148,7 @@ def bench_comb_drafts(export: Path, prompts: list[Path], sizes: dict[str, int]) 
     }
     shown = report.Progress("comb drafts", len(sides) * (sizes["rounds"] + 1), True)
     with cores(1):
-        rates = take_turns(sides, sizes["rounds"], lambda _: shown.add(len(texts) * sizes["tokens"]))
+        rates = alternate(sides, sizes["rounds"], lambda _: shown.add(len(texts) * sizes["tokens"]))
     rows = [_row(kind, depth, loop, rates, len(texts) * (sizes["rounds"] + 1) * (sizes["tokens"] - 1))
             for (kind, depth), loop in loops.items()]  # fmt: skip
     chain, comb = (

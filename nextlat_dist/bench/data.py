@@ -19,7 +19,6 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -27,9 +26,11 @@ from data_tools.text.tokenizer import train_tokenizer
 from nextlat_dist.bench.loading import measure_loading, random_documents, settings, write_blocks, write_documents
 from nextlat_dist.bench.resuming import measure_resuming, multiply
 from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
-from nextlat_dist.bench.timing import COLUMNS
+from nextlat_dist.bench.timing import COLUMNS, with_summary
 from nextlat_dist.errors import UserError
-from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.data"
 
@@ -67,10 +68,10 @@ QUICK = Sizes(
 )
 
 
-def bench_data(sizes: Sizes, directory: Path) -> dict[str, Any]:
-    """The content of the JSON file; writes what it measures on below `directory`."""
-    turns = (sizes.rounds + 1) * (len(settings()) + 3) + 2 * sizes.rounds
-    with tqdm(total=turns + 2, desc="bench data", file=sys.stderr, unit="turn") as bar:
+def bench_data(sizes: Sizes, directory: Path) -> Report:
+    """Writes what it measures on below `directory`."""
+    trials = (sizes.rounds + 1) * (len(settings()) + 3) + 2 * sizes.rounds
+    with tqdm(total=trials + 2, desc="bench data", file=sys.stderr, unit="trial") as bar:
 
         def done(name: str) -> None:
             bar.set_postfix_str(name, refresh=False)
@@ -100,27 +101,24 @@ def bench_data(sizes: Sizes, directory: Path) -> dict[str, Any]:
             ),
         ]
     summary = {name: value for part, _ in parts for name, value in part.items()}
-    return report.envelope(COMMAND, asdict(sizes), summary, [row for _, rows in parts for row in rows])
+    rows = [row for _, part in parts for row in part]
+    return Report(COMMAND, asdict(sizes), summary, rows, text=with_summary(COLUMNS, rows, summary))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="How fast data is loaded, resumed and sharded.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too (default: nowhere)")
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
             # What was verified of temporary files is not worth remembering.
             os.environ["NEXTLAT_CACHE"] = str(Path(directory) / "cache")
-            content = bench_data(QUICK if options.quick else Sizes(), Path(directory))
+            report = bench_data(QUICK if options.quick else Sizes(), Path(directory))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
-    print(report.table(COLUMNS, content["rows"]))
-    for name, value in content["summary"].items():
-        print(f"{name} = {value:,.4g}" if value < 1000 else f"{name} = {value:,.0f}")
-    if options.json is not None:
-        report.write_json(options.json, content)
+    publish(report, options.json)
     return 0
 
 

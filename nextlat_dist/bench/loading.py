@@ -1,6 +1,6 @@
 """Tokens per second out of the loader, after packing and document masks, and out of plain `webdataset`.
 
-Both sides read the same documents from a warm page cache on one core. Ours are blocks of documents, shuffled, packed
+Both read the same documents from a warm page cache on one core. Ours are blocks of documents, shuffled, packed
 into rows with document ids and loss masks; `webdataset` streams one `.npy` member per document in file order, which is
 what it does fastest, and packs nothing.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_tools.shards.writer import DatasetWriter
-from nextlat_dist.bench.timing import Rates, cores, row, take_turns
+from nextlat_dist.bench.timing import Rates, alternate, cores, row
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
 
@@ -147,20 +147,20 @@ def webdataset_reader(directory: Path) -> Callable[[], int]:
 def measure_loading(
     blocks: Path, documents: Path, *, rounds: int, round_tokens: int, done: Callable[[str], None]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Summary and rows: all settings on `blocks` and plain `webdataset` on `documents` take turns."""
+    """Summary and rows: all settings on `blocks` and plain `webdataset` on `documents` alternate."""
     rates: dict[str, Rates] = {}
     for count in sorted({setting.cores for setting in settings()}):
         with cores(count), ExitStack() as stack:
-            sides: dict[str, Callable[[], int]] = {}
+            methods: dict[str, Callable[[], int]] = {}
             for setting in settings():
                 if setting.cores == count:
                     rows = BATCH_TOKENS // setting.sequence_length
                     loader = stack.enter_context(closing(open_loader(blocks, setting, global_batch_size=rows)))
                     batches = round_tokens // (rows * (setting.sequence_length + 1))
-                    sides[setting.name] = reader(loader, setting, batches)
+                    methods[setting.name] = reader(loader, setting, batches)
             if count == HEADLINE.cores:
-                sides[WEBDATASET] = webdataset_reader(documents)
-            rates |= take_turns(sides, rounds, done)
+                methods[WEBDATASET] = webdataset_reader(documents)
+            rates |= alternate(methods, rounds, done)
     summary = {
         "tokens_per_second_per_core": rates[HEADLINE.name].median,
         "tokens_per_cpu_second": rates[HEADLINE.name].cpu_median,

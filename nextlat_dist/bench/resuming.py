@@ -21,6 +21,7 @@ from typing import Any
 from nextlat_dist.bench.loading import Setting, open_loader
 from nextlat_dist.bench.timing import cores, row
 from nextlat_dist.data.shard_format import MANIFEST_FILE, index_name, manifest_bytes, read_manifest, shard_name
+from nextlat_dist.reporting.console import say
 
 SETTING = Setting("concat", 127)  # two billion tokens are 15.6 million rows of 128
 GLOBAL_BATCH_SIZE = 64
@@ -37,7 +38,7 @@ def resume(dataset: str, row: int) -> None:
     batch = loader.next_batch()
     read = time.perf_counter()
     assert batch.tokens.shape == (GLOBAL_BATCH_SIZE, SETTING.sequence_length + 1)
-    print(json.dumps({"seconds": read - started, "open": opened - started, "first_batch": read - opened}))
+    say(json.dumps({"seconds": read - started, "open": opened - started, "first_batch": read - opened}))
 
 
 def multiply(dataset: Path, tokens: int) -> int:

@@ -19,7 +19,7 @@ import sentencepiece
 
 from data_tools import cli
 from data_tools.text.stdlib import Text, pages, read_stdlib
-from nextlat_dist.bench.timing import cores, row, take_turns
+from nextlat_dist.bench.timing import alternate, cores, row
 from nextlat_dist.data.shard_format import read_manifest
 
 SHARD = "nextlat-data shard, 1 worker"
@@ -46,7 +46,7 @@ def _command(arguments: Sequence[str]) -> None:
 def measure_sharding(
     directory: Path, texts: Sequence[str], tokenizer: Path, *, rounds: int, done: Callable[[str], None]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Summary and rows: the command and sentencepiece take turns on the same texts, in an empty `directory`."""
+    """Summary and rows: the command and sentencepiece alternate on the same texts, in an empty `directory`."""
     directory.mkdir()
     source = directory / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -63,6 +63,6 @@ def measure_sharding(
         return sum(len(processor.encode(text)) for text in texts)
 
     with cores(1):
-        rates = take_turns({SHARD: shard, FLOOR: encode}, rounds, done)
+        rates = alternate({SHARD: shard, FLOOR: encode}, rounds, done)
     summary = {"shard_ratio_to_sentencepiece": rates[SHARD].ratio_to(rates[FLOOR])}
     return summary, [row(name, rates=value) for name, value in rates.items()]

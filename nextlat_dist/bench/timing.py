@@ -1,7 +1,7 @@
-"""Fair timing on a noisy machine: one core, and sides that take turns.
+"""Fair timing on a noisy machine: one core, and methods whose trials alternate.
 
 Invariant: what is compared was measured in the same run, round by round and in an order that rotates, so a slow spell
-of the machine moves neither side of a ratio.
+of the machine moves neither term of a ratio.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from nextlat_dist.reporting.tables import Columns, table
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def cores(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Rates:
-    """Units per second of one side, round by round.
+    """Units per second of one method, round by round.
 
     Attributes:
         rounds: per second that passed.
@@ -52,20 +54,20 @@ class Rates:
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
-def take_turns(sides: Mapping[str, Callable[[], int]], rounds: int, done: Callable[[str], None]) -> dict[str, Rates]:
-    """Run every side `rounds` times after one that does not count; each returns how many units it handled.
+def alternate(methods: Mapping[str, Callable[[], int]], rounds: int, done: Callable[[str], None]) -> dict[str, Rates]:
+    """Run every method `rounds` times after one trial that does not count; each returns how many units it handled.
 
-    `done` is told the name of a side after each of its `rounds + 1` turns.
+    `done` is told the name of a method after each of its `rounds + 1` trials.
     """
-    names = list(sides)
+    names = list(methods)
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        first = turn % len(names)
+    for trial in range(rounds + 1):
+        first = trial % len(names)
         for name in names[first:] + names[:first]:
             started, cpu_started = time.perf_counter(), time.process_time()
-            units = sides[name]()
+            units = methods[name]()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-            if turn:
+            if trial:
                 rates[name].append((units / seconds, units / cpu_seconds))
             done(name)
     return {name: Rates(*map(tuple, zip(*values, strict=True))) for name, values in rates.items()}
@@ -91,3 +93,11 @@ def row(measurement: str, *, rates: Rates | None = None, seconds: float | None =
         "tokens_per_cpu_second": rates and rates.cpu_median,
         "seconds": seconds,
     }
+
+
+def with_summary(columns: Columns, rows: Sequence[Any], summary: Mapping[str, float]) -> str:
+    """The table, and a line for each number of the summary."""
+    numbers = [
+        f"{name} = {value:,.4g}" if value < 1000 else f"{name} = {value:,.0f}" for name, value in summary.items()
+    ]
+    return "\n".join([table(columns, rows), *numbers])

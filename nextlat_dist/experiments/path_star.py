@@ -19,24 +19,27 @@ on a CPU.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nextlat_dist.config.load import load_config
+from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.errors import UserError
-from nextlat_dist.experiments.gpu_decoding import COLUMNS, Stages, data_tools, logged, train
-from nextlat_dist.reporting import report
+from nextlat_dist.experiments.budget import Stages, logged, nextlat, nextlat_data, probe, tokens_per_step, train
+from nextlat_dist.files import CHECKPOINTS_FOLDER
+from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.experiments.path_star"
 CONFIG = Path("configs/paper/path_star.yaml")
 OBJECTIVES = {"gpt": "next_token", "nextlat": "nextlat"}
 SAFETY = 0.93  # of the training time is planned for
-# Nothing is saved or judged on the way, and what is written at the end is waited for.
+# No checkpoint and no validation before the end, and the last checkpoint is waited for.
 IN_A_HURRY = (
     "training.validation_interval=0",
     "training.validation_batches=2",
@@ -46,7 +49,7 @@ IN_A_HURRY = (
 
 
 @dataclass(frozen=True)
-class Scale:
+class PathStarScale:
     """Attributes:
     graphs: arguments of `nextlat-data task path-star`.
     overrides: of the config file.
@@ -65,7 +68,7 @@ class Scale:
 
 
 SCALES = {
-    "gpu": Scale(
+    "gpu": PathStarScale(
         graphs=("--arms", "5", "--length", "5", "--nodes", "100", "--train", "200_000", "--test", "20_000"),
         overrides=("training.precision=bf16", "data.workers=2"),
         probe_steps=60,
@@ -73,7 +76,7 @@ SCALES = {
         reserved_seconds=60.0,
         documents=5000,
     ),
-    "tiny": Scale(
+    "tiny": PathStarScale(
         graphs=("--arms", "2", "--length", "4", "--nodes", "10", "--train", "2000", "--test", "100"),
         overrides=(
             "model.num_layers=1",
@@ -96,12 +99,9 @@ SCALES = {
 
 
 def bench_path_star(
-    scale: Scale, config: Path, overrides: Sequence[str], output: Path, minutes: float, seeds: int
-) -> dict[str, Any]:
-    """The content of the JSON file. `output` is filled anew."""
-    from nextlat_dist.evaluation.tasks.report import evaluate_task
-    from nextlat_dist.huggingface.export import export_checkpoint
-
+    scale: PathStarScale, config: Path, overrides: Sequence[str], output: Path, minutes: float, seeds: int
+) -> Report:
+    """Graphs, twins, scores, below `output`, which is replaced."""
     if minutes <= 0 or seeds < 1:
         raise UserError(f"--minutes is {minutes} and --seeds {seeds}; give more than 0 minutes and at least 1 seed")
     shutil.rmtree(output, ignore_errors=True)
@@ -110,10 +110,12 @@ def bench_path_star(
     settings = [*IN_A_HURRY, *scale.overrides, f"data.train={data / 'train'}", f"data.validation={data / 'test'}"]
     settings += overrides
     paper_steps = load_config(config, settings).total_steps
+    per_step = tokens_per_step(config, settings)
     with stages.stage("graphs"):
-        data_tools("task", "path-star", *scale.graphs, "--output", str(data))
+        nextlat_data("task", "path-star", *scale.graphs, "--output", data)
     with stages.stage("a short run, to know how many steps fit"):
-        speed, overhead = probe(scale, config, settings, output / "probe")
+        tokens_per_second, overhead = probe(config, settings, output / "probe", scale.probe_steps)
+    speed = tokens_per_second / per_step
     left = 60 * minutes * seeds - stages.passed
     steps = min(paper_steps, max(scale.least_steps, steps_that_fit(scale, left / seeds, speed, overhead)))
     exports, runs = [], []
@@ -122,43 +124,28 @@ def bench_path_star(
             run = output / f"{name}-{seed}"
             chosen = [f"objective.name={objective}", f"training.seed={seed}", f"output_dir={run}"]
             with stages.stage(f"{name}, seed {seed}: {steps} steps"):
-                train_steps(config, [*settings, *chosen], steps)
-                export_checkpoint(run / "checkpoints", run / "export", check_logits=False)
+                train(config, [*settings, *chosen, f"training.train_tokens={steps * per_step}"])
+                checkpoint = ["--checkpoint", run / CHECKPOINTS_FOLDER, "--no-verify"]
+                nextlat("export", *checkpoint, "--output", run / "export")
             exports.append(f"{name}={run / 'export'}")
             runs.append({"name": name, "seed": seed, "steps": steps, **last_losses(run)})
+    scores = output / "scores.json"
     with stages.stage("scores"):
-        scored = evaluate_task(exports, data / "test", documents=scale.documents, temperatures=(0.0,))
-    print(report.table(COLUMNS, stages.rows))
-    summary = scored["summary"] | {
-        "steps": steps,
-        "paper_steps": paper_steps,
-        "seeds": seeds,
-        "steps_per_second": speed,
-        "seconds": stages.passed,
-    }
-    options = {"minutes": minutes, "graphs": list(scale.graphs), "overrides": [*scale.overrides, *overrides]}
-    content = report.envelope(COMMAND, options, summary, scored["rows"])
-    return content | {"runs": runs, "stages": stages.rows}
+        which = ["--data", data / "test", "--documents", scale.documents, "--temperature", 0]
+        nextlat("evaluate", "task", "--export", *exports, *which, "--json", scores)
+    scored = json.loads(scores.read_text())
+    measured = {"steps": steps, "paper_steps": paper_steps, "seeds": seeds, "steps_per_second": speed}
+    return Report(
+        COMMAND,
+        {"minutes": minutes, "graphs": list(scale.graphs), "overrides": [*scale.overrides, *overrides]},
+        scored["summary"] | measured | {"seconds": stages.passed},
+        scored["rows"],
+        extra={"runs": runs, "stages": stages.rows},
+        text=stages.table(),
+    )
 
 
-def train_steps(config: Path, settings: Sequence[str], steps: int, *more: str) -> None:
-    per_step = load_config(config, list(settings)).tokens_per_step
-    train(config, [*settings, f"training.train_tokens={steps * per_step}", *more])
-
-
-def probe(scale: Scale, config: Path, settings: Sequence[str], output: Path) -> tuple[float, float]:
-    """(steps per second of NextLat, seconds that a run takes beside its steps)."""
-    per_step = load_config(config, list(settings)).tokens_per_step
-    started = time.monotonic()
-    train_steps(config, [*settings, f"output_dir={output}"], scale.probe_steps, "training.log_interval=1")
-    wall = time.monotonic() - started
-    rates = [line["tokens_per_second"] for line in logged(output) if "loss" in line][scale.probe_steps // 2 :]
-    shutil.rmtree(output)
-    speed = len(rates) / sum(per_step / rate for rate in rates)
-    return speed, max(0.0, wall - scale.probe_steps / speed)
-
-
-def steps_that_fit(scale: Scale, seconds: float, speed: float, overhead: float) -> int:
+def steps_that_fit(scale: PathStarScale, seconds: float, speed: float, overhead: float) -> int:
     """Steps of each twin within `seconds` for a seed; GPT's are taken to be no faster than NextLat's."""
     return int(SAFETY * (seconds - scale.reserved_seconds - len(OBJECTIVES) * overhead) * speed / len(OBJECTIVES))
 
@@ -173,22 +160,25 @@ def last_losses(run: Path) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="for each seed, all of the command counted")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("runs/path_star"), help="replaced if it exists")
-    parser.add_argument("--json", type=Path, help="default: path_star.json in --output")
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="gpu")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="for each seed, all of the command counted (default: 9)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each twin (default: 1)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/path_star"), help="replaced if it exists (default: runs/path_star)"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the measurements (default: OUTPUT/path_star.json)")
+    parser.add_argument("--config", type=Path, help=f"of the runs (default: {CONFIG})")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="gpu", help="tiny: a toy on a CPU (default: gpu)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
     options = parser.parse_args(arguments)
     scale = SCALES[options.scale]
     try:
-        content = bench_path_star(
-            scale, options.config, options.overrides, options.output, options.minutes, options.seeds
-        )
-        report.write_json(options.json or options.output / "path_star.json", content)
+        config = options.config or shipped_root() / CONFIG
+        report = bench_path_star(scale, config, options.overrides, options.output, options.minutes, options.seeds)
+        publish(report, options.json or options.output / "path_star.json")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     return 0
 

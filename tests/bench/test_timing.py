@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nextlat_dist.bench.timing import Rates, cores, row, take_turns
+from nextlat_dist.bench.timing import Rates, alternate, cores, row
 
 
 def test_cores_are_given_back_and_inherited_by_what_starts_inside() -> None:
@@ -35,7 +35,7 @@ def test_cores_are_given_back_after_an_error() -> None:
 
 
 def test_a_ratio_compares_within_rounds() -> None:
-    """A round in which the machine is ten times faster, or one side is out of luck, changes nothing."""
+    """A round in which the machine is ten times faster, or one method is out of luck, changes nothing."""
     ours, theirs = Rates((20.0, 200.0, 60.0), (1.0,)), Rates((10.0, 100.0, 1.0), (1.0,))
     assert ours.ratio_to(theirs) == 2
     assert theirs.ratio_to(ours) == 0.5
@@ -43,17 +43,17 @@ def test_a_ratio_compares_within_rounds() -> None:
     assert Rates((1.0, 100.0, 3.0), (5.0, 4.0, 200.0)).cpu_median == 5
 
 
-def test_sides_take_turns_and_the_first_turn_does_not_count() -> None:
+def test_methods_alternate_and_the_first_trial_does_not_count() -> None:
     order: list[str] = []
     units = {"a": iter((10**9, 1, 2)), "b": iter((10**9, 3, 4))}
 
-    def side(name: str) -> int:
+    def method(name: str) -> int:
         order.append(name)
         time.sleep(0.01)
         return next(units[name])
 
     told: list[str] = []
-    rates = take_turns({name: lambda name=name: side(name) for name in "ab"}, 2, told.append)
+    rates = alternate({name: lambda name=name: method(name) for name in "ab"}, 2, told.append)
     assert order == list("abbaab")
     assert told == order
     assert {name: len(value.rounds) for name, value in rates.items()} == {"a": 2, "b": 2}
