@@ -31,7 +31,6 @@ from nextlat_dist.huggingface.drafters import MTP_DIRECTORY, PREDICTOR_DIRECTORY
 from nextlat_dist.inference.generation import Cycle
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
-from tests.inference.drafters.test_mtp import mtp_export
 from tests.kit.exports import (
     copying_model,
     random_predictor,
@@ -40,6 +39,7 @@ from tests.kit.exports import (
     write_export,
     write_tokenizer,
 )
+from tests.kit.mtp_exports import mtp_export
 
 VOCAB_SIZE = 640  # more than the tokenizers of the prompts and of `text_dataset` have
 QUICK: dict[str, Any] = {"temperatures": [0.0, 1.0], "batch_sizes": [2], "max_new_tokens": 20, "progress": False}

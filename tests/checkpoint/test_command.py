@@ -13,7 +13,7 @@ import torch
 from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, TensorReader
 from nextlat_dist.cli import main
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 
 @pytest.fixture(scope="module")

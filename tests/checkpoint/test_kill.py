@@ -20,7 +20,7 @@ import yaml
 
 from nextlat_dist.checkpoint.commit import find_checkpoint, verify
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 RANKS = 2
 SAVE_EVERY = 2

@@ -24,6 +24,7 @@ from nextlat_dist.data.shard_format import manifest_bytes, read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import FakeTokenizer, numbered_documents, write_dataset
+from tests.kit.no_torch import BLOCK_TORCH
 
 LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70, 9, 9, 9, 33, 2, 64]
 PROMPTS = [2, 50, 0, 30, 1, 1, 1, 69, 3, 3, 3, 10, 2, 64]
@@ -264,16 +265,6 @@ def test_a_token_outside_the_vocabulary_is_refused_with_its_place(tmp_path: Path
     with pytest.raises(UserError, match=r"record 1 at offset 2048 of shard .*train-000000\.tar holds token id 5000"):
         each.next_batch()
     assert each.cursor == before
-
-
-BLOCK_TORCH = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-sys.meta_path.insert(0, Blocked())
-"""
 
 
 def test_importing_the_loader_and_the_commands_does_not_import_torch() -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ import pytest
 from data_tools.cli import main
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
-from tests.data.test_loader import BLOCK_TORCH
 from tests.kit.datasets import numbered_documents, tiny_tokenizer, write_dataset
+from tests.kit.no_torch import BLOCK_TORCH
+from tests.kit.processes import descendants, running, wait_for
 from tests.kit.tars import text_files, write_tar
 
 COMMAND = [sys.executable, "-m", "data_tools.cli"]
@@ -249,30 +249,6 @@ def test_from_tars_of_text_to_a_verified_dataset(tmp_path: Path, capfd: pytest.C
     shard = tmp_path / "data/train-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
     assert run("verify", data).returncode == 1
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(12000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("nothing happened within two minutes")
-
-
-def running(process_id: int) -> bool:
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-def descendants(process_id: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")

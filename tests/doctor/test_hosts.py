@@ -15,7 +15,7 @@ import pytest
 
 from nextlat_dist.doctor import hosts
 from nextlat_dist.errors import UserError
-from tests.doctor.test_this_host import add_command, assert_problem
+from tests.kit.findings import add_command, assert_problem
 
 # Host `good` is this one; `late` has another clock, `bare` sees no file of ours, `dead` does not answer.
 SSH = """#!/bin/bash

@@ -21,18 +21,7 @@ from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import machine, software
 from nextlat_dist.doctor.findings import Finding
-
-
-def assert_problem(finding: Finding, *parts: str) -> None:
-    assert finding.level == "problem", finding
-    for part in parts:
-        assert part in finding.text
-
-
-def add_command(folder: Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
-    (folder / name).chmod(0o755)
+from tests.kit.findings import add_command, assert_problem
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments import cell as cells
 from nextlat_dist.experiments.command import add_command
-from tests.experiments.test_ablations import write_grid
+from tests.kit.grids import write_grid
 
 PROGRAM = """
 import json, pathlib, sys, yaml

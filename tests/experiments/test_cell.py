@@ -13,7 +13,7 @@ from nextlat_dist.experiments.cell import collect, finished, steps_of, steps_tog
 from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
 from nextlat_dist.experiments.processes import Processes, locked
 from nextlat_dist.experiments.steps import run_step
-from tests.experiments.test_ablations import write_grid
+from tests.kit.grids import write_grid
 
 
 @pytest.fixture

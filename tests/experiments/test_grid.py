@@ -14,7 +14,7 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
 from nextlat_dist.experiments.cell import steps_together
 from nextlat_dist.experiments.grid import cells_of, read_grid
-from tests.experiments.test_ablations import write_grid
+from tests.kit.grids import write_grid
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

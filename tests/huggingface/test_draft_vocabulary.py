@@ -25,7 +25,7 @@ from nextlat_dist.huggingface.draft_vocabulary import (
 )
 from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY, load_predictor, save_draft_vocabulary
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
-from tests.training.state.test_resume import training_config
+from tests.kit.training.runs import training_config
 
 VOCAB_SIZE = 600  # of `text_dataset`
 

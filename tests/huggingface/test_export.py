@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.kit import jobs
 from tests.kit.completion_server import check_root
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import run_training, training_config
+from tests.kit.training.runs import run_training, training_config
 
 TP2_PP2 = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 1}
 

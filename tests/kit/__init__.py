@@ -1,0 +1,1 @@
+"""What tests share: ranks, tiny models and datasets, servers, doubles."""

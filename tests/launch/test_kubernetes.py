@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.launch.conftest import CHECKOUT
+from tests.kit.launch.checkout import CHECKOUT
 
 SERVICE, JOB = yaml.safe_load_all((CHECKOUT / "launch/kubernetes.yaml").read_text())
 POD: dict[str, Any] = JOB["spec"]["template"]["spec"]

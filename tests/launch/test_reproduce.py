@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import CHECKOUT
+from tests.kit.launch.checkout import CHECKOUT
 
 LIMIT_SECONDS = 2400
 

@@ -11,8 +11,8 @@ import signal
 
 import pytest
 
-from tests.launch.conftest import Project, assert_one_sentence
-from tests.launch.test_starting_ranks import add_hosts, reports, starts, stopped, wait_for
+from tests.kit.launch.checkout import Project, assert_one_sentence
+from tests.kit.launch.starting import add_hosts, reports, starts, stopped, wait_for
 
 # A launcher that is the rank, for the arithmetic of restarts.
 PLAIN_DEEPSPEED = """#!/bin/bash

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import CHECKOUT, Project, assert_one_sentence
+from tests.kit.launch.checkout import CHECKOUT, Project, assert_one_sentence
 
 SCRIPTS = sorted([*CHECKOUT.glob("launch/*.sh"), *CHECKOUT.glob("launch/*.sbatch"), CHECKOUT / ".ci/run"])
 TOOLS = Path(sys.executable).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import Project, assert_one_sentence
+from tests.kit.launch.checkout import Project, assert_one_sentence
 
 STAND_IN_PIP = """
 import os, pathlib, sys

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_two_hosts import NAMESPACES, Site
-from tests.launch.test_two_hosts import why_not as why_no_namespaces
-from tests.training.state.test_resume import logged
+from tests.kit.launch.namespaces import NAMESPACES, Site
+from tests.kit.launch.namespaces import why_not as why_no_namespaces
+from tests.kit.training.runs import logged
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "ip", "unshare")
 

@@ -5,40 +5,17 @@ Slurm are stand-ins that run the remote command here, in an environment as bare 
 Command: `pytest tests/launch/test_starting_ranks.py`.
 """
 
-import json
 import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.launch.conftest import Project
+from tests.kit.launch.checkout import Project
+from tests.kit.launch.starting import add_hosts, reports, starts, stopped, wait_for
 
-# ssh -o OPTION … HOST COMMAND…: every host is this one, but those in the file `down` do not answer.
-SSH = """#!/bin/bash
-while [[ "$1" == -o ]]; do shift 2; done
-if grep -qx "$1" down 2>/dev/null; then
-    echo "ssh: connect to host $1 port 22: No route to host" >&2
-    exit 255
-fi
-echo 127.0.0.1 somewhere-else
-"""
-# pdsh -S -f N -w HOST,HOST COMMAND…: runs the command per host with %n replaced by the host's number.
-PDSH = """#!/bin/bash
-hosts="$5"; shift 5
-echo "$hosts $*" >>pdsh.log
-number=0; status=0; pids=()
-for host in ${hosts//,/ }; do
-    env -i HOME="$HOME" PATH=/usr/bin:/bin bash -c "${*//%n/$number}" & pids+=($!)
-    number=$((number + 1))
-done
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-exit $status
-"""
 # A list of nodes longer than a pipe's buffer: whoever reads only its first line must not end the writer's pipeline.
 SCONTROL = """#!/bin/bash
 echo "$*" >>scontrol.log
@@ -63,34 +40,12 @@ exit $status
 """
 
 
-def reports(project: Project, ranks: int) -> list[dict[str, Any]]:
-    files = sorted(project.root.glob("report.*"))
-    assert [file.name for file in files] == [f"report.{rank}" for rank in range(ranks)]
-    return [json.loads(file.read_text()) for file in files]
-
-
-def stopped(project: Project) -> dict[str, str]:
-    """The signal that each rank was asked to stop with."""
-    return {path.name: path.read_text() for path in project.root.glob("stopped.*")}
-
-
-def starts(project: Project, rank: int = 0) -> list[str]:
-    """The number of ranks at each start."""
-    return (project.root / f"starts.{rank}").read_text().split()
-
-
 def end_everything(process: subprocess.Popen[str]) -> None:
     """Kill the script and all that it started, as Slurm does: ranks are in process groups of their own."""
     for child in psutil.Process(process.pid).children(recursive=True):
         child.kill()
     process.kill()
     process.communicate(timeout=30)
-
-
-def wait_for(paths: list[Path], process: subprocess.Popen[str]) -> None:
-    while not all(path.exists() for path in paths):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
 
 
 def test_single_node_starts_two_cpu_ranks(project: Project) -> None:
@@ -154,13 +109,6 @@ def test_multi_node_starts_a_rank_per_host(project: Project) -> None:
         assert (rank["DS_ACCELERATOR"], rank["OMP_NUM_THREADS"], rank["GLOO_SOCKET_IFNAME"]) == ("cpu", "3", "veth0")
         assert rank["TORCH_EXTENSIONS_DIR"] == str(project.root / ".venv/torch_extensions")
         assert str(project.root / ".venv/bin") in rank["PATH"].split(":")
-
-
-def add_hosts(project: Project, *hosts: str) -> None:
-    """Stand-ins for ssh, which does not reach the hosts listed in the file `down`, and pdsh; and a hostfile."""
-    project.add_command("ssh", SSH)
-    project.add_command("pdsh", PDSH)
-    (project.root / "hosts").write_text("# all of them\n" + "".join(f"{host}  slots=1\n" for host in hosts))
 
 
 def test_multi_node_with_one_host_still_goes_there(project: Project) -> None:

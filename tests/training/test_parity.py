@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit import jobs
 from tests.kit.harness import Ranks
-from tests.training.state.test_reshape import assert_same_state, go_on, train_and_save
+from tests.kit.training.runs import assert_same_state, go_on, train_and_save
 
 STEPS = 5
 TOLERANCE = 1e-5

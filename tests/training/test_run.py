@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 
 def _config(output: Path, dataset: Path, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.shards.shard_report import REPORTED_NAMES
 from data_tools.text.sources import Fields, FileSource, find_files
-from nextlat_dist.data.records import Storage
-from nextlat_dist.data.shard_format import Manifest, read_manifest
-from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
+from tests.kit.corpora import stored
 from tests.kit.datasets import tiny_tokenizer
 
 NASTY = [
@@ -52,20 +50,6 @@ valid_text = st.lists(st.sampled_from(NASTY) | st.text(st.characters(codec="utf-
     "".join
 )
 any_text = st.lists(st.sampled_from(NASTY + SURROGATES) | st.text(st.characters(), max_size=8), max_size=6).map("".join)
-
-
-def stored(dataset: Path) -> tuple[Manifest, list[tuple[str, str]]]:
-    """Manifest, and prompt and text of every document as decoded from its tokens."""
-    manifest = read_manifest(dataset)
-    storage, tokenizer = Storage(open_place(dataset), manifest), Tokenizer(dataset / "tokenizer.model")
-    found: list[tuple[str, str]] = []
-    for number in range(len(storage)):
-        record = storage.read(number)
-        prompts = record.prompts if record.prompts is not None else np.zeros(len(record.ends), np.int64)
-        for tokens, prompt in zip(np.split(record.tokens, record.ends[:-1]), prompts, strict=True):
-            assert (tokens[0], tokens[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
-            found.append((tokenizer.decode(tokens[:prompt]), tokenizer.decode(tokens[prompt:])))
-    return manifest, found
 
 
 def is_unicode(text: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from data_tools.cli import main
 from data_tools.shards.journal import JOURNAL_FILE
-from tests.data_tools.shards.test_shard import TEXTS, contents
+from tests.kit.corpora import TEXTS, contents
 from tests.kit.datasets import tiny_tokenizer
 
 

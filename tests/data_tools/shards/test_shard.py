@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -21,9 +20,8 @@ from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from tests.kit.corpora import TEXTS, contents
 from tests.kit.datasets import tiny_tokenizer
-
-TEXTS = [f"def function_{number}():\n    return {'x' * (number % 50)!r}\n" * (1 + number % 9) for number in range(120)]
 
 TEXT = Fields()
 
@@ -42,12 +40,6 @@ def run(source: Path, output: Path, fields: Fields = TEXT, **changes: Any) -> li
     options = ShardOptions(tokenizer=tiny_tokenizer(), output=output, record_tokens=300, shard_tokens=2000)
     changes = {"split_by_field": fields.split is not None, "has_prompts": fields.prompt is not None, **changes}
     return shard(FileSource(find_files([str(source)]), fields), replace(options, **changes))
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """Hash of every file below a directory, hidden ones too."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def texts_of(dataset: Path) -> list[str]:

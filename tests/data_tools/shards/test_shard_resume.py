@@ -24,9 +24,9 @@ from data_tools.text.sources import Document, Fields, FileSource, Source, find_f
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer
-from tests.data_tools.shards.test_shard import TEXTS, contents
-from tests.data_tools.test_cli import descendants, running, wait_for
+from tests.kit.corpora import TEXTS, contents
 from tests.kit.datasets import tiny_tokenizer
+from tests.kit.processes import descendants, running, wait_for
 
 TWO_SPLITS = {"validation_fraction": 0.3}
 

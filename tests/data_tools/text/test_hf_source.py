@@ -14,7 +14,7 @@ from data_tools.cli import main
 from data_tools.text.hf_source import HfSource
 from data_tools.text.sources import Fields
 from nextlat_dist.errors import UserError
-from tests.data_tools.shards.test_exact_bytes import stored
+from tests.kit.corpora import stored
 from tests.kit.datasets import tiny_tokenizer
 
 PARTS = [

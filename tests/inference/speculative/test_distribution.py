@@ -27,8 +27,8 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts, DraftStep
 from nextlat_dist.inference.stopping import Stops
-from tests.inference.speculative.test_verify import WRONG_VERIFIERS, Verifier
 from tests.kit.exports import calibration, joint_law, reduced, tiny_world
+from tests.kit.verifiers import WRONG_VERIFIERS, Verifier
 
 PROMPT = [0]
 COUNT = 100_000

@@ -27,8 +27,8 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts
 from nextlat_dist.inference.stopping import Stops
-from tests.inference.speculative.test_verify import WRONG_VERIFIERS, Verifier
 from tests.kit.exports import calibration, joint_law, reduced, tiny_world
+from tests.kit.verifiers import WRONG_VERIFIERS, Verifier
 
 EXACT = 1e-12
 TOP = math.nextafter(1.0, 0.0)

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nextlat_dist.inference.sampling import Sampling, draw
+from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy, Pace
 from nextlat_dist.inference.speculative.verify import Drafts, DraftStep, residual, verify_greedy, verify_sampled
 from tests.kit.exports import calibration
+from tests.kit.verifiers import WRONG_VERIFIERS, Outcome, Verifier
 
-Outcome = tuple[list[int], list[int]]
-Verifier = Callable[[torch.Tensor, Drafts, Sequence[Sequence[float]]], Outcome]
 Law = dict[tuple[int, ...], float]
 TOP = math.nextafter(1.0, 0.0)
 EXACT = 1e-12
@@ -277,41 +276,6 @@ def test_a_token_discarded_for_its_own_value_is_noticed() -> None:
     assert first == pytest.approx([0.75, 0.15, 0.10], abs=EXACT)
     # The same threshold on the confidence, which is known before, is right.
     assert largest_error(tables, pace=Rule(lambda drafted, confidence: confidence < 0.4)) < EXACT
-
-
-def always_accept(p: torch.Tensor, drafts: Drafts, uniforms: Sequence[Sequence[float]]) -> Outcome:
-    lengths = [len(tokens) for tokens in drafts.tokens()]
-    return lengths, _drawn(p, drafts, lengths, uniforms)
-
-
-def draft_probability_of_one(p: torch.Tensor, drafts: Drafts, uniforms: Sequence[Sequence[float]]) -> Outcome:
-    for step in drafts.steps:
-        step.q_token = [1.0] * len(step.tokens)
-    return verify_sampled(p, drafts, uniforms)
-
-
-def resample_from_base(p: torch.Tensor, drafts: Drafts, uniforms: Sequence[Sequence[float]]) -> Outcome:
-    accepted, _ = verify_sampled(p, drafts, uniforms)
-    return accepted, _drawn(p, drafts, accepted, uniforms)
-
-
-def bonus_from_the_row_before(p: torch.Tensor, drafts: Drafts, uniforms: Sequence[Sequence[float]]) -> Outcome:
-    accepted, following = verify_sampled(p, drafts, uniforms)
-    lengths = [len(tokens) for tokens in drafts.tokens()]
-    wrong = _drawn(p, drafts, [max(length - 1, 0) for length in lengths], uniforms)
-    return accepted, [
-        w if n == length else f for n, length, w, f in zip(accepted, lengths, wrong, following, strict=True)
-    ]
-
-
-def _drawn(p: torch.Tensor, drafts: Drafts, at: Sequence[int], uniforms: Sequence[Sequence[float]]) -> list[int]:
-    starts = list(itertools.accumulate((len(tokens) + 1 for tokens in drafts.tokens()), initial=0))[:-1]
-    last = torch.tensor([numbers[-1] for numbers in uniforms], dtype=torch.float64)
-    rows: list[int] = draw(p[[start + place for start, place in zip(starts, at, strict=True)]], last).tolist()
-    return rows
-
-
-WRONG_VERIFIERS = [always_accept, draft_probability_of_one, resample_from_base, bonus_from_the_row_before]
 
 
 @pytest.mark.parametrize("wrong", WRONG_VERIFIERS)

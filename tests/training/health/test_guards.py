@@ -19,7 +19,7 @@ from nextlat_dist.training.health.bad_steps import add_range
 from nextlat_dist.training.health.guards import robust_zscore
 from tests.kit import jobs
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "one-rank": (1, {"zero_stage": 0}, "fp32"),

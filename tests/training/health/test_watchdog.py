@@ -18,8 +18,8 @@ import pytest
 
 from nextlat_dist.training.health.watchdog import EXIT_STALLED, Beat, Watchdog, lost_connection, name_culprits, slowest
 from tests.kit.harness import Ranks
-from tests.training.health.test_signals import last_step, running_ranks, wait_until
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.ranks import last_step, running_ranks, wait_until
+from tests.kit.training.runs import logged, run_training, training_config
 
 HOST = "node7"
 WAITING = Beat(0, HOST, 100, ticks=5, progress=9, step=4, phase="training step", where="a.py:1 in f", waiting=True)

@@ -16,7 +16,7 @@ from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_place
 from nextlat_dist.errors import UserError
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 
 def refused(raw: dict[str, Any]) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, TensorReader
 from tests.kit import jobs
 from tests.kit.harness import Ranks
+from tests.kit.training.runs import assert_same_state, go_on, train_and_save
 
 LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "one": (1, {"zero_stage": 0}),
@@ -22,60 +21,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "dp2-zero3": (2, {"zero_stage": 3}),
     "dp4-zero0": (4, {"zero_stage": 0}),
 }
-STEPS = 3
-
-
-def start(raw: dict[str, Any]) -> Any:
-    from nextlat_dist.training.engine.build import build_engine
-
-    config, dims = jobs.set_up(raw)
-    return config, dims, build_engine(config, dims)
-
-
-def save(config: Any, dims: Any, engine: Any, state: Any, root: Path) -> None:
-    from nextlat_dist.training.state.saving import Saver
-
-    saver = Saver(config, dims, engine, root, None)
-    saver.save(state)
-    assert [outcome.error for outcome in saver.finish()] == [""]
-    saver.close()
-
-
-def train_and_save(raw: dict[str, Any], root: Path) -> list[dict[str, float]]:
-    """Metrics of the steps after the checkpoint, without any reshaping."""
-    from nextlat_dist.training.state.saving import TrainerState
-
-    config, dims, engine = start(raw)
-    jobs.train_steps(engine, config, dims, range(STEPS))
-    save(config, dims, engine, TrainerState(step=STEPS), root)
-    return jobs.train_steps(engine, config, dims, range(STEPS, 2 * STEPS))
-
-
-def go_on(raw: dict[str, Any], sources: list[Path], targets: list[Path]) -> list[list[dict[str, float]]]:
-    """From each source: load it into this layout, save that, and train on."""
-    from nextlat_dist.checkpoint.commit import find_checkpoint
-    from nextlat_dist.training.state.saving import read_state, resume_state
-
-    metrics = []
-    for source, target in zip(sources, targets, strict=True):
-        config, dims, engine = start(raw)
-        checkpoint = find_checkpoint(source)
-        assert checkpoint is not None
-        state = read_state(checkpoint)
-        assert (state.step, state.optimizer_step) == (STEPS, STEPS)
-        resume_state(dims, engine, checkpoint, state)
-        save(config, dims, engine, state, target)
-        metrics.append(jobs.train_steps(engine, config, dims, range(STEPS, 2 * STEPS)))
-    return metrics
 
 
 def raw_config(layout: str, **sections: Any) -> dict[str, Any]:
     return jobs.tiny_config(parallel=LAYOUTS[layout][1], training={"micro_batch_size": 2}, **sections)
-
-
-def tensors(root: Path) -> dict[tuple[str, str], torch.Tensor]:
-    with TensorReader(root / f"step_{STEPS:08d}") as reader:
-        return {(name, key): reader.full(name, key) for name in reader.names for key in (WEIGHT, *MOMENTS)}
 
 
 def pool(layout: str, request: pytest.FixtureRequest) -> Ranks:
@@ -94,13 +43,6 @@ def saved(
         root = tmp_path_factory.mktemp(layout)
         found[layout] = (root, pools[size].run(train_and_save, raw_config(layout), root)[0])
     return found
-
-
-def assert_same_state(left: Path, right: Path) -> None:
-    before, after = tensors(left), tensors(right)
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert torch.equal(tensor, after[key]), key
 
 
 @pytest.mark.parametrize("target", LAYOUTS)

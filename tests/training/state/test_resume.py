@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from nextlat_dist.checkpoint.rng import rng_file
 from nextlat_dist.data.loader import Cursor
-from tests.kit import jobs
 from tests.kit.harness import Ranks
+from tests.kit.training.runs import logged, run_training, training_config
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "one-rank": (1, {"zero_stage": 0}, {}),
@@ -26,45 +26,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp2-pp2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 0}, {}),
 }
 SLOW_LAYOUTS = {"one-rank", "dp2-zero2", "tp2"}  # the others have each of their parts
-
-
-def run_training(raw: dict[str, Any]) -> None:
-    from nextlat_dist.training.run import train
-
-    config, _ = jobs.set_up(raw)
-    torch.rand(1)  # two runs of one process never begin with the same random state
-    train(config)
-
-
-def training_config(output: Path, dataset: Path, parallel: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
-    """Six steps on real text; each packs many documents with masked prompts."""
-    steps, rows, length = 6, 4, 48
-    raw = jobs.tiny_config(
-        model={"vocab_size": 600},
-        data={
-            "train": str(dataset / "train"),
-            "validation": str(dataset / "validation"),
-            "sequence_length": length,
-        },
-        parallel=parallel,
-        training={
-            "micro_batch_size": 1,
-            "global_batch_size": rows,
-            "train_tokens": steps * rows * length,
-            "log_interval": 1,
-            "validation_batches": 2,
-            **training,
-        },
-        checkpoint={"save_interval": 3, "keep_last": 3},
-    )
-    return {**raw, "output_dir": str(output)}
-
-
-def logged(output: Path) -> dict[int, dict[str, float]]:
-    """Every training line by step, without what depends on the clock."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    clock = {"time", "tokens_per_second", "mfu", "straggler_rank", "straggler_ratio"}
-    return {line["step"]: {k: v for k, v in line.items() if k not in clock} for line in lines if "loss" in line}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from nextlat_dist.errors import UserError
 from tests.kit import jobs
 from tests.kit.harness import Ranks
-from tests.training.state.test_resume import logged, run_training, training_config
+from tests.kit.training.runs import logged, run_training, training_config
 
 
 def config(output: Path, dataset: Path, **checkpoint: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""A project, its ranks and its hosts for the launch scripts."""

@@ -1,0 +1,1 @@
+"""Real training runs and their ranks."""
