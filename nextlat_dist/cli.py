@@ -5,7 +5,7 @@
     nextlat calibrate --export DIR --prompts FILE|DIR …
     nextlat generate --export DIR --prompt TEXT
     nextlat chat --export DIR
-    nextlat evaluate speculative --export DIR --prompts FILE|DIR …
+    nextlat evaluate speculative --export [NAME=]DIR … --prompts FILE|DIR …
     nextlat evaluate task --export NAME=DIR … --data DIR
     nextlat evaluate belief --export NAME=DIR … --data DIR
     nextlat evaluate probes --export NAME=DIR … --data DIR
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_generate(commands)
     _add_chat(commands)
-    _add_speculative(add_evaluate(commands))
+    add_evaluate(commands)
     add_ablate(commands)
     add_configs(commands)
     _add_doctor(commands)
@@ -157,32 +157,6 @@ def _add_decoding(parser: Any) -> None:
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: on a terminal")
 
 
-def _add_speculative(kinds: Any) -> None:
-    speculative = kinds.add_parser("speculative", help="speed and acceptance of self-speculative decoding")
-    speculative.add_argument("--export", type=Path, required=True, help="written by `nextlat export`")
-    speculative.add_argument(
-        "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
-    )
-    speculative.add_argument("--rival", type=Path, help="an export of objective.name mtp to measure beside it")
-    speculative.add_argument(
-        "--draft-length",
-        type=_draft_lengths,
-        metavar="0..10,adaptive",
-        help="default: that, if the export is calibrated",
-    )
-    speculative.add_argument("--temperature", type=numbers, default=[0.0, 1.0], metavar="0,0.6,1")
-    speculative.add_argument("--batch-size", type=integers, default=[1], metavar="1,8,32")
-    speculative.add_argument("--max-new-tokens", type=int, default=128)
-    speculative.add_argument("--prompts-per-domain", type=int, default=8)
-    speculative.add_argument("--prompt-tokens", type=int, help="cut prompts to that many tokens")
-    speculative.add_argument("--repeats", type=int, default=1)
-    speculative.add_argument("--seed", type=int, default=0)
-    speculative.add_argument("--hugging-face", action="store_true", help="run transformers' generate beside it, too")
-    speculative.add_argument("--json", type=Path, help="where to write the measurements")
-    speculative.add_argument("--pictures", type=Path, metavar="DIR", help="where to write PNGs")
-    speculative.set_defaults(run_command=_evaluate_speculative)
-
-
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="say what is missing before a run; exit status 1 if anything is")
     doctor.add_argument("--config", type=Path, help="the run's YAML file: also check the disk for it")
@@ -191,14 +165,6 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("--json", type=Path, help="where to write the findings")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
     doctor.set_defaults(run_command=_doctor)
-
-
-def _draft_lengths(text: str) -> list[int | str]:
-    """`0..3,adaptive` -> [0, 1, 2, 3, "adaptive"]."""
-    lengths: list[int | str] = []
-    for part in text.split(","):
-        lengths += ["adaptive"] if part == "adaptive" else integers(part)
-    return lengths
 
 
 def _draft_length(text: str) -> int | str:
@@ -295,27 +261,6 @@ def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
     )
     colour = options.show_drafts and wants_colour(options.color, sys.stdout)
     return settings, Screen(sys.stdout, sys.stderr, colour=colour)
-
-
-def _evaluate_speculative(options: argparse.Namespace) -> None:
-    from nextlat_dist.evaluation.speculative.measure import evaluate_speculative
-
-    evaluate_speculative(
-        options.export,
-        options.prompts,
-        rival=options.rival,
-        draft_lengths=options.draft_length,
-        temperatures=options.temperature,
-        batch_sizes=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        prompts_per_domain=options.prompts_per_domain,
-        prompt_tokens=options.prompt_tokens,
-        repeats=options.repeats,
-        seed=options.seed,
-        hugging_face=options.hugging_face,
-        json_path=options.json,
-        picture_dir=options.pictures,
-    )
 
 
 def _doctor(options: argparse.Namespace) -> None:

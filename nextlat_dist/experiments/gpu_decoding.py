@@ -36,6 +36,8 @@ from data_tools import cli as data_cli
 from nextlat_dist.config.load import load_config
 from nextlat_dist.errors import UserError
 from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.publish import publish
 
 COMMAND = "python -m nextlat_dist.experiments.gpu_decoding"
 CONFIG = Path("configs/gpu_decoding.yaml")
@@ -133,7 +135,9 @@ def bench_gpu_decoding(
 ) -> dict[str, Any]:
     """The content of the JSON file. `output` is filled anew."""
     from nextlat_dist.calibration.calibrate import calibrate
-    from nextlat_dist.evaluation.speculative.measure import evaluate_speculative
+    from nextlat_dist.evaluation.speculative.measure import measure, report_of
+    from nextlat_dist.evaluation.speculative.options import Options
+    from nextlat_dist.evaluation.speculative.records import NEXTLAT
     from nextlat_dist.huggingface.export import export_checkpoint
 
     shutil.rmtree(output, ignore_errors=True)
@@ -167,25 +171,24 @@ def bench_gpu_decoding(
             picture_dir=output,
         )
     with stages.stage("decoding"):
-        measured = evaluate_speculative(
-            output / "export",
-            prompts,
-            draft_lengths=[*scale.draft_lengths, "adaptive"],
-            temperatures=(0.0, 1.0),
+        chosen = Options(
+            draft_lengths=(*scale.draft_lengths, "adaptive"),
             max_new_tokens=scale.max_new_tokens,
             prompts_per_domain=scale.prompts_per_domain,
-            json_path=output / "speculative.json",
-            picture_dir=output,
         )
-    print(report.table(COLUMNS, stages.rows))
-    summary = trained(run) | {"seconds": stages.passed} | measured["summary"] | costs(measured["summary"])
+        measured = measure({NEXTLAT: output / "export"}, prompts, chosen)
+        decoding = report_of(measured)
+        publish(decoding, output / "speculative.json", output)
+    say(report.table(COLUMNS, stages.rows))
+    (costs,) = measured.costs  # of one export at one batch size
+    summary = trained(run) | {"seconds": stages.passed} | dict(decoding.summary) | costs.steps.named()
     described = {
         "minutes": minutes,
         "draft_vocabulary": draft_vocabulary,
         "overrides": [*scale.overrides, *overrides],
     }
-    content = report.envelope(COMMAND, described, summary, measured["rows"])
-    return content | {"stages": stages.rows, "costs": measured["costs"]}
+    content = report.envelope(COMMAND, described, summary, decoding.rows)
+    return content | {"stages": stages.rows, "costs": decoding.extra["costs"]}
 
 
 def make_data(scale: Scale, output: Path, vocab_size: int) -> list[dict[str, Any]]:
@@ -263,11 +266,6 @@ def trained(run: Path) -> dict[str, int | float]:
         "train_tokens_per_second": (tokens - steps[0]["tokens"]) / seconds,
         "validation_next_token": validation["validation_next_token"],
     }
-
-
-def costs(summary: dict[str, Any]) -> dict[str, Any]:
-    """c and v(n) at batch size 1 by the names of this command."""
-    return {name.removeprefix("b1_"): value for name, value in summary.items() if name.startswith("b1_")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

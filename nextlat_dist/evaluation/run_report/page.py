@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.evaluation.speculative.comparison import CellComparison
+from nextlat_dist.evaluation.speculative.records import ALL, MTP, NEXTLAT
 from nextlat_dist.evaluation.speculative.step_costs import costs_sentence
-from nextlat_dist.evaluation.speculative.trials import ALL, NEXTLAT
-from nextlat_dist.evaluation.speculative.words import greedy_sentence, tables
-from nextlat_dist.reporting import report
+from nextlat_dist.evaluation.speculative.summary import greedy_sentence, tables
+from nextlat_dist.reporting.tables import markdown_table
 
 LAST_ENTRIES = 5  # logged steps that the final loss is the mean of
 ROW_COLUMNS = {
@@ -56,23 +57,26 @@ def markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | 
 
 def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
     summary, machine = measured["summary"], measured["machine"]
-    rows = [row for row in measured["rows"] if row["domain"] == ALL and row["model"] == NEXTLAT]
+    models = measured.get("models") or _models_before_they_were_named(measured)
+    rows = [row for row in measured["rows"] if row["domain"] == ALL and row["model"] == models[0]]
+    compared = [CellComparison.from_json(entry, models) for entry in measured["cells"]]
     lines = ["## Self-speculative decoding", ""]
     if "greedy_identical" in summary:
         lines += [greedy_sentence(summary), "", measured["caveat"], ""]
     lines += [
         f"{summary['prompts']} prompts, {measured['options']['max_new_tokens']} new tokens each, EOS ignored. The "
-        "baseline is draft length 0 of the same code, and all contenders take turns on each batch of prompts; a "
-        "*speedup* is the median over these turns of the ratio to the baseline within the turn, with its 95% bootstrap "
-        "interval. *Accepted* counts drafted tokens per cycle, *tokens/cycle* also the one that costs no draft. Speeds "
-        "leave out the prefill. The best fixed length is chosen on one half of the turns and measured on the other.",
+        "baseline is draft length 0 of the same code. A trial runs all methods on one batch of prompts, in an order "
+        "that rotates; a *speedup* is the median over trials of the ratio to the baseline within the trial, with its "
+        "95% bootstrap interval. *Accepted* counts drafted tokens per cycle, *tokens/cycle* also the one that costs no "
+        "draft. Speeds leave out the prefill. The best fixed length is chosen on one half of the trials and measured "
+        "on the other.",
         "",
-        "\n\n".join(report.markdown_table(*table) for table in tables(measured["cells"])),
+        "\n\n".join(markdown_table(*table) for table in tables(compared)),
         "",
         *([" ".join(measured["verdicts"]), ""] if measured["verdicts"] else []),
         "All domains together, by draft length:",
         "",
-        report.markdown_table(ROW_COLUMNS, rows),
+        markdown_table(ROW_COLUMNS, rows),
         "",
         *(f"Steps of {entry['model']}, {costs_sentence(entry)}." for entry in measured["costs"]),
         "",
@@ -88,3 +92,8 @@ def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:
         [machine["cpu"], f"{machine['cores']} cores", f"{machine['torch_threads']} threads", *machine["gpus"]]
     )
     return [*lines, f"Measured on: {where}.", ""]
+
+
+def _models_before_they_were_named(measured: dict[str, Any]) -> list[str]:
+    """The main export and perhaps a second one, of a file that does not list its exports."""
+    return [NEXTLAT, *([MTP] if f"{MTP}_baseline_tokens_per_second" in measured["cells"][0] else [])]

@@ -1,0 +1,1 @@
+"""Self-speculative decoding measured: methods against each other on the same prompts."""

@@ -1,4 +1,4 @@
-"""The reference from outside: `transformers.generate` on the same prompts, plain and with its prompt-lookup drafting.
+"""The method from outside: `transformers.generate` on the same prompts, plain and with its prompt-lookup drafting.
 
 Invariant: the same weights, dtype, device and number of threads as ours, one prompt at a time, EOS ignored, and the
 prefill timed apart, so that what differs is the decoding loop.
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from nextlat_dist.evaluation.speculative.trials import Run
+from nextlat_dist.evaluation.speculative.trials import Decoded
 from nextlat_dist.inference.generation import Generation
 
 PROMPT_LOOKUP_TOKENS = 10
@@ -30,7 +30,7 @@ class HuggingFace:
 
     def generate(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, seed: int, prompt_lookup: bool
-    ) -> Run:
+    ) -> Decoded:
         """One continuation; a *cycle* is one forward after the first. What was drafted where is not to be had.
 
         The first forward of prompt lookup reads the prompt and verifies drafts at once: it counts as the prefill, and
@@ -54,7 +54,7 @@ class HuggingFace:
         result.prefill_seconds = watch.first_at - started
         result.decode_seconds = watch.last_at - watch.first_at
         on_cpu = self.model.device.type == "cpu"
-        return Run([result], watch.last_cpu - watch.first_cpu if on_cpu else None)
+        return Decoded([result], watch.last_cpu - watch.first_cpu if on_cpu else None)
 
 
 class _Stopwatch(BaseStreamer):

@@ -1,6 +1,6 @@
-"""Who takes part in the speculative report, on what: encoded prompts, and a callable per contender.
+"""The methods to compare and the prompts they continue: a callable per method, prompts as token ids.
 
-Invariant: all contenders get the same token ids and write the same number of tokens (EOS is ignored).
+Invariant: all methods get the same token ids and write the same number of tokens (EOS is ignored).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.speculative.hugging_face import HuggingFace
-from nextlat_dist.evaluation.speculative.trials import HUGGING_FACE, NEXTLAT, Contender, EncodedPrompt, Run, Side
+from nextlat_dist.evaluation.speculative.records import HUGGING_FACE, Method
+from nextlat_dist.evaluation.speculative.trials import Decode, Decoded, EncodedPrompt
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import DraftLength, Piece
 from nextlat_dist.inference.prompts import load_prompts
@@ -25,7 +26,7 @@ def encode_prompts(
     prompt_tokens: int | None,
     max_new_tokens: int,
 ) -> dict[str, list[EncodedPrompt]]:
-    """The prompts by domain, cut behind `prompt_tokens`.
+    """The prompts by domain, cut after `prompt_tokens`.
 
     Raises:
         UserError: bad prompts, decoders that disagree about the tokens, or a prompt too long for the context.
@@ -33,11 +34,13 @@ def encode_prompts(
     context = min(decoder.llama.config.max_position_embeddings for decoder in decoders.values())
     domains: dict[str, list[EncodedPrompt]] = {}
     for prompt in load_prompts(paths, per_domain):
-        ids, *others = (decoder.encode(prompt.text) for decoder in decoders.values())
-        if any(other != ids for other in others):
+        by_model = {model: decoder.encode(prompt.text) for model, decoder in decoders.items()}
+        (main, ids), *others = by_model.items()
+        differing = [model for model, other in others if other != ids]
+        if differing:
             raise UserError(
-                f"the rival encodes prompt {prompt.name} of {prompt.domain} in other tokens, so that tokens per second "
-                "say nothing; give a rival trained with the same tokenizer"
+                f"export {differing[0]} encodes prompt {prompt.name} of {prompt.domain} in other tokens than export "
+                f"{main}, so that tokens per second say nothing; give exports trained with the same tokenizer"
             )
         ids = ids[:prompt_tokens]
         if len(ids) + max_new_tokens > context:
@@ -50,21 +53,25 @@ def encode_prompts(
     return domains
 
 
-def sides_of(
+def methods_of(
     decoders: Mapping[str, Decoder], draft_lengths: Sequence[DraftLength], max_new_tokens: int, hugging_face: bool
-) -> dict[Contender, Side]:
-    """Every decoder at every draft length that it can do, and transformers without and with prompt lookup."""
-    sides: dict[Contender, Side] = {}
+) -> dict[Method, Decode]:
+    """Every decoder at every draft length that it can do, and transformers without and with prompt lookup.
+
+    Args:
+        decoders: by name; the main export is the first.
+    """
+    methods: dict[Method, Decode] = {}
     for model, decoder in decoders.items():
         for length in draft_lengths:
             if _can_draft(decoder, length):
-                sides[Contender(model, length)] = _own_side(decoder, length, max_new_tokens)
+                methods[Method(model, length)] = _own(decoder, length, max_new_tokens)
     if hugging_face:
-        llama = decoders[NEXTLAT].llama
-        reference = HuggingFace(decoders[NEXTLAT].export, llama.device, llama.embedding.dtype)
-        sides[Contender(HUGGING_FACE, 0)] = _outside_side(reference, False, max_new_tokens)
-        sides[Contender(HUGGING_FACE, "prompt_lookup")] = _outside_side(reference, True, max_new_tokens)
-    return sides
+        main = next(iter(decoders.values()))
+        reference = HuggingFace(main.export, main.llama.device, main.llama.embedding.dtype)
+        methods[Method(HUGGING_FACE, 0)] = _outside(reference, False, max_new_tokens)
+        methods[Method(HUGGING_FACE, "prompt_lookup")] = _outside(reference, True, max_new_tokens)
+    return methods
 
 
 def _can_draft(decoder: Decoder, length: DraftLength) -> bool:
@@ -77,10 +84,10 @@ def _can_draft(decoder: Decoder, length: DraftLength) -> bool:
     return decoder.drafter.longest is None or length <= decoder.drafter.longest
 
 
-def _own_side(decoder: Decoder, length: DraftLength, max_new_tokens: int) -> Side:
+def _own(decoder: Decoder, length: DraftLength, max_new_tokens: int) -> Decode:
     on_cpu = decoder.llama.device.type == "cpu"
 
-    def side(prompts: list[list[int]], temperature: float, seed: int) -> Run:
+    def decode(prompts: list[list[int]], temperature: float, seed: int) -> Decoded:
         prefilled: list[float] = []
 
         def note(_: Piece) -> None:
@@ -96,16 +103,16 @@ def _own_side(decoder: Decoder, length: DraftLength, max_new_tokens: int) -> Sid
             ignore_eos=True,
             on_piece=note,
         )
-        return Run(generations, time.process_time() - prefilled[0] if on_cpu else None)
+        return Decoded(generations, time.process_time() - prefilled[0] if on_cpu else None)
 
-    return side
+    return decode
 
 
-def _outside_side(reference: HuggingFace, prompt_lookup: bool, max_new_tokens: int) -> Side:
-    def side(prompts: list[list[int]], temperature: float, seed: int) -> Run:
+def _outside(reference: HuggingFace, prompt_lookup: bool, max_new_tokens: int) -> Decode:
+    def decode(prompts: list[list[int]], temperature: float, seed: int) -> Decoded:
         (prompt,) = prompts
         return reference.generate(
             prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, prompt_lookup=prompt_lookup
         )
 
-    return side
+    return decode

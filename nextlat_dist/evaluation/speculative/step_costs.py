@@ -1,11 +1,11 @@
-"""Where a cycle's time goes: one draft step and one verification of a batch, and the phases of real cycles.
+"""Costs of steps: one draft step and one verification of a batch, and the phases of real cycles.
 
     measure_costs(decoder, prompt_ids, batch_size, widths) -> StepCosts        step by step, nothing around them
     split_cycles(decoder, prompts, …) -> CycleSplit                            what decoding spends on which
 
 With c the draft step and v(n) the forward over n tokens per row, both in units of a plain step of the same batch, a
 cycle that drafts k tokens costs k·c + v(k + 1) plain steps and writes 1 + accepted tokens per row: the speedup that
-acceptance allows. Invariant: v(1) is the plain step itself; all kinds of step take turns and the median counts, so a
+acceptance allows. Invariant: v(1) is the plain step itself; all kinds of step alternate and the median counts, so a
 slow spell of the machine moves none of them.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from nextlat_dist.evaluation.speculative.records import Method
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import Cycle, DraftLength
 
@@ -61,12 +62,34 @@ class StepCosts:
         plain = {"batch_size": self.batch_size, "plain_step_seconds": self.plain_seconds}
         return plain | {"draft": self.draft, "verify": verify}
 
+    def named(self, prefix: str = "") -> dict[str, float]:
+        """Flat names: `plain_step_seconds`, `draft_cost`, `verify_cost_4`."""
+        found = {f"{prefix}plain_step_seconds": self.plain_seconds}
+        if self.draft is not None:
+            found[f"{prefix}draft_cost"] = self.draft
+        return found | {f"{prefix}verify_cost_{n}": cost for n, cost in self.verify.items()}
+
 
 def costs_sentence(costs: Mapping[str, Any]) -> str:
     """`StepCosts.to_json()` in words."""
     verify = ", ".join(f"v({n}) = {cost:.2f}" for n, cost in costs["verify"].items() if n != "1")
     draft = "" if costs["draft"] is None else f"draft step c = {costs['draft']:.3f}; "
     return f"batch {costs['batch_size']}: plain step {costs['plain_step_seconds'] * 1e3:.2f} ms; {draft}{verify}"
+
+
+@dataclass(frozen=True)
+class ExportCosts:
+    """Steps of one export at one batch size."""
+
+    model: str
+    steps: StepCosts
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.model}, {costs_sentence(self.steps.to_json())}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"model": self.model, **self.steps.to_json()}
 
 
 @torch.inference_mode()
@@ -78,7 +101,7 @@ def measure_costs(
     Args:
         prompt_ids: at least as many as the context that the costs are to be true for; attention grows with it.
         widths: tokens per row of the forwards to measure; 1 is always added.
-        rounds: turns of each kind of step, after a few that do not count.
+        rounds: how often each kind of step is taken, after a few that do not count.
     """
     llama, drafter, length = decoder.llama, decoder.drafter, len(prompt_ids)
     widths = sorted({1, *widths})
@@ -108,15 +131,15 @@ def measure_costs(
         following.tolist()
 
     steps = min(CHAIN, (drafter and drafter.longest) or CHAIN)
-    sides: dict[int, Callable[[], None]] = {width: partial(forward, width) for width in widths}
+    kinds: dict[int, Callable[[], None]] = {width: partial(forward, width) for width in widths}
     if drafter is not None:
-        sides[0] = draft
-    seconds: dict[int, list[float]] = {n: [] for n in sides}
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for n, side in sides.items():
+        kinds[0] = draft
+    seconds: dict[int, list[float]] = {n: [] for n in kinds}
+    for number in range(WARM_UP_ROUNDS + rounds):
+        for n, take_step in kinds.items():
             started = time.perf_counter()
-            side()
-            if turn >= WARM_UP_ROUNDS:
+            take_step()
+            if number >= WARM_UP_ROUNDS:
                 seconds[n].append((time.perf_counter() - started) / (steps if n == 0 else 1))
     median = {n: statistics.median(times) for n, times in seconds.items()}
     return StepCosts(batch_size, median.get(0), {n: median[n] for n in widths})
@@ -131,10 +154,18 @@ class CycleSplit:
     verify_seconds: float
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def milliseconds(self) -> float:
+        """Of one cycle."""
+        return self.seconds / self.cycles * 1e3
+
+    @property
+    def shares(self) -> dict[str, float]:
         draft, verify = self.draft_seconds / self.seconds, self.verify_seconds / self.seconds
-        shares = {"draft_share": draft, "verify_share": verify, "overhead_share": 1 - draft - verify}
-        return {"cycles": self.cycles, "milliseconds_per_cycle": self.seconds / self.cycles * 1e3, **shares}
+        return {"draft_share": draft, "verify_share": verify, "overhead_share": 1 - draft - verify}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"cycles": self.cycles, "milliseconds_per_cycle": self.milliseconds, **self.shares}
 
 
 def split_cycles(
@@ -163,3 +194,17 @@ def split_cycles(
     )
     draft, verify, total = (sum(getattr(c, n) for c in cycles) for n in ("draft_seconds", "verify_seconds", "seconds"))
     return CycleSplit(len(cycles), draft, verify, total)
+
+
+@dataclass(frozen=True)
+class MethodSplit:
+    """The cycles of one method at one batch size and temperature."""
+
+    method: Method
+    batch_size: int
+    temperature: float
+    cycles: CycleSplit
+
+    def to_json(self) -> dict[str, Any]:
+        where = {"batch_size": self.batch_size, "temperature": self.temperature}
+        return {"model": self.method.model, **where, "draft_length": self.method.draft_length, **self.cycles.to_json()}

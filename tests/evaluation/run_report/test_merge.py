@@ -48,8 +48,12 @@ def write_speculative(directory: Path, identical: bool) -> None:
     }
     cell = where | {
         "baseline_tokens_per_second": 600.0,
+        "baseline_tokens_per_second_low": 590.0,
+        "baseline_tokens_per_second_high": 610.0,
         "draft_length_fixed_best": 3,
         "speedup_fixed_best": 1.5,
+        "speedup_fixed_best_low": 1.4,
+        "speedup_fixed_best_high": 1.6,
         "accepted_fixed_best": 1.25,
         "speedup_adaptive": 1.7,
         "speedup_adaptive_low": 1.65,

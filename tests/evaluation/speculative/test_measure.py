@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.speculative.measure import evaluate_speculative
+from nextlat_dist.evaluation.speculative.measure import by_name, evaluate_speculative
 from nextlat_dist.evaluation.speculative.methods import encode_prompts
-from nextlat_dist.evaluation.speculative.trials import LEAST_TURNS, repeated_share
+from nextlat_dist.evaluation.speculative.trials import LEAST_TRIALS, repeated_share
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import Generation
 from nextlat_dist.inference.loading import load
@@ -72,7 +73,7 @@ def rows_by_key(content: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]
 def test_the_whole_report(
     right: Path, wrong: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command: two batch sizes, two temperatures, a rival, Hugging Face."""
+    """By the command: two batch sizes, two temperatures, a second export, Hugging Face."""
     json_path = tmp_path / "made" / "speculative.json"
     command = ["evaluate", "speculative", "--export", str(right), "--rival", str(wrong), "--prompts", str(prompts)]
     command += ["--draft-length", "0..2,adaptive", "--temperature", "0,1", "--batch-size", "1,3"]
@@ -104,8 +105,8 @@ def test_the_whole_report(
         for length in (0, "prompt_lookup")
     }
     assert set(rows) == own | outside
-    assert rows["nextlat", "code", 1, 0.0, 2]["turns"] == rows["mtp", "prose", 3, 1.0, 0]["turns"] == LEAST_TURNS
-    assert rows["nextlat", "code", 3, 1.0, 1]["tokens"] == LEAST_TURNS * 3 * 9
+    assert rows["nextlat", "code", 1, 0.0, 2]["turns"] == rows["mtp", "prose", 3, 1.0, 0]["turns"] == LEAST_TRIALS
+    assert rows["nextlat", "code", 3, 1.0, 1]["tokens"] == LEAST_TRIALS * 3 * 9
     assert rows["nextlat", "all", 1, 0.0, "adaptive"]["acceptance_by_position"] == [1.0] * 3
     assert rows["hugging_face", "code", 1, 0.0, 0]["greedy_differing"] == 0
     summary = content["summary"]
@@ -120,27 +121,31 @@ def test_the_whole_report(
     assert len(content["cycle_split"]) == 2 * 2 * 2 * 4  # models, batch sizes, temperatures, draft lengths
     for split in content["cycle_split"]:
         assert split["draft_share"] + split["verify_share"] + split["overhead_share"] == pytest.approx(1.0)
-        assert (split["draft_share"] > 0.01) == (split["draft_length"] != 0)
+        assert split["draft_share"] > 0.01 or split["draft_length"] == 0
+    undrafted = [split["draft_share"] for split in content["cycle_split"] if split["draft_length"] == 0]
+    assert statistics.median(undrafted) <= 0.01  # of several: a busy machine may stop the clock of one
     text = json_path.read_text()
     assert str(tmp_path) not in text
     assert str(right) not in text
     assert len(printed.out.split("nextlat, batch 1")[0].splitlines()) == 2 * (2 + 3 * 2 * 2)  # two tables of the cells
     for expected in ("flatter", "v(3) =", "NextLat writes more", "with prompt lookup", *content["verdicts"]):
         assert expected in printed.out
-    turns = 2 * 2 * 2 * LEAST_TURNS  # domains, batch sizes, temperatures
-    assert f"evaluate speculative: {turns}/{turns}" in printed.err
+    trials = 2 * 2 * 2 * LEAST_TRIALS  # domains, batch sizes, temperatures
+    assert f"evaluate speculative: {trials}/{trials}" in printed.err
 
 
 def test_a_right_drafter_fills_every_cycle(right: Path, prompts: Path) -> None:
-    content = evaluate_speculative(right, [prompts], prompts_per_domain=3, repeats=2, temperatures=[0.0], **OPTIONS)
+    content = evaluate_speculative(
+        right, [prompts], prompts_per_domain=3, repeats=2, temperatures=[0.0], **OPTIONS
+    ).content()
     rows = rows_by_key(content)
     assert set(rows) == {("nextlat", d, 1, 0.0, k) for d in ("code", "prose", "all") for k in (0, 1, 2, 3)}
     # 17 tokens: one of the prefill, then blocks of at most draft length + 1.
     for length in (0, 1, 2, 3):
         row = rows["nextlat", "all", 1, 0.0, length]
         cycles = -(-16 // (length + 1))
-        assert row["turns"] == 2 * 2 * LEAST_TURNS
-        assert row["cycles"] == 4 * LEAST_TURNS * cycles
+        assert row["turns"] == 2 * 2 * LEAST_TRIALS
+        assert row["cycles"] == 4 * LEAST_TRIALS * cycles
         assert row["accepted_tokens_per_cycle"] == pytest.approx((16 - cycles) / cycles)
         assert row["tokens_per_cycle"] == pytest.approx(16 / cycles)
         assert row["acceptance_by_position"] == [1.0] * length
@@ -149,10 +154,10 @@ def test_a_right_drafter_fills_every_cycle(right: Path, prompts: Path) -> None:
 
 
 def test_a_wrong_drafter_accepts_little_and_changes_nothing(wrong: Path, prompts: Path) -> None:
-    content = evaluate_speculative(wrong, [prompts], prompts_per_domain=4, temperatures=[0.0], **OPTIONS)
+    content = evaluate_speculative(wrong, [prompts], prompts_per_domain=4, temperatures=[0.0], **OPTIONS).content()
     assert content["summary"]["greedy_identical"] is True
     row = rows_by_key(content)["nextlat", "code", 1, 0.0, 3]
-    texts = [*TEXTS[:3], "never read", *TEXTS[:2]]  # the first two once more, for LEAST_TURNS
+    texts = [*TEXTS[:3], "never read", *TEXTS[:2]]  # the first two once more, for LEAST_TRIALS
     results = load(wrong).generate(texts, max_new_tokens=17, draft_length=3, ignore_eos=True)
     assert row["accepted_tokens_per_cycle"] < 0.5
     assert row["accepted_tokens_per_cycle"] == pytest.approx(
@@ -161,10 +166,8 @@ def test_a_wrong_drafter_accepts_little_and_changes_nothing(wrong: Path, prompts
     assert row["repeated_4gram_share"] == pytest.approx(np.mean([repeated_share(r.token_ids) for r in results]))
 
 
-def test_greedy_output_that_differs_is_reported(
-    right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One continuation of draft length 2 is falsified behind the decoder's back, after the turn that warms up."""
+def test_greedy_output_that_differs_is_reported(right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One continuation of draft length 2 is falsified without the decoder knowing, after the trial that warms up."""
     original, seen = Decoder.generate, []
 
     def falsify(self: Decoder, given: list[list[int]], **options: Any) -> list[Generation]:
@@ -175,7 +178,8 @@ def test_greedy_output_that_differs_is_reported(
         return results
 
     monkeypatch.setattr(Decoder, "generate", falsify)
-    content = evaluate_speculative(right, [prompts], prompts_per_domain=2, temperatures=[0.0], **OPTIONS)
+    report = evaluate_speculative(right, [prompts], prompts_per_domain=2, temperatures=[0.0], **OPTIONS)
+    content = report.content()
     assert content["summary"]["greedy_identical"] is False
     assert content["summary"]["greedy_differences"] == 1
     (difference,) = content["greedy_differences"]
@@ -184,7 +188,7 @@ def test_greedy_output_that_differs_is_reported(
     assert difference["logit_gap"] == content["summary"]["greedy_largest_logit_gap"] > 0
     rows = rows_by_key(content)
     assert [rows["nextlat", "all", 1, 0.0, k]["greedy_differing"] for k in (0, 1, 2, 3)] == [0, 0, 1, 0]
-    assert "1 greedy continuations differ" in capsys.readouterr().out
+    assert "1 greedy continuations differ" in report.text
 
 
 def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +210,7 @@ def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: 
         temperatures=[0.0],
         batch_sizes=[3, 1],
         **{**OPTIONS, "draft_lengths": None},
-    )
+    ).content()
     rows, summary = rows_by_key(content), content["summary"]
     assert {key[4] for key in rows} == {*range(11), "adaptive"}
     row = rows["nextlat", "code", 1, 0.0, 3]
@@ -222,6 +226,37 @@ def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: 
     assert summary["adaptive_never_slower"] is True
 
 
+def test_named_exports(right: Path, wrong: Path, prompts: Path) -> None:
+    """Three of them: names of the first are plain, those of the others begin with theirs."""
+    options = OPTIONS | {"draft_lengths": [1, 3], "max_new_tokens": 9}
+    exports = [f"good={right}", f"bad={wrong}", f"mtp={right}"]
+    report = evaluate_speculative(exports, [prompts], prompts_per_domain=1, temperatures=[1.0], **options)
+    content, summary = report.content(), report.summary
+    assert content["models"] == ["good", "bad", "mtp"]
+    assert {row["model"] for row in content["rows"]} == {"good", "bad", "mtp"}
+    assert summary["code_b1_t1_accepted_fixed_best"] == summary["mtp_code_b1_t1_accepted_fixed_best"]
+    assert summary["code_b1_t1_accepted_fixed_best"] > summary["bad_code_b1_t1_accepted_fixed_best"]
+    assert summary["code_b1_t1_good_over_bad"] > 0
+    assert {"good_ahead_of_bad", "good_ahead_of_mtp", "bad_b1_draft_cost"} <= set(summary)
+    assert not [name for name in summary if "nextlat" in name or "over_good" in name]
+    assert "bad best fixed" in report.text
+    assert "good writes more tokens per second than MTP" in report.text
+    assert set(report.pictures) == {"speedup_by_draft_length.png", "acceptance_by_position.png", "cost_split.png"}
+    labels = [text.get_text() for text in report.pictures["speedup_by_draft_length.png"]().axes[0].get_legend().texts]
+    assert labels == ["code", "prose", "all", "bad, all", "MTP, all"]
+
+
+def test_the_export_without_a_name_is_the_main_one() -> None:
+    assert by_name(["runs/a/export"]) == {"nextlat": Path("runs/a/export")}
+    assert by_name(["runs/a/export", "mtp=b"]) == {"nextlat": Path("runs/a/export"), "mtp": Path("b")}
+    assert list(by_name(["a=x", "runs/b/export"])) == ["a", "b"]
+    for texts in (["a=x", "a=y"], ["x", "nextlat=y"]):
+        with pytest.raises(UserError, match="two exports are called"):
+            by_name(texts)
+    with pytest.raises(UserError, match="as other numbers of the report are"):
+        by_name(["x", "hugging_face=y"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -230,7 +265,7 @@ def test_speed_is_read_off_the_timings(right: Path, prompts: Path, monkeypatch: 
         ({"temperatures": []}, "1 temperature"),
         ({"temperatures": [-1.0]}, "change temperature"),
         ({"draft_lengths": [-2]}, "change draft_length"),
-        ({"draft_lengths": [0]}, "nothing beside 0"),
+        ({"draft_lengths": [0]}, "0 alone"),
         ({"batch_sizes": [4, 0]}, "change batch_size"),
         ({"prompt_tokens": 1}, "change prompt_tokens"),
         ({"max_new_tokens": 125}, "exceeds the model's context of 128"),
@@ -241,7 +276,7 @@ def test_bad_requests(right: Path, prompts: Path, options: dict[str, Any], messa
         evaluate_speculative(right, [prompts], **{**OPTIONS, **options})
 
 
-def test_prompts_are_cut_behind_their_first_tokens(right: Path, prompts: Path) -> None:
+def test_prompts_are_cut_after_their_first_tokens(right: Path, prompts: Path) -> None:
     decoder = load(right)
     cut = encode_prompts({"nextlat": decoder}, [prompts], per_domain=3, prompt_tokens=4, max_new_tokens=124)
     whole = [decoder.encode(text) for text in TEXTS]
@@ -259,7 +294,7 @@ def test_an_export_that_cannot_do_it(tmp_path: Path, right: Path, prompts: Path)
         evaluate_speculative(tmp_path, [prompts], draft_lengths=["adaptive"])
 
 
-def test_a_rival_of_another_tokenizer(
+def test_exports_of_different_tokenizers(
     tmp_path: Path, right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Decoder.encode
@@ -273,7 +308,7 @@ def test_a_rival_of_another_tokenizer(
         evaluate_speculative(right, [prompts], rival=rival, **OPTIONS)
 
 
-def test_a_rival_gets_the_lengths_that_it_can_draft(
+def test_another_export_gets_the_lengths_that_it_can_draft(
     right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nextlat_dist.evaluation.speculative import measure as speculative
@@ -291,7 +326,7 @@ def test_a_rival_gets_the_lengths_that_it_can_draft(
     if not rival.exists():
         rival.symlink_to(right)
     options = OPTIONS | {"draft_lengths": [1, 2, 3, "adaptive"]}
-    content = evaluate_speculative(right, [prompts], rival=rival, temperatures=[1.0], **options)
+    content = evaluate_speculative(right, [prompts], rival=rival, temperatures=[1.0], **options).content()
     assert {row["draft_length"] for row in content["rows"] if row["model"] == "nextlat"} == {0, 1, 2, 3, "adaptive"}
     assert {row["draft_length"] for row in content["rows"] if row["model"] == "mtp"} == {0, 1, 2}
     (costs,) = (entry for entry in content["costs"] if entry["model"] == "mtp")

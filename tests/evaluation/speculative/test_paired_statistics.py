@@ -1,4 +1,4 @@
-"""Medians over turns, their intervals, and choosing the best of several without hindsight."""
+"""Medians over trials, their intervals, and choosing the best of several without hindsight."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_each_half_is_measured_with_the_choice_of_the_other() -> None:
     rates = {1: np.array([30.0, 30.0, 20.0, 20.0]), 2: np.array([12.0, 12.0, 40.0, 40.0])}
     best = best_of(rates, np.full(4, 10.0), halves)
     assert best.rates.tolist() == [12.0, 12.0, 20.0, 20.0]
-    assert best.side == 2  # medians of the ratios over all turns: 2.5 and 2.6
+    assert best.choice == 2  # medians of the ratios over all trials: 2.5 and 2.6
     assert best.in_sample.tolist() == rates[2].tolist()
 
 
-def test_the_choice_is_by_the_ratio_within_a_turn() -> None:
-    """Side 2 has the higher median rate, though it is the slower one in most turns."""
+def test_the_choice_is_by_the_ratio_within_a_trial() -> None:
+    """Choice 2 has the higher median rate, though it is the slower one in most trials."""
     baseline = np.array([1.0, 10.0, 10.0, 100.0, 100.0])
     rates = {1: baseline * 2.0, 2: np.array([1.0, 10.0, 25.0, 150.0, 150.0])}
-    assert best_of(rates, baseline, np.array([0, 1, 0, 1, 0])).side == 1
+    assert best_of(rates, baseline, np.array([0, 1, 0, 1, 0])).choice == 1
 
 
 def test_luck_is_not_reported_as_speed() -> None:
-    """Ten equal sides, all noise: with hindsight the best one looks fast, cross-fitted it does not."""
+    """Ten equal choices, all noise: with hindsight the best one looks fast, cross-fitted it does not."""
     numbers = np.random.default_rng(7)
     halves = np.arange(12) % 2
     crossed, hindsight = [], []

@@ -29,11 +29,15 @@ def test_units() -> None:
     assert measured.draft == pytest.approx(0.1)
     assert measured.verify == pytest.approx({1: 1.0, 3: 1.5})
     assert StepCosts(4, None, {1: 0.01}).draft is None
+    assert measured.named("b4_") == pytest.approx(
+        {"b4_plain_step_seconds": 0.01, "b4_draft_cost": 0.1, "b4_verify_cost_1": 1.0, "b4_verify_cost_3": 1.5}
+    )
+    assert StepCosts(4, None, {1: 0.01}).named() == {"plain_step_seconds": 0.01, "verify_cost_1": 1.0}
     assert costs_sentence(measured.to_json()) == "batch 4: plain step 10.00 ms; draft step c = 0.100; v(3) = 1.50"
 
 
 def test_what_is_timed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work behind every number: widths and positions of forwards, and a chain of draft steps counted as one."""
+    """What every number stands for: widths and positions of forwards, and a chain of draft steps counted as one."""
     forwards: list[tuple[list[int], list[int]]] = []
     original = decoder.llama.forward
 
@@ -55,12 +59,12 @@ def test_what_is_timed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> Non
     clock = itertools.count()
     monkeypatch.setattr(costs.time, "perf_counter", lambda: float(next(clock)))
     measured = measure_costs(decoder, PROMPT, 3, [4, 2], rounds=2)
-    # Every turn takes one second by this clock; the draft steps share theirs.
+    # Every step takes one second by this clock; the draft steps share theirs.
     assert measured == StepCosts(3, 1 / costs.CHAIN, {1: 1.0, 2: 1.0, 4: 1.0})
-    turns = costs.WARM_UP_ROUNDS + 2
-    behind = [20, 19, 18]  # rows stand apart, as in a real batch
-    assert forwards[1:] == [([n] * 3, behind) for n in (1, 2, 4)] * turns
-    assert steps == [3] * costs.CHAIN * turns
+    rounds = costs.WARM_UP_ROUNDS + 2
+    positions = [20, 19, 18]  # rows stand apart, as in a real batch
+    assert forwards[1:] == [([n] * 3, positions) for n in (1, 2, 4)] * rounds
+    assert steps == [3] * costs.CHAIN * rounds
 
 
 def test_a_drafter_that_ends_early_and_a_base_without(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,32 @@
-"""Rows, cells, flat names and verdicts of hand-made turns."""
+"""Rows, comparisons, flat names, claims and tables of hand-made trials."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from nextlat_dist.evaluation.speculative.summary import Outcomes, compare, headline, rows_of, summarise
-from nextlat_dist.evaluation.speculative.trials import ALL, HUGGING_FACE, NEXTLAT, RIVAL, Cell, Contender, Outcome
-from nextlat_dist.evaluation.speculative.words import tables, verdicts
-from nextlat_dist.reporting import report
+from nextlat_dist.evaluation.speculative.comparison import CellComparison, compare
+from nextlat_dist.evaluation.speculative.records import (
+    ALL,
+    HUGGING_FACE,
+    MTP,
+    NEXTLAT,
+    Cell,
+    Method,
+    Outcome,
+    Outcomes,
+    rows_of,
+)
+from nextlat_dist.evaluation.speculative.summary import claims, headline, summarise, tables
+from nextlat_dist.reporting.tables import table
 
 CODE = Cell("code", 1, 0.0)
 
 
-def turns_at(rates: Sequence[float], cpu_factor: float | None = 1.0, cycles: int = 50, **counts: Any) -> list[Outcome]:
-    """One row of 101 tokens per turn; the prefill takes a second."""
+def trials_at(rates: Sequence[float], cpu_factor: float | None = 1.0, cycles: int = 50, **counts: Any) -> list[Outcome]:
+    """One row of 101 tokens per trial; the prefill takes a second."""
     return [
         Outcome(
             half=index % 2,
@@ -37,31 +47,41 @@ def turns_at(rates: Sequence[float], cpu_factor: float | None = 1.0, cycles: int
 
 
 def outcomes(adaptive: float = 2.1, cpu_factor: float | None = 1.0) -> Outcomes:
-    """Four turns of which the third is ten times slower for everybody."""
+    """Four trials of which the third is ten times slower for everybody."""
     speed = [100.0, 100.0, 10.0, 100.0]
 
     def at(factor: float, **options: Any) -> list[Outcome]:
-        return turns_at([factor * rate for rate in speed], cpu_factor, **options)
+        return trials_at([factor * rate for rate in speed], cpu_factor, **options)
 
     return {
-        Contender(NEXTLAT, 0): at(1.0, cycles=100),
-        Contender(NEXTLAT, 2): at(2.0, cycles=40, drafted=[40, 40], accepted=[35, 25], differing=1),
-        Contender(NEXTLAT, 5): at(1.5, cycles=25),
-        Contender(NEXTLAT, "adaptive"): at(adaptive, cycles=40, drafted=[40, 20], accepted=[40, 20]),
-        Contender(RIVAL, 0): at(1.1, cycles=100),
-        Contender(RIVAL, 1): at(1.4, cycles=60),
-        Contender(HUGGING_FACE, 0): at(0.25, cycles=100),
-        Contender(HUGGING_FACE, "prompt_lookup"): at(0.5, cycles=80),
+        Method(NEXTLAT, 0): at(1.0, cycles=100),
+        Method(NEXTLAT, 2): at(2.0, cycles=40, drafted=[40, 40], accepted=[35, 25], differing=1),
+        Method(NEXTLAT, 5): at(1.5, cycles=25),
+        Method(NEXTLAT, "adaptive"): at(adaptive, cycles=40, drafted=[40, 20], accepted=[40, 20]),
+        Method(MTP, 0): at(1.1, cycles=100),
+        Method(MTP, 1): at(1.4, cycles=60),
+        Method(HUGGING_FACE, 0): at(0.25, cycles=100),
+        Method(HUGGING_FACE, "prompt_lookup"): at(0.5, cycles=80),
     }
 
 
+def json_rows(cells: Mapping[Cell, Outcomes]) -> list[dict[str, Any]]:
+    return [row.to_json() for row in rows_of(cells)]
+
+
+def entry_of(measured: Outcomes) -> dict[str, Any]:
+    """The comparison of one cell by flat names."""
+    (found,) = compare({CODE: measured})
+    return found.to_json()
+
+
 def test_rows() -> None:
-    rows = {(row["model"], row["draft_length"]): row for row in rows_of({CODE: outcomes(cpu_factor=2.0)})}
+    rows = {(row["model"], row["draft_length"]): row for row in json_rows({CODE: outcomes(cpu_factor=2.0)})}
     row = rows[NEXTLAT, 2]
     assert (row["domain"], row["batch_size"], row["temperature"], row["turns"]) == ("code", 1, 0.0, 4)
     assert (row["tokens"], row["cycles"], row["greedy_differing"]) == (404, 160, 4)
     assert row["tokens_per_second"] == 200.0
-    assert row["tokens_per_second_low"] < 200.0  # one turn in four was slow
+    assert row["tokens_per_second_low"] < 200.0  # one trial in four was slow
     assert row["speedup"] == row["speedup_low"] == row["speedup_high"] == pytest.approx(2.0)
     assert row["tokens_per_cpu_second"] == pytest.approx(400.0)
     assert row["cpu_speedup"] == pytest.approx(2.0)
@@ -71,14 +91,14 @@ def test_rows() -> None:
     assert row["accepted_tokens_per_cycle"] == pytest.approx(1.5)
     assert row["acceptance_by_position"] == [35 / 40, 25 / 40]
     assert row["repeated_4gram_share"] == 0.25
-    assert rows[RIVAL, 1]["speedup"] == pytest.approx(1.4 / 1.1)  # over its own baseline
+    assert rows[MTP, 1]["speedup"] == pytest.approx(1.4 / 1.1)  # over its own baseline
     assert rows[HUGGING_FACE, "prompt_lookup"]["speedup"] == pytest.approx(0.5)  # over NextLat's
-    sampled = rows_of({Cell("code", 1, 1.0): outcomes(cpu_factor=None)})
+    sampled = json_rows({Cell("code", 1, 1.0): outcomes(cpu_factor=None)})
     assert all(row["greedy_differing"] is None and "cpu_speedup" not in row for row in sampled)
 
 
-def test_a_cell_compares_its_contenders() -> None:
-    (entry,) = compare({CODE: outcomes()})
+def test_a_cell_compares_its_methods() -> None:
+    entry = entry_of(outcomes())
     assert entry["baseline_tokens_per_second"] == 100.0
     assert entry["draft_length_fixed_best"] == 2
     assert entry["speedup_fixed_best"] == entry["speedup_fixed_best_in_sample"] == pytest.approx(2.0)
@@ -104,17 +124,17 @@ def test_a_cell_compares_its_contenders() -> None:
 )
 def test_verdicts_of_a_cell(adaptive: float, keeps_up: bool, never_slower: bool) -> None:
     """Without noise the intervals are points."""
-    (entry,) = compare({CODE: outcomes(adaptive)})
+    entry = entry_of(outcomes(adaptive))
     assert (entry["adaptive_keeps_up"], entry["adaptive_never_slower"]) == (keeps_up, never_slower)
 
 
-def test_noise_within_the_interval_is_no_defeat() -> None:
-    noisy: dict[Contender, Sequence[Outcome]] = {
-        Contender(NEXTLAT, 0): turns_at([100.0] * 6),
-        Contender(NEXTLAT, 1): turns_at([200.0] * 6),
-        Contender(NEXTLAT, "adaptive"): turns_at([198.0, 190.0, 204.0, 198.0, 196.0, 203.0]),
+def test_noise_within_the_interval_counts_as_keeping_up() -> None:
+    noisy: dict[Method, Sequence[Outcome]] = {
+        Method(NEXTLAT, 0): trials_at([100.0] * 6),
+        Method(NEXTLAT, 1): trials_at([200.0] * 6),
+        Method(NEXTLAT, "adaptive"): trials_at([198.0, 190.0, 204.0, 198.0, 196.0, 203.0]),
     }
-    (entry,) = compare({CODE: noisy})
+    entry = entry_of(noisy)
     assert entry["adaptive_over_fixed_best"] == pytest.approx(0.99)
     assert entry["adaptive_over_fixed_best_low"] < 0.99
     assert entry["adaptive_over_fixed_best_high"] > 1.0
@@ -122,19 +142,36 @@ def test_noise_within_the_interval_is_no_defeat() -> None:
 
 
 def test_what_was_not_measured_is_absent() -> None:
-    measured = {c: turns for c, turns in outcomes(cpu_factor=None).items() if c.model == NEXTLAT}
-    del measured[Contender(NEXTLAT, "adaptive")]
-    (entry,) = compare({CODE: measured})
+    measured = {method: own for method, own in outcomes(cpu_factor=None).items() if method.model == NEXTLAT}
+    del measured[Method(NEXTLAT, "adaptive")]
+    entry = entry_of(measured)
     assert not [name for name in entry if "adaptive" in name or "mtp" in name or "cpu" in name or "face" in name]
-    ((columns, rows),) = tables([entry])
-    assert "adaptive" not in columns
-    assert "2.00" in report.table(columns, rows)
+    ((columns, rows),) = tables(compare({CODE: measured}))
+    assert "adaptive" not in dict(columns)
+    assert "2.00" in table(columns, rows)
     only_adaptive = {
-        c: turns for c, turns in outcomes().items() if c in list(outcomes())[:1] or c.draft_length == "adaptive"
+        method: own
+        for method, own in outcomes().items()
+        if method == Method(NEXTLAT, 0) or method.draft_length == "adaptive"
     }
-    (entry,) = compare({CODE: only_adaptive})
-    assert "adaptive_over_fixed_best" not in entry
-    assert "–" in report.table(*tables([entry])[0])
+    assert "adaptive_over_fixed_best" not in entry_of(only_adaptive)
+    assert "–" in table(*tables(compare({CODE: only_adaptive}))[0])
+
+
+@pytest.mark.parametrize("cpu_factor", [1.0, None])
+def test_a_comparison_is_read_back(cpu_factor: float | None) -> None:
+    everything = outcomes(cpu_factor=cpu_factor) | {
+        Method("third", 0): trials_at([100.0] * 4, cpu_factor),
+        Method("third", 3): trials_at([300.0] * 4, cpu_factor),
+        Method("undrafted", 0): trials_at([90.0] * 4, cpu_factor),
+    }
+    alone = {method: own for method, own in everything.items() if method.model == NEXTLAT}
+    for measured in (everything, alone):
+        (found,) = compare({CODE: measured})
+        models = [export.model for export in found.exports]
+        assert models == list(dict.fromkeys(method.model for method in measured if method.model != HUGGING_FACE))
+        assert CellComparison.from_json(found.to_json(), models) == found
+        assert [lead.other for lead in found.leads] == [model for model in models[1:] if model != "undrafted"]
 
 
 def test_flat_names_and_verdicts_over_all_cells() -> None:
@@ -153,10 +190,10 @@ def test_flat_names_and_verdicts_over_all_cells() -> None:
     assert summary["mtp_code_b1_t0_speedup_fixed_best"] == pytest.approx(1.4 / 1.1)
     assert summary["code_b1_t0_nextlat_over_mtp"] == pytest.approx(1.5)
     assert all(isinstance(value, (int, float)) for value in summary.values())
-    # A domain that falls behind is enough; all domains together are not a domain.
+    # One domain that is slower is enough; all domains together are not a domain.
     assert summary["adaptive_keeps_up"] is False
     assert summary["adaptive_never_slower"] is True
-    sentences = verdicts(compared)
+    sentences = [claim.sentence for claim in claims(compared)]
     assert len(sentences) == 6  # three claims by two clocks
     assert (
         "in 1 of 2 cells; the lowest ratio is 0.950 (0.950–0.950), prose at batch 8, temperature 0.6." in sentences[0]
@@ -169,7 +206,7 @@ def test_flat_names_and_verdicts_over_all_cells() -> None:
 def test_processor_time_has_verdicts_of_its_own() -> None:
     """Slow by the clock alone: the machine took the processor away."""
     measured = dict(outcomes())
-    measured[Contender(NEXTLAT, "adaptive")] = turns_at([90.0, 90.0, 9.0, 90.0], cpu_factor=2.5)
+    measured[Method(NEXTLAT, "adaptive")] = trials_at([90.0, 90.0, 9.0, 90.0], cpu_factor=2.5)
     summary = summarise(compare({CODE: measured}))
     assert (summary["adaptive_never_slower"], summary["cpu_adaptive_never_slower"]) == (False, True)
     assert (summary["adaptive_keeps_up"], summary["cpu_adaptive_keeps_up"]) == (False, True)
@@ -194,7 +231,8 @@ def test_headline() -> None:
 
 def test_tables() -> None:
     everything = compare({Cell("prose", 8, 1.0): outcomes(), CODE: outcomes()})
-    own, rivals = (report.table(*table).splitlines() for table in tables(everything))
+    own, others = (table(*one).splitlines() for one in tables(everything))
+    assert own[0].split()[8:] == ["accepted", "adaptive", "(95%)", "accepted", "adaptive/fixed", "(95%)"]
     assert own[1].split() == [
         "1",
         "0",
@@ -209,10 +247,10 @@ def test_tables() -> None:
         "1.050",
         "1.050–1.050",
     ]
-    assert rivals[1].split() == ["1", "0", "code", "1", "1.27", "0.67", "–", "1.50", "1.50–1.50", "0.25", "0.50"]
-    assert [line.split()[:3] for line in (own[2], rivals[2])] == [["8", "1", "prose"]] * 2
-    outside = {c: turns for c, turns in outcomes().items() if c.model != RIVAL}
-    alone = {c: turns for c, turns in outside.items() if c.model == NEXTLAT}
+    assert others[1].split() == ["1", "0", "code", "1", "1.27", "0.67", "–", "1.50", "1.50–1.50", "0.25", "0.50"]
+    assert [line.split()[:3] for line in (own[2], others[2])] == [["8", "1", "prose"]] * 2
+    outside = {method: own for method, own in outcomes().items() if method.model != MTP}
+    alone = {method: own for method, own in outside.items() if method.model == NEXTLAT}
     _, (columns, rows) = tables(compare({CODE: outside, Cell("code", 8, 0.0): alone}))
-    assert "MTP best fixed" not in columns
-    assert [row["batch_size"] for row in rows] == [1]
+    assert "MTP best fixed" not in dict(columns)
+    assert [row["cell"].batch_size for row in rows] == [1]
