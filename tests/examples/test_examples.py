@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.commands import run
+from tests.kit.datasets import tiny_tokenizer
 from tests.kit.pages import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -32,3 +33,20 @@ def test_train_export_and_decode_from_python(tmp_path: Path) -> None:
     batch, _, stream = printed.partition("the first again, greedy, cycle by cycle:\n")
     assert batch.count("drafted tokens accepted") == 2
     assert stream.count("of them drafted") >= 32 / 4
+
+
+def test_an_objective_of_ones_own_trains(tmp_path: Path) -> None:
+    documents = tmp_path / "texts.jsonl"
+    documents.write_text(
+        "".join(json.dumps({"text": f"{i} green bottles on the wall, " * 9}) + "\n" for i in range(60))
+    )
+    shard = ["nextlat-data", "shard", "--input", str(documents), "--tokenizer", str(tiny_tokenizer())]
+    run(tmp_path, *shard, "--output", "data")
+    example = str(ROOT / "examples/custom_objective.py")
+    run(tmp_path, "python", example, "data", "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert len(losses) == 8
+    for line in losses:
+        assert line["smooth"] > 0
+        assert line["loss"] == pytest.approx(line["next_token"] + 0.1 * line["smooth"], rel=1e-9)

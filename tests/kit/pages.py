@@ -4,6 +4,7 @@ Every code block names its language. An HTML comment directly above a block says
 
     <!-- not run: REASON[; words] --> not executed; REASON is one of REASONS; commands still have to parse
     <!-- run with: A => B; C => D --> executed with those pieces of text replaced by smaller ones
+    <!-- file: NAME -->               written to that file, for the commands after it
     <!-- output -->                   a `text` block: what the command in the block before it prints
 
 A block without a comment is executed as it stands (bash, python) or parsed (yaml).
@@ -47,6 +48,7 @@ class Block:
     code: str
     not_run: str | None  # a key of REASONS
     replacements: tuple[tuple[str, str], ...]
+    file: str | None
     is_output: bool
 
     @property
@@ -109,8 +111,9 @@ def _block(page: Path, line: int, language: str, code: str, comment: str) -> Blo
         assert all(len(pair) == 2 for pair in pairs), f"{name}: `{comment}` is not of the form A => B; C => D"
         replacements = tuple((old, new) for old, new in pairs)
     else:
-        assert kind in ("", "output"), f"{name}: unknown comment `{comment}` above a code block"
-    return Block(page, line, language, code, reason, replacements, kind == "output")
+        assert kind in ("", "output", "file"), f"{name}: unknown comment `{comment}` above a code block"
+    file = value.strip() if kind == "file" else None
+    return Block(page, line, language, code, reason, replacements, file, kind == "output")
 
 
 def text_without_code(page: Path) -> str:
