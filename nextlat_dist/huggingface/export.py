@@ -162,7 +162,7 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
     """Logits [b, s, vocab] of the Megatron-Core layers, in fp32 on one rank, every row one document."""
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, layer_list
-    from nextlat_dist.model.rows import pack_rows
+    from nextlat_dist.model.rows import Batch
     from nextlat_dist.parallel.dims import ParallelDims
 
     single = dataclasses.replace(config, parallel=ParallelConfig())
@@ -172,8 +172,8 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
         for name, parameter in canonical_parameters(stack):
             parameter.copy_(canonical[name])
         padded = torch.cat([tokens, tokens[:, -1:]], dim=1)  # a row carries one token more than it has positions
-        rows = pack_rows(padded, torch.zeros_like(padded), torch.ones_like(padded))
-        inputs = stack.run(rows, stop=-1)
+        batch = Batch.of(padded, torch.zeros_like(padded), torch.ones_like(padded))
+        inputs = stack.run(batch.message, stop=-1)
         objective: Any = stack.layers[-1]
         logits: torch.Tensor = objective.output_layer.logits(inputs.hidden, inputs.tied_weight)
     return logits.transpose(0, 1)[..., : config.model.vocab_size]

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextlat_dist.config.schema import ModelConfig
 from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
-from nextlat_dist.model.rows import DOCUMENT, ObjectiveInputs
+from nextlat_dist.model.rows import Batch, ObjectiveInputs
 
 
 def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype) -> Any:
@@ -66,7 +66,7 @@ def rotary_angles(sequence_length: int, head_size: int, base: float, dtype: torc
 
 
 class DecoderLayer(nn.Module):
-    """(hidden [s, b, h], rows) -> (hidden [s, b, h], rows)."""
+    """(hidden [s, b, h], message) -> (hidden [s, b, h], message); see `rows`."""
 
     def __init__(
         self,
@@ -91,17 +91,17 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, rows = inputs
+        hidden, message = inputs
         if self.activation_checkpointing and torch.is_grad_enabled():
-            hidden = checkpoint(self._run, hidden, rows, use_reentrant=False)
+            hidden = checkpoint(self._run, hidden, message, use_reentrant=False)
         else:
-            hidden = self._run(hidden, rows)
-        return hidden, rows
+            hidden = self._run(hidden, message)
+        return hidden, message
 
-    def _run(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _run(self, hidden: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
         if self._angles.device != hidden.device:
             self._angles = self._angles.to(hidden.device)
-        mask = document_attention_mask(rows[:, :-1, DOCUMENT])
+        mask = document_attention_mask(Batch(message).input_documents)
         output: torch.Tensor = self.layer(hidden, attention_mask=mask, rotary_pos_emb=self._angles[: hidden.shape[0]])[
             0
         ]
@@ -109,10 +109,10 @@ class DecoderLayer(nn.Module):
 
 
 class FinalNorm(nn.RMSNorm):
-    """The norm whose output is h_t, the vector the output head reads: (hidden, rows) -> what the objective is given."""
+    """The norm whose output is h_t, the vector the output head reads: (hidden, message) -> ObjectiveInputs."""
 
     canonical_prefix = "decoder.final_layernorm"
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> ObjectiveInputs:  # type: ignore[override]
-        hidden, rows = inputs
-        return ObjectiveInputs(super().forward(hidden), rows)
+        hidden, message = inputs
+        return ObjectiveInputs(super().forward(hidden), message)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nextlat_dist.model.rows import TOKEN, ObjectiveInputs
+from nextlat_dist.model.rows import Batch, ObjectiveInputs
 
 
 class TokenEmbedding(nn.Module):
@@ -27,18 +27,17 @@ class TokenEmbedding(nn.Module):
             tp_group=process_groups.tp,
         )
 
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """rows [b, s + 1, 4] -> (e(x) of the s input tokens [s, b, h], rows): the first entry of the layer list.
+    def forward(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """message of a batch -> (e(x) of its s input tokens [s, b, h], message): the first entry of the layer list.
 
         A plain forward, because DeepSpeed leaves tied layers that are called through a function out of its checkpoints.
         """
-        tokens = rows[:, :-1, TOKEN]
-        return self.word_embeddings(tokens).transpose(0, 1).contiguous(), rows
+        return self.word_embeddings(Batch(message).inputs).transpose(0, 1).contiguous(), message
 
 
 def embed_for_objective(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
     """Entry before the objective: adds e(x) [s, b, h]; a tied layer in a pipeline."""
-    embedded, _ = embedding(inputs.rows)
+    embedded, _ = embedding(inputs.message)
     return inputs._replace(embedded=embedded)
 
 

@@ -83,7 +83,7 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
 
 
 class LayerStack(nn.Module):
-    """The list as one module: rows [b, s + 1, 4] -> term sums [terms]."""
+    """The list as one module: message of a batch -> term sums [terms]."""
 
     def __init__(self, entries: list[LayerEntry]) -> None:
         super().__init__()
@@ -98,16 +98,16 @@ class LayerStack(nn.Module):
             index = len(self.layers) - 1 if entry.tied_key is None else tied[entry.tied_key]
             self._calls.append((index, entry.forward_fn))
 
-    def run(self, rows: torch.Tensor, stop: int | None = None) -> Any:
+    def run(self, message: torch.Tensor, stop: int | None = None) -> Any:
         """The output of the list's first `stop` entries (None: all; -1: all but the objective)."""
-        value: Any = rows
+        value: Any = message
         for index, forward_fn in self._calls[:stop]:
             layer = self.layers[index]
             value = layer(value) if forward_fn is None else forward_fn(layer, value)
         return value
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        sums: torch.Tensor = self.run(rows)
+    def forward(self, message: torch.Tensor) -> torch.Tensor:
+        sums: torch.Tensor = self.run(message)
         return sums
 
 

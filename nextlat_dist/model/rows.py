@@ -1,33 +1,111 @@
-"""What travels through the layer list: rows of tokens, and what an objective is called with.
+"""A batch of token rows, the one tensor that carries it between layers, and what an objective is called with.
 
-Between layers travels `(hidden, rows)`: `hidden` is [s, b, h], `rows` is an integer tensor [b, s + 1, 4] that carries
-token, document number (-1 on padding), loss mask and label of every position, so that every pipeline stage has what it
-needs and a pipeline message holds exactly one tensor with a gradient.
+Between layers travels `(hidden, message)`: `hidden` is [s, b, h]; `message` is one integer tensor that holds a whole
+`Batch`, so that every pipeline stage has what it needs and a message between stages has exactly one tensor with a
+gradient. Its layout is known here alone: a layer that needs a part of it asks `Batch(message)`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-TOKEN, DOCUMENT, LOSS_MASK, LABEL = 0, 1, 2, 3  # last dimension of `rows`
 
+@dataclass(frozen=True)
+class Batch:
+    """Rows of s + 1 tokens, of which the first s are read and the last s predicted.
 
-def pack_rows(
-    tokens: torch.Tensor, document_ids: torch.Tensor, loss_mask: torch.Tensor, labels: torch.Tensor | None = None
-) -> torch.Tensor:
-    """[b, s + 1] each -> rows [b, s + 1, 4] (int64); the label, what is predicted instead of a token, is the token
-    itself where none are given.
+    Attributes:
+        message: int64 [b, 4 (s + 1) + 1]: of each row the tokens, document numbers, loss mask and labels, then the
+            number of the row. The rest are views of it.
     """
-    labels = tokens if labels is None else labels
-    return torch.stack([tokens.long(), document_ids.long(), loss_mask.long(), labels.long()], dim=-1)
+
+    message: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        tokens: torch.Tensor,
+        document_ids: torch.Tensor,
+        loss_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        first_row: int | torch.Tensor = 0,
+    ) -> Batch:
+        """From [b, s + 1] each; the tokens are their own labels where none are given, rows count from `first_row`."""
+        numbers = first_row + torch.arange(len(tokens), device=tokens.device)[:, None]
+        parts = (tokens, document_ids, loss_mask, tokens if labels is None else labels, numbers)
+        return cls(torch.cat([part.long() for part in parts], dim=1))
+
+    @property
+    def width(self) -> int:
+        """s + 1."""
+        return (self.message.shape[1] - 1) // 4
+
+    def _part(self, number: int) -> torch.Tensor:
+        return self.message[:, number * self.width : (number + 1) * self.width]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[b, s + 1]."""
+        return self._part(0)
+
+    @property
+    def document_ids(self) -> torch.Tensor:
+        """[b, s + 1]: number of the document inside its row, growing along it; -1 on padding."""
+        return self._part(1)
+
+    @property
+    def loss_mask(self) -> torch.Tensor:
+        """bool [b, s + 1]: where the token is a training target."""
+        return self._part(2).bool()
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """[b, s + 1]: what is predicted instead of each token, mostly the token."""
+        return self._part(3)
+
+    @property
+    def row_numbers(self) -> torch.Tensor:
+        """[b]: of the rows in the stream of the run."""
+        return self.message[:, -1]
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """[b, s]: the tokens that are read."""
+        return self.tokens[:, :-1]
+
+    @property
+    def input_documents(self) -> torch.Tensor:
+        """[b, s]: the document numbers of the tokens that are read."""
+        return self.document_ids[:, :-1]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """[s, b]: what is to be predicted at each position."""
+        return self.labels[:, 1:].t()
+
+    def __len__(self) -> int:
+        return len(self.message)
+
+    def split(self, rows: int) -> list[Batch]:
+        """Batches of `rows` rows each."""
+        return [Batch(part) for part in self.message.split(rows)]
+
+    def chunk(self, parts: int) -> list[Batch]:
+        """So many equal batches."""
+        return [Batch(part) for part in self.message.chunk(parts)]
 
 
 class ObjectiveInputs(NamedTuple):
     """What the last layer of the list is called with."""
 
     hidden: torch.Tensor  # final hidden states h [s, b, h]
-    rows: torch.Tensor
+    message: torch.Tensor
     embedded: torch.Tensor | None = None  # e(x) [s, b, h], for objectives that read the embedding
     tied_weight: torch.Tensor | None = None  # the embedding's weight [vocab (local), h], where the head is tied to it
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.message)

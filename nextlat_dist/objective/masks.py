@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import torch
 
-from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK
+from nextlat_dist.model.rows import Batch
 
 
-def next_token_mask(rows: torch.Tensor) -> torch.Tensor:
-    """rows [b, s + 1, 4] -> bool [s, b]."""
-    document, loss_mask = rows[..., DOCUMENT], rows[..., LOSS_MASK].bool()
+def next_token_mask(batch: Batch) -> torch.Tensor:
+    """bool [s, b]."""
+    document, loss_mask = batch.document_ids, batch.loss_mask
     return (loss_mask[:, 1:] & (document[:, 1:] == document[:, :-1]) & (document[:, :-1] >= 0)).t()
 
 
-def state_mask(rows: torch.Tensor, step: int) -> torch.Tensor:
+def state_mask(batch: Batch, step: int) -> torch.Tensor:
     """Where t .. t + step (>= 1) lie in one document: bool [s - step, b], indexed by t."""
-    document = rows[:, :-1, DOCUMENT]
+    document = batch.input_documents
     return ((document[:, :-step] == document[:, step:]) & (document[:, step:] >= 0)).t()
 
 
-def token_mask(rows: torch.Tensor, step: int) -> torch.Tensor:
+def token_mask(batch: Batch, step: int) -> torch.Tensor:
     """Where moreover x_{t+1+step} is a loss token of that document: bool [s - step, b], indexed by t."""
-    return state_mask(rows, step) & next_token_mask(rows)[step:]
+    return state_mask(batch, step) & next_token_mask(batch)[step:]
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ from torch import nn
 
 from nextlat_dist.model.decoder_layer import DecoderLayer
 from nextlat_dist.model.layer_list import HeadSettings
-from nextlat_dist.model.rows import LABEL, ObjectiveInputs
+from nextlat_dist.model.rows import ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, token_mask
 from nextlat_dist.objective.output_head import output_head
 
 
 class PredictionLayer(DecoderLayer):
-    """(h [s, b, h], rows) -> (what the output head reads of one step ahead [s, b, h], rows)."""
+    """(h [s, b, h], message) -> (what the output head reads of one step ahead [s, b, h], message)."""
 
     def __init__(self, transformer_config: Any, layer_index: int, **decoder_layer: Any) -> None:
         super().__init__(transformer_config, layer_index, **decoder_layer)
@@ -30,8 +30,8 @@ class PredictionLayer(DecoderLayer):
             dtype=transformer_config.params_dtype,
         )
 
-    def _run(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.final_layernorm(super()._run(hidden, rows))
+    def _run(self, hidden: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.final_layernorm(super()._run(hidden, message))
         return output
 
 
@@ -49,14 +49,13 @@ class MTPObjective(nn.Module):
         )
 
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
-        hidden, rows = inputs.hidden, inputs.rows
-        targets = rows[:, 1:, LABEL].t()  # [s, b]
-        states, wanted, masks = [hidden], [targets], [next_token_mask(rows)]
+        hidden, batch = inputs.hidden, inputs.batch
+        states, wanted, masks = [hidden], [batch.targets], [next_token_mask(batch)]
         for step, layer in enumerate(self.layers, start=1):
-            state, _ = layer((hidden, rows))
+            state, _ = layer((hidden, inputs.message))
             states.append(state[:-step])  # the last positions have no target
-            wanted.append(targets[step:])
-            masks.append(token_mask(rows, step))
+            wanted.append(batch.targets[step:])
+            masks.append(token_mask(batch, step))
         # One pass through the head: ZeRO-3 gathers its weight once, tensor ranks exchange once.
         cross_entropy, _ = self.output_layer(torch.cat(states), torch.cat(wanted), [], inputs.tied_weight)
         parts = cross_entropy.split([len(state) for state in states])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nextlat_dist.model.layer_list import HeadSettings
-from nextlat_dist.model.rows import LABEL, ObjectiveInputs
+from nextlat_dist.model.rows import ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
 from nextlat_dist.objective.output_head import output_head
 
@@ -21,6 +21,6 @@ class NextTokenObjective(nn.Module):
         self.output_layer = output_head(settings)
 
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
-        targets = inputs.rows[:, 1:, LABEL].t()
-        cross_entropy, _ = self.output_layer(inputs.hidden, targets, [], inputs.tied_weight)
-        return masked_sum(cross_entropy, next_token_mask(inputs.rows))[None]
+        batch = inputs.batch
+        cross_entropy, _ = self.output_layer(inputs.hidden, batch.targets, [], inputs.tied_weight)
+        return masked_sum(cross_entropy, next_token_mask(batch))[None]

@@ -13,7 +13,7 @@ from torch import nn
 
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.model.layer_list import HeadSettings
-from nextlat_dist.model.rows import LABEL, ObjectiveInputs
+from nextlat_dist.model.rows import ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.output_head import output_head
 
@@ -43,7 +43,7 @@ class NextLatObjective(nn.Module):
         return predicted
 
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
-        hidden, rows = inputs.hidden, inputs.rows
+        hidden, batch = inputs.hidden, inputs.batch
         assert inputs.embedded is not None
         predicted = self.rollout(hidden, inputs.embedded)
         # What weighs nothing is only logged: it costs no backward pass, and no NaN of its own reaches the
@@ -57,7 +57,7 @@ class NextLatObjective(nn.Module):
             target = hidden.detach()
         cross_entropy, divergences = self.output_layer(
             hidden,
-            rows[:, 1:, LABEL].t(),
+            batch.targets,
             students,
             inputs.tied_weight,
             freeze_for_students=self.objective.stop_gradient_head or self.objective.lambda_kl == 0,
@@ -67,6 +67,6 @@ class NextLatObjective(nn.Module):
         hidden_sums, kl_sums = [], []
         for step, (state, divergence) in enumerate(zip(reached, divergences, strict=True), start=1):
             distance = F.smooth_l1_loss(state.to(target.dtype), target[step:], reduction="none").mean(dim=-1)
-            hidden_sums.append(masked_sum(distance, state_mask(rows, step)))
-            kl_sums.append(masked_sum(divergence, token_mask(rows, step)))
-        return torch.stack([masked_sum(cross_entropy, next_token_mask(rows)), *hidden_sums, *kl_sums])
+            hidden_sums.append(masked_sum(distance, state_mask(batch, step)))
+            kl_sums.append(masked_sum(divergence, token_mask(batch, step)))
+        return torch.stack([masked_sum(cross_entropy, next_token_mask(batch)), *hidden_sums, *kl_sums])

@@ -15,6 +15,7 @@ import torch
 
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.config.schema import ObjectiveConfig
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.masks import next_token_mask
 
 
@@ -24,7 +25,7 @@ class TermGroup:
 
     name: str
     factor: float  # its lambda
-    mask: Callable[[torch.Tensor, int], torch.Tensor]  # (rows, step) -> bool [s - step, b]: what counts
+    mask: Callable[[Batch, int], torch.Tensor]  # (batch, step) -> bool [s - step, b]: what counts
 
 
 def term_groups(objective: ObjectiveConfig) -> list[TermGroup]:
@@ -37,11 +38,11 @@ def number_of_terms(objective: ObjectiveConfig) -> int:
     return 1 + len(term_groups(objective)) * objective.steps_ahead
 
 
-def term_counts(rows: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
-    """How many positions of `rows` enter each term: float64 [terms]."""
+def term_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
+    """How many positions of `batch` enter each term: float64 [terms]."""
     steps = range(1, objective.steps_ahead + 1)
-    masks = [group.mask(rows, step) for group in term_groups(objective) for step in steps]
-    return torch.stack([mask.sum() for mask in (next_token_mask(rows), *masks)]).double()
+    masks = [group.mask(batch, step) for group in term_groups(objective) for step in steps]
+    return torch.stack([mask.sum() for mask in (next_token_mask(batch), *masks)]).double()
 
 
 def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
@@ -68,28 +69,3 @@ def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveCo
     for number, group in enumerate(term_groups(objective)):
         terms[group.name] = float(means[1 + number * steps :][:steps].mean())
     return terms
-
-
-class LossRecorder:
-    """`loss_fn(term sums, weights) -> loss`, remembering the sums since the last `take`.
-
-    A plain callable, not a Module: DeepSpeed registers a Module loss on every stage. Its memory is how the terms leave
-    a pipeline, whose engine returns one averaged scalar.
-    """
-
-    def __init__(self) -> None:
-        self._sums: torch.Tensor | None = None
-
-    def __call__(self, term_sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        detached = term_sums.detach().double()
-        self._sums = detached if self._sums is None else self._sums + detached
-        return weighted_sum(term_sums, weights.to(term_sums.dtype))
-
-    def peek(self, terms: int, device: torch.device) -> torch.Tensor:
-        """The sums since the last `take`, float64 [terms]; zeros on a stage that computes no loss."""
-        return torch.zeros(terms, dtype=torch.float64, device=device) if self._sums is None else self._sums
-
-    def take(self, terms: int, device: torch.device) -> torch.Tensor:
-        """As `peek`, and start over."""
-        sums, self._sums = self.peek(terms, device), None
-        return sums

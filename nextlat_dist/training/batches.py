@@ -20,7 +20,7 @@ from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.data.loader import Lost, RowBatch, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
-from nextlat_dist.model.rows import pack_rows
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
 
@@ -29,10 +29,57 @@ from nextlat_dist.parallel.dims import ParallelDims, raise_together
 class GlobalBatch:
     """This data-parallel rank's share of one global batch."""
 
-    micro_batches: list[torch.Tensor]  # rows [micro batch, s + 1, 4] each
+    micro_batches: list[Batch]
     counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms]
     losses: list[Lost]  # records first found damaged in this batch, by any reader
     digest: str  # SHA-256 of the whole global batch where hashes were asked for, on the readers
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What is added up over all ranks after every read, in one collective: counts, and what went wrong."""
+
+    counts: torch.Tensor  # float64 [terms]
+    lost: torch.Tensor  # records found damaged
+    failed: torch.Tensor  # readers that failed
+
+    def summed(self, group: dist.ProcessGroup) -> _Summary:
+        values = torch.cat([self.counts, torch.stack([self.lost, self.failed]).double()])
+        dist.all_reduce(values, group=group)
+        return _Summary(values[:-2], values[-2], values[-1])
+
+
+class _Parcel:
+    """What a reader sends to its model group in one broadcast: the parts of a batch, and three numbers."""
+
+    _NUMBERS = ("first_row", "lost", "failed")
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.buffer = torch.zeros(4 * rows * width + 2 * len(self._NUMBERS), dtype=torch.int32)
+        self._shape = (4, rows, width)
+
+    @property
+    def parts(self) -> torch.Tensor:
+        """Tokens, document ids, loss mask and labels: int32 [4, rows, s + 1]."""
+        return self.buffer[: -2 * len(self._NUMBERS)].view(self._shape)
+
+    @property
+    def _numbers(self) -> torch.Tensor:
+        return self.buffer[-2 * len(self._NUMBERS) :].view(torch.int64)
+
+    def number(self, name: str) -> torch.Tensor:
+        return self._numbers[self._NUMBERS.index(name)]
+
+    def set_number(self, name: str, value: int) -> None:
+        self._numbers[self._NUMBERS.index(name)] = value
+
+    def fill(self, batch: RowBatch) -> None:
+        for part, values in zip(self.parts, _parts(batch), strict=True):
+            part.copy_(torch.from_numpy(np.ascontiguousarray(values, dtype=np.int32)))
+
+    def batch(self) -> Batch:
+        tokens, document_ids, loss_mask, labels = self.parts
+        return Batch.of(tokens, document_ids, loss_mask, labels, self.number("first_row"))
 
 
 class BatchSource:
@@ -54,7 +101,7 @@ class BatchSource:
         assert (loader is not None) == (dims.rank == dims.model_group_source)
         self.loader = loader
         self._dims = dims
-        self._shape = (rows, sequence_length + 1)
+        self._rows, self._width = rows, sequence_length + 1
         self._micro_batch_size = micro_batch_size
         self._objective = objective
         self._device = device
@@ -63,35 +110,43 @@ class BatchSource:
     def next(self) -> GlobalBatch:
         """Raises UserError on every rank when a reader fails on any."""
         losses: list[Lost] = []
-        rows, counts, lost = self._exchange(methodcaller("next_batch"))
-        while lost:
+        first_row = self._first_row()
+        read = self._exchange(methodcaller("next_batch"), first_row)
+        while read.summary.lost > 0:
             found = self._new_losses()
             losses += found
-            rows, counts, lost = self._exchange(methodcaller("again", found))
-        return GlobalBatch(list(rows.split(self._micro_batch_size)), counts, losses, self._digest(rows))
+            read = self._exchange(methodcaller("again", found), first_row)
+        micro_batches = read.batch.split(self._micro_batch_size)
+        return GlobalBatch(micro_batches, read.summary.counts, losses, self._digest(read.rows))
 
-    def _exchange(self, read: Callable[[RowLoader], RowBatch]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """This rank's rows [rows, s + 1, 4], counts [terms] over all ranks, and whether any reader lost a record."""
-        error, flat = "", torch.zeros(4 * self._shape[0] * self._shape[1] + 2, dtype=torch.int32)
+    def _first_row(self) -> int:
+        """Number of this data-parallel rank's first row of the next batch, on a reader."""
+        return 0 if self.loader is None else self.loader.cursor.row + self._dims.data_rank * self._rows
+
+    def _exchange(self, read: Callable[[RowLoader], RowBatch], first_row: int) -> _Read:
+        """One batch, read on the readers and broadcast."""
+        error, rows, parcel = "", None, _Parcel(self._rows, self._width)
         if self.loader is not None:
             try:
-                flat[:-2] = torch.from_numpy(_flatten(read(self.loader)))
-                flat[-2] = len(self.loader.new_losses)
+                rows = read(self.loader)
+                parcel.fill(rows)
+                parcel.set_number("first_row", first_row)
+                parcel.set_number("lost", len(self.loader.new_losses))
             except UserError as caught:
                 error = str(caught)
             except Exception as caught:  # the others would wait for ever
                 traceback.print_exc()
                 error = f"reading the data failed on rank {self._dims.rank}: {type(caught).__name__}: {caught}"
-            flat[-1] = bool(error)
-        flat = flat.to(self._device)
-        dist.broadcast(flat, src=self._dims.model_group_source, group=self._dims.model_group)
-        rows = pack_rows(*flat[:-2].view(4, *self._shape))
+            parcel.set_number("failed", int(bool(error)))
+        parcel.buffer = parcel.buffer.to(self._device)
+        dist.broadcast(parcel.buffer, src=self._dims.model_group_source, group=self._dims.model_group)
+        batch = parcel.batch()
         # What went wrong on a reader travels with the counts: one collective tells every rank.
-        summary = torch.cat([term_counts(rows, self._objective), flat[-2:].double()])
-        dist.all_reduce(summary, group=self._dims.data_group)
-        if summary[-1] > 0:
+        mine = _Summary(term_counts(batch, self._objective), parcel.number("lost"), parcel.number("failed"))
+        summary = mine.summed(self._dims.data_group)
+        if summary.failed > 0:
             raise_together(error)
-        return rows, summary[:-2], bool(summary[-2] > 0)
+        return _Read(batch, summary, rows)
 
     def _new_losses(self) -> list[Lost]:
         """What all readers found damaged, in the order of their ranks. Collective."""
@@ -99,16 +154,21 @@ class BatchSource:
         dist.all_gather_object(found, self.loader.new_losses if self.loader is not None else [])
         return list(dict.fromkeys(loss for losses in found for loss in losses))
 
-    def _digest(self, rows: torch.Tensor) -> str:
-        if not self._hashes:
+    def _digest(self, rows: RowBatch | None) -> str:
+        """Of the whole global batch, on the readers: they are a data-parallel group."""
+        if not self._hashes or rows is None:
             return ""
         digests: list[list[bytes]] = [[]] * self._dims.data_size
-        tokens, documents, loss_mask, labels = rows.cpu().to(torch.int32).numpy().transpose(2, 0, 1)
-        batch = RowBatch(tokens, documents, loss_mask.astype(bool), labels)
-        dist.all_gather_object(digests, batch.row_digests(), group=self._dims.data_group)
+        dist.all_gather_object(digests, rows.row_digests(), group=self._dims.data_group)
         return batch_digest([digest for mine in digests for digest in mine])
 
 
-def _flatten(batch: RowBatch) -> np.ndarray:
-    parts = (batch.tokens, batch.document_ids, batch.loss_mask, batch.targets)
-    return np.concatenate([np.ascontiguousarray(part, dtype=np.int32).reshape(-1) for part in parts])
+@dataclass(frozen=True)
+class _Read:
+    batch: Batch
+    summary: _Summary
+    rows: RowBatch | None  # as the loader gave them, on a reader
+
+
+def _parts(batch: RowBatch) -> tuple[np.ndarray, ...]:
+    return batch.tokens, batch.document_ids, batch.loss_mask, batch.targets

@@ -16,8 +16,8 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import named_terms
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
-from nextlat_dist.training.engine.build import Engine
-from nextlat_dist.training.engine.optimizer import learning_rate, set_learning_rate
+from nextlat_dist.training.engine.optimizer import learning_rate
+from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.bad_steps import BadSteps
 from nextlat_dist.training.health.guards import StepGuard
 from nextlat_dist.training.health.signals import StoppedBySignal, installed_request
@@ -102,7 +102,7 @@ class Trainer:
         config, state = self.config, self.state
         self._watchdog.beat(state.step + 1, "training step")
         rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
-        set_learning_rate(self.engine.optimizer, rate)
+        self.engine.set_learning_rate(rate)
         verdict = self._guard.step(batch.micro_batches, batch.counts)
         state.step += 1
         state.tokens += config.tokens_per_step

@@ -18,7 +18,7 @@ from typing import Any
 def install(number: int) -> None:
     """Kill this process before its `number`-th operation, and say which one that is."""
     from nextlat_dist.checkpoint import commit, tensors, writer
-    from nextlat_dist.training.engine.build import Engine
+    from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine as Engine
 
     lock = threading.Lock()
     done = 0

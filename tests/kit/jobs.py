@@ -11,11 +11,12 @@ from torch.distributed import distributed_c10d
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.initialize import canonical_parameters
-from nextlat_dist.model.rows import pack_rows
-from nextlat_dist.model.sharding import merge, sharding_of
+from nextlat_dist.model.rows import Batch
+from nextlat_dist.model.sharding import Rules, merge, sharding_of
 from nextlat_dist.objective.terms import named_terms, term_counts, term_weights
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
-from nextlat_dist.training.engine.build import Engine, build_engine
+from nextlat_dist.training.engine.build import build_engine
+from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine
 
 VOCAB = 250  # padded to 256: the padding lies on the last tensor-parallel rank
 LENGTH = 24
@@ -45,8 +46,8 @@ def tiny_config(**sections: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) -> torch.Tensor:
-    """Rows [rows, length + 1, 4]: documents of ragged length, ragged prompt masks, padding at some ends, and labels
+def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) -> Batch:
+    """Rows of length + 1 tokens: documents of ragged length, ragged prompt masks, padding at some ends, and labels
     that are not the tokens in some places.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +69,7 @@ def ragged_rows(rows: int, seed: int, vocab: int = VOCAB, length: int = LENGTH) 
             start, number = end, number + 1
     others = torch.randint(0, vocab, tokens.shape, generator=generator)
     labels = torch.where(torch.rand(tokens.shape, generator=generator) < 0.3, others, tokens)
-    return pack_rows(tokens, documents, loss_mask, labels)
+    return Batch.of(tokens, documents, loss_mask, labels)
 
 
 def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:
@@ -89,13 +90,13 @@ def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:
     return config, ParallelDims.initialize(config.parallel)
 
 
-def train_steps(engine: Engine, config: RunConfig, dims: ParallelDims, steps: range) -> list[dict[str, float]]:
+def train_steps(engine: DeepSpeedEngine, config: RunConfig, dims: ParallelDims, steps: range) -> list[dict[str, float]]:
     """Loss terms and gradient norm of each step; step i trains on `ragged_rows(seed=i)`, whatever the layout."""
     results = []
     for step in steps:
-        rows = ragged_rows(config.training.global_batch_size, seed=step).chunk(dims.data_size)[dims.data_rank]
-        counts = all_reduce_sum(term_counts(rows, config.objective), dims.data_group)
-        micro_batches = list(rows.split(config.training.micro_batch_size))
+        batch = ragged_rows(config.training.global_batch_size, seed=step).chunk(dims.data_size)[dims.data_rank]
+        counts = all_reduce_sum(term_counts(batch, config.objective), dims.data_group)
+        micro_batches = batch.split(config.training.micro_batch_size)
         sums = engine.train_step(micro_batches, term_weights(counts, config.objective))
         dist.all_reduce(sums)
         terms = named_terms(sums / dims.tensor_size, counts, config.objective)
@@ -108,12 +109,12 @@ def first_steps(raw: dict[str, Any], steps: int) -> dict[str, Any] | None:
     config, dims = set_up(raw)
     engine = build_engine(config, dims)
     metrics = train_steps(engine, config, dims, range(1))
-    gradients = gather_full(_first_gradients(engine, config), dims)
+    gradients = gather_full(_first_gradients(engine, config), dims, engine.sharding)
     metrics += train_steps(engine, config, dims, range(1, steps))
     return {"gradients": gradients, "metrics": metrics} if dims.rank == 0 else None
 
 
-def _first_gradients(engine: Engine, config: RunConfig) -> dict[str, torch.Tensor]:
+def _first_gradients(engine: DeepSpeedEngine, config: RunConfig) -> dict[str, torch.Tensor]:
     """What the optimizer saw in its only step so far: Adam's first moment is then (1 - beta1) times the gradient."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -132,7 +133,9 @@ def _first_gradients(engine: Engine, config: RunConfig) -> dict[str, torch.Tenso
     return gradients
 
 
-def gather_full(local: dict[str, torch.Tensor], dims: ParallelDims) -> dict[str, torch.Tensor]:
+def gather_full(
+    local: dict[str, torch.Tensor], dims: ParallelDims, rules: Rules | None = None
+) -> dict[str, torch.Tensor]:
     """Full tensors from every rank's shards; replicas (data ranks, tied stages) must agree exactly or nearly."""
     everything: list[Any] = [None] * dims.world_size
     dist.all_gather_object(everything, (dims.tensor_rank, dims.data_rank, dims.pipeline_rank, local))
@@ -143,7 +146,7 @@ def gather_full(local: dict[str, torch.Tensor], dims: ParallelDims) -> dict[str,
         )
         for name in shards[0][1]:
             parts = [tensors[name] for _, tensors in shards]
-            sharding = sharding_of(name)
+            sharding = sharding_of(name, rules)
             if sharding.dim is None:
                 for part in parts[1:]:
                     torch.testing.assert_close(part, parts[0], rtol=1e-5, atol=1e-9)

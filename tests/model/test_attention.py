@@ -10,7 +10,7 @@ import torch
 
 from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
 from nextlat_dist.model.decoder_layer import rotary_angles
-from nextlat_dist.model.rows import DOCUMENT
+from nextlat_dist.model.rows import Batch
 from tests.kit import jobs, reference
 from tests.kit.harness import Ranks
 
@@ -64,7 +64,7 @@ def test_rotary_angles() -> None:
     torch.testing.assert_close(angles.double(), wide, rtol=1e-6, atol=0)
 
 
-def hidden_states(raw: dict[str, Any], batches: list[torch.Tensor]) -> list[torch.Tensor]:
+def hidden_states(raw: dict[str, Any], batches: list[Batch]) -> list[torch.Tensor]:
     """Final hidden states [s, b, h] of each batch of rows."""
     from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
 
@@ -72,16 +72,16 @@ def hidden_states(raw: dict[str, Any], batches: list[torch.Tensor]) -> list[torc
     stack = LayerStack(layer_list(config, dims, torch.float32))
     initialize(stack, config, dims)
     with torch.no_grad():
-        return [stack.run(rows, stop=-1)[0] for rows in batches]
+        return [stack.run(batch.message, stop=-1)[0] for batch in batches]
 
 
 def test_a_document_cannot_see_another(one_rank: Ranks) -> None:
     """Every token of one document changed: bit-equal states in all others, different ones in it, from its start on."""
     rows = jobs.ragged_rows(4, seed=11)
-    rows[0, :, DOCUMENT] = torch.tensor([0] * 7 + [1] * 9 + [2] * 6 + [-1] * 3)
-    changed = rows[0, :, DOCUMENT] == 1
-    other = rows.clone()
-    other[0, changed, 0] = (other[0, changed, 0] + 1) % jobs.VOCAB
+    rows.document_ids[0] = torch.tensor([0] * 7 + [1] * 9 + [2] * 6 + [-1] * 3)
+    changed = rows.document_ids[0] == 1
+    other = Batch(rows.message.clone())
+    other.tokens[0, changed] = (other.tokens[0, changed] + 1) % jobs.VOCAB
     before, after = one_rank.run(hidden_states, jobs.tiny_config(), [rows, other])[0]
     inside = torch.zeros(before.shape[:2], dtype=torch.bool)
     inside[:, 0] = changed[:-1]
@@ -91,9 +91,9 @@ def test_a_document_cannot_see_another(one_rank: Ranks) -> None:
 
 def test_a_state_cannot_see_the_future(one_rank: Ranks) -> None:
     rows = jobs.ragged_rows(2, seed=11)
-    rows[..., 1] = 0
-    other = rows.clone()
-    other[:, 10, 0] = (other[:, 10, 0] + 1) % jobs.VOCAB
+    rows.document_ids[:] = 0
+    other = Batch(rows.message.clone())
+    other.tokens[:, 10] = (other.tokens[:, 10] + 1) % jobs.VOCAB
     before, after = one_rank.run(hidden_states, jobs.tiny_config(), [rows, other])[0]
     assert torch.equal(before[:10], after[:10])
     assert (before[10:] != after[10:]).any(dim=-1).all()

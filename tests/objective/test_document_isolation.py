@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK, TOKEN
+from nextlat_dist.model.rows import Batch
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 
@@ -18,17 +18,19 @@ TERMS = 1 + 2 * HORIZON
 def two_batches() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows, and the same rows with every token of document 1 of row 0 changed."""
     rows = jobs.ragged_rows(3, seed=8)
-    rows[0, :, DOCUMENT] = torch.tensor([0] * 7 + [1] * 9 + [2] * 6 + [-1] * 3)
-    rows[0, :, LOSS_MASK] = rows[0, :, DOCUMENT] >= 0
-    changed = rows.clone()
-    document = rows[0, :, DOCUMENT] == 1
-    changed[0, document, TOKEN] = (rows[0, document, TOKEN] + 1 + torch.arange(9)) % jobs.VOCAB
+    loss_mask = rows.loss_mask
+    rows.document_ids[0] = torch.tensor([0] * 7 + [1] * 9 + [2] * 6 + [-1] * 3)
+    loss_mask[0] = rows.document_ids[0] >= 0
+    rows = Batch.of(rows.tokens, rows.document_ids, loss_mask, rows.labels)
+    changed = Batch(rows.message.clone())
+    document = rows.document_ids[0] == 1
+    changed.tokens[0, document] = (rows.tokens[0, document] + 1 + torch.arange(9)) % jobs.VOCAB
     return rows, changed
 
 
 def in_changed_document(length: int = jobs.LENGTH) -> torch.Tensor:
     """bool [length, b]: positions of the document that changes."""
-    return (two_batches()[0][:, :length, DOCUMENT] == 1).t() & (torch.arange(3) == 0)
+    return (two_batches()[0].document_ids[:, :length] == 1).t() & (torch.arange(3) == 0)
 
 
 def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
         for rows in two_batches():
             embedded.clear(), positions.clear()
             weights = term_weights(term_counts(rows, config.objective), config.objective).float()
-            (stack(rows) * weights).sum().backward(retain_graph=True)
+            (stack(rows.message) * weights).sum().backward(retain_graph=True)
             # In the order of the calls: hidden and kl of step 1, of step 2, …, next_token last.
             others = sum(value[~in_changed_document(len(value))].sum() for value in positions)
             assert isinstance(others, torch.Tensor)

@@ -10,6 +10,7 @@ import torch
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.huggingface.weights import mtp_tensors, to_llama
+from nextlat_dist.model.rows import Batch
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 from tests.kit.reference import reference_terms
@@ -21,7 +22,7 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
     """Weights, the value of every term and its gradient for every parameter, from the production path in float64."""
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
-    from nextlat_dist.objective.terms import LossRecorder, named_terms, term_counts, term_groups, term_weights
+    from nextlat_dist.objective.terms import named_terms, term_counts, term_groups, term_weights, weighted_sum
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float64))
@@ -34,7 +35,7 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
             parameter.add_(0.1 * noise)
     rows = jobs.ragged_rows(4, seed=3)
     counts = term_counts(rows, config.objective)
-    sums = stack(rows)
+    sums = stack(rows.message)
     means = torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
     steps, place = config.objective.steps_ahead, torch.arange(len(counts))
     select = {"loss": term_weights(counts, config.objective), "next_token": means * (place == 0)}
@@ -42,7 +43,7 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
         select[group.name] = means * ((place - 1).div(steps, rounding_mode="floor") == number) / steps
     gradients = {}
     for name, weights in select.items():
-        loss = LossRecorder()(sums, weights)
+        loss = weighted_sum(sums, weights)
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         gradients[name] = {
             key: torch.zeros_like(p) if g is None else g.detach()
@@ -67,9 +68,9 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
     rows = result["rows"]
     terms = reference_terms(
         weights,
-        rows[..., 0],
-        rows[..., 1],
-        rows[..., 2].bool(),
+        rows.tokens,
+        rows.document_ids,
+        rows.loss_mask,
         num_attention_heads=config.model.num_attention_heads,
         num_query_groups=config.model.query_groups,
         rotary_base=config.model.rotary_base,
@@ -81,7 +82,7 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
         lambda_next_token=config.objective.lambda_next_token,
         stop_gradient_target=config.objective.stop_gradient_target,
         stop_gradient_head=config.objective.stop_gradient_head,
-        labels=rows[..., 3],
+        labels=rows.labels,
     )
     gradients = {}
     for name in result["gradients"]:
@@ -181,10 +182,8 @@ def target_gradients(raw: dict[str, Any]) -> list[bool]:
     stack = LayerStack(layer_list(config, dims, torch.float64))
     initialize(stack, config, dims)
     length = config.data.sequence_length
-    rows = torch.zeros(1, length + 1, 4, dtype=torch.int64)
-    rows[..., 0] = torch.arange(length + 1) % config.model.vocab_size
-    rows[..., 2] = 1
-    inputs = stack.run(rows, stop=-1)
+    tokens = torch.arange(length + 1)[None] % config.model.vocab_size
+    inputs = stack.run(Batch.of(tokens, torch.zeros_like(tokens), torch.ones_like(tokens)).message, stop=-1)
     leaf = inputs.hidden.detach().requires_grad_()
     sums = stack.layers[-1](inputs._replace(hidden=leaf, embedded=inputs.embedded.detach()))
     reached = []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.model.rows import DOCUMENT, LOSS_MASK, TOKEN, pack_rows
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.terms import term_counts
 from tests.kit.jobs import ragged_rows
@@ -20,8 +20,8 @@ DOCUMENTS = [[0, 0, 0, 0, 1, 1, 2, 2, 2, -1]]
 LOSS = [[0, 0, 1, 1, 1, 1, 0, 1, 1, 0]]
 
 
-def by_hand() -> torch.Tensor:
-    return pack_rows(torch.arange(10)[None], torch.tensor(DOCUMENTS), torch.tensor(LOSS))
+def by_hand() -> Batch:
+    return Batch.of(torch.arange(10)[None], torch.tensor(DOCUMENTS), torch.tensor(LOSS))
 
 
 def marks(mask: torch.Tensor) -> str:
@@ -50,18 +50,18 @@ def test_rollout_by_hand(step: int, hidden: str, kl: str) -> None:
 
 
 def test_a_prompt_counts_for_hidden_and_not_for_kl() -> None:
-    rows = pack_rows(torch.zeros(1, 5), torch.zeros(1, 5), torch.tensor([[0, 0, 0, 0, 1]]))
+    rows = Batch.of(torch.zeros(1, 5), torch.zeros(1, 5), torch.tensor([[0, 0, 0, 0, 1]]))
     assert (marks(state_mask(rows, 1)), marks(token_mask(rows, 1))) == ("xxx", "..x")
 
 
 def test_padding_counts_for_nothing() -> None:
     """Not even where a loss mask was set by mistake: two padded positions are equal documents otherwise."""
-    rows = pack_rows(torch.zeros(2, 6), torch.full((2, 6), -1), torch.ones(2, 6))
+    rows = Batch.of(torch.zeros(2, 6), torch.full((2, 6), -1), torch.ones(2, 6))
     assert term_counts(rows, ObjectiveConfig(horizon=3)).tolist() == [0.0] * 7
 
 
 def test_a_document_no_longer_than_the_horizon_has_no_such_step() -> None:
-    rows = pack_rows(torch.zeros(1, 7), torch.tensor([[0, 0, 1, 1, 1, 2, 2]]), torch.ones(1, 7))
+    rows = Batch.of(torch.zeros(1, 7), torch.tensor([[0, 0, 1, 1, 1, 2, 2]]), torch.ones(1, 7))
     counts = term_counts(rows, ObjectiveConfig(horizon=5)).tolist()
     # The last token of the row has no state, so document 2 is one position long.
     assert counts == [4.0, 3.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
@@ -76,12 +76,24 @@ def test_counts_are_float64_in_the_order_of_the_terms() -> None:
 
 def test_rows_carry_what_they_were_packed_from() -> None:
     rows = by_hand()
-    assert rows.dtype == torch.int64
-    assert (rows[0, :, TOKEN].tolist(), rows[0, :, DOCUMENT].tolist(), rows[0, :, LOSS_MASK].tolist()) == (
+    assert rows.message.dtype == torch.int64
+    assert (rows.tokens[0].tolist(), rows.document_ids[0].tolist(), rows.loss_mask[0].tolist()) == (
         list(range(10)),
         DOCUMENTS[0],
         LOSS[0],
     )
+    assert (rows.labels.tolist(), rows.inputs.tolist()) == (rows.tokens.tolist(), [list(range(9))])
+    assert rows.targets.tolist() == [[token] for token in range(1, 10)]
+
+
+def test_parts_of_a_batch_know_their_rows() -> None:
+    tokens = torch.arange(24).reshape(4, 6)
+    batch = Batch.of(tokens, tokens + 1, tokens % 2, tokens + 2, first_row=2**40)
+    for parts in (batch.split(3), batch.chunk(2)):
+        assert [len(part) for part in parts] in ([3, 1], [2, 2])
+        assert torch.cat([part.row_numbers for part in parts]).tolist() == [2**40 + row for row in range(4)]
+        assert torch.equal(torch.cat([part.labels for part in parts]), tokens + 2)
+    assert (len(batch), batch.width) == (4, 6)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -98,7 +110,7 @@ def test_a_masked_value_never_takes_part(bad: float) -> None:
 @given(seed=st.integers(0, 2**32), length=st.integers(4, 16))
 def test_random_rows_count_as_in_the_transcription(seed: int, length: int) -> None:
     rows = ragged_rows(2, seed=seed, length=length)
-    documents, loss = rows[..., DOCUMENT], rows[..., LOSS_MASK].bool()
+    documents, loss = rows.document_ids, rows.loss_mask
     expected = torch.tensor([[counts_for_next_token(documents, loss, b, t) for b in (0, 1)] for t in range(length)])
     assert torch.equal(next_token_mask(rows), expected)
     counts = [int(expected.sum())]

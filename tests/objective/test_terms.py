@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import ObjectiveConfig
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
 from nextlat_dist.objective.terms import (
-    LossRecorder,
     named_terms,
     number_of_terms,
     term_counts,
@@ -55,7 +55,7 @@ def test_what_is_not_finite_and_weighs_nothing_stays_out_of_the_loss() -> None:
     assert (terms["loss"], terms["next_token"], terms["hidden"]) == (3.0, 2.0, 1.0)
     assert terms["kl"] != terms["kl"]  # and is not hidden either
     sums = float64(8, 8, float("inf")).requires_grad_()
-    loss = LossRecorder()(sums, term_weights(counts, objective))
+    loss = weighted_sum(sums, term_weights(counts, objective))
     loss.backward()
     assert sums.grad is not None
     assert (loss.item(), sums.grad.tolist()) == (3.0, [0.25, 0.125, 0.0])
@@ -78,23 +78,7 @@ def test_named_terms_by_hand() -> None:
     assert named_terms(float64(8, 8, 8), float64(4, 8, 2), MTP) == {"loss": 2 + 4 * 2.5, "next_token": 2.0, "mtp": 2.5}
 
 
-def test_recorder_adds_up_and_forgets() -> None:
-    recorder = LossRecorder()
-    device = torch.device("cpu")
-    assert recorder.take(3, device).tolist() == [0, 0, 0]
-    sums = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    loss = recorder(sums, float64(1, 10, 100))
-    recorder(torch.tensor([0.5, 0.0, 1.0]), float64(0, 0, 0))
-    loss.backward()
-    assert (loss.item(), loss.dtype) == (321.0, torch.float32)
-    assert sums.grad is not None
-    assert sums.grad.tolist() == [1.0, 10.0, 100.0]
-    taken = recorder.take(3, device)
-    assert (taken.tolist(), taken.dtype, taken.requires_grad) == ([1.5, 2.0, 4.0], torch.float64, False)
-    assert recorder.take(3, device).tolist() == [0, 0, 0]
-
-
-def _sums(rows: torch.Tensor, values: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
+def _sums(rows: Batch, values: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
     """Term sums of some rows whose position t, row b has the given value in every term; `values` [s, b]."""
     steps = range(1, objective.steps_ahead + 1)
     masks = [group.mask(rows, step) for group in term_groups(objective) for step in steps]
@@ -120,14 +104,14 @@ def test_loss_does_not_depend_on_how_rows_are_split(
     counts = term_counts(rows, objective)
     whole = named_terms(_sums(rows, values, objective), counts, objective)
 
-    added, loss = torch.zeros_like(counts), 0.0
-    recorder = LossRecorder()
+    added, sums, loss = torch.zeros_like(counts), torch.zeros_like(counts), 0.0
     borders = sorted({0, 8, *cuts, *range(0, 8, 8 // ranks)})
     for first, last in pairwise(borders):
-        part = rows[first:last]
+        part = Batch(rows.message[first:last])
         added += term_counts(part, objective)
-        loss += float(recorder(_sums(part, values[:, first:last], objective), term_weights(counts, objective)))
-    sums = recorder.take(len(counts), torch.device("cpu"))
+        mine = _sums(part, values[:, first:last], objective)
+        sums += mine
+        loss += float(weighted_sum(mine, term_weights(counts, objective)))
     assert torch.equal(added, counts)
     assert named_terms(sums, added, objective) == pytest.approx(whole, rel=1e-12)
     assert loss == pytest.approx(whole["loss"], rel=1e-12)

@@ -38,7 +38,7 @@ def built(raw: dict[str, Any]) -> dict[str, list[int]]:
     rows = jobs.ragged_rows(2, seed=0, vocab=config.model.vocab_size, length=config.data.sequence_length)
     # Attention as plain matrix products: the counter knows no fused kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        stack(rows).sum().backward()
+        stack(rows.message).sum().backward()
     shapes = {name: list(parameter.shape) for name, parameter in canonical_parameters(stack)}
     return {**shapes, "flops": [counter.get_total_flops()]}
 

@@ -9,27 +9,32 @@ import pytest
 import torch
 
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.data.loader import RowBatch, RowLoader
+from nextlat_dist.data.loader import Cursor, RowBatch, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.terms import term_counts
 from nextlat_dist.training.batches import BatchSource
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 
 ROWS, BIG = 8, 2**24 + 1  # a token id that fp32 could not carry
+FIRST_ROW = 2**33 + 5  # nor int32 this row
 OBJECTIVE = ObjectiveConfig(horizon=2)
 
 
-def global_rows() -> torch.Tensor:
-    rows = jobs.ragged_rows(ROWS, seed=4)
-    rows[0, 0, 0] = rows[0, 1, 3] = BIG
-    return rows
+def global_rows() -> Batch:
+    batch = jobs.ragged_rows(ROWS, seed=4)
+    batch.tokens[0, 0] = batch.labels[0, 1] = BIG
+    batch.row_numbers[:] = FIRST_ROW + torch.arange(ROWS)
+    return batch
 
 
-def as_read(rows: torch.Tensor) -> RowBatch:
-    tokens, documents, loss_mask, labels = rows.to(torch.int32).numpy().transpose(2, 0, 1)
-    return RowBatch(tokens, documents, loss_mask.astype(bool), labels)
+def as_read(batch: Batch) -> RowBatch:
+    tokens, documents, labels = (
+        part.to(torch.int32).contiguous().numpy() for part in (batch.tokens, batch.document_ids, batch.labels)
+    )
+    return RowBatch(tokens, documents, batch.loss_mask.numpy(), labels)
 
 
 @dataclass
@@ -41,6 +46,10 @@ class FakeLoader:
     fails_at: int | None
     batches: int = 0
     new_losses: tuple[()] = ()
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(row=FIRST_ROW)
 
     def next_batch(self) -> RowBatch:
         self.batches += 1
@@ -64,7 +73,7 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
         device=torch.device("cpu"),
         hashes=True,
     )
-    answer: dict[str, Any] = {"data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
+    answer: dict[str, Any] = {"reads": reads, "data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
     for _ in range(2):
         try:
             batch = source.next()
@@ -88,10 +97,13 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: 
     whole = global_rows()
     for answer in four_ranks.run(read, LAYOUTS[layout]):
         assert answer["errors"] == ["", ""]
-        assert torch.equal(torch.cat(answer["rows"]), whole.chunk(answer["data_size"])[answer["data_rank"]])
+        assert torch.equal(
+            torch.cat([batch.message for batch in answer["rows"]]),
+            whole.chunk(answer["data_size"])[answer["data_rank"]].message,
+        )
         assert {len(rows) for rows in answer["rows"]} == {2}
         assert torch.equal(answer["counts"], term_counts(whole, OBJECTIVE))
-        assert answer["digest"] == batch_digest(as_read(whole).row_digests())
+        assert answer["digest"] == (batch_digest(as_read(whole).row_digests()) if answer["reads"] else "")
 
 
 @pytest.mark.parametrize("failing_reader", [0, 1])

@@ -54,7 +54,7 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
             raise UserError(f"deepspeed.{key} is set, but {section} of this config decides it; remove deepspeed.{key}")
     _merge(merged, ours, "")
     if config.parallel.zero_stage == 0:
-        # Clipping with the exact norm is `optimizer.clip_before_step`'s there.
+        # Clipping by the exact norm is `deepspeed_engine`'s there.
         merged["gradient_clipping"] = 0.0
     return merged
 

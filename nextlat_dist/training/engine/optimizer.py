@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from nextlat_dist.config.schema import OptimizerConfig, ScheduleConfig
@@ -39,9 +37,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for _, parameter in canonical_parameters(module):
-        # Under ZeRO-3 a parameter may already be partitioned to one dimension; its ds_shape is the real one.
-        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (matrices if dimensions > 1 else vectors).append(parameter)
+        (matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -53,40 +49,3 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def set_learning_rate(optimizer: Any, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
-
-
-def clip_before_step(
-    optimizer: torch.optim.Optimizer, max_norm: float, model_group: dist.ProcessGroup, tensor_rank: int
-) -> None:
-    """Give a plain optimizer (ZeRO-0) the exact global gradient norm, as `_global_grad_norm`, and clipping to
-    `max_norm`.
-
-    DeepSpeed's own fp32 clipping keeps no norm and counts a tied embedding once per pipeline stage that holds it.
-    """
-
-    def hook(inner: Any, *_: Any) -> None:
-        parameters = [p for group in inner.param_groups for p in group["params"] if p.grad is not None]
-        norm = global_gradient_norm(parameters, model_group, tensor_rank)
-        inner._global_grad_norm = norm
-        if 0 < max_norm < norm:
-            for parameter in parameters:
-                parameter.grad.mul_(max_norm / (norm + 1e-6))
-
-    optimizer.register_step_pre_hook(hook)
-
-
-def global_gradient_norm(parameters: Iterable[nn.Parameter], model_group: dist.ProcessGroup, tensor_rank: int) -> float:
-    """L2 norm over every distinct parameter: replicated ones count once, tied ones on their first stage."""
-    total = None
-    for parameter in parameters:
-        assert parameter.grad is not None
-        if getattr(parameter, "ds_pipe_replicated", False):
-            continue
-        if tensor_rank != 0 and not getattr(parameter, "tensor_model_parallel", False):
-            continue
-        square = parameter.grad.detach().double().square().sum()
-        total = square if total is None else total + square
-    if total is None:
-        total = torch.zeros((), dtype=torch.float64)
-    dist.all_reduce(total, group=model_group)
-    return float(total.sqrt())

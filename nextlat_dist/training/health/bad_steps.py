@@ -18,7 +18,7 @@ from nextlat_dist.checkpoint.commit import step_name, verify_together
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.dims import ParallelDims
-from nextlat_dist.training.engine.build import Engine
+from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.guards import Verdict
 from nextlat_dist.training.metrics import MetricsLog
 from nextlat_dist.training.state.saving import TrainerState, read_state, resume_state

@@ -1,9 +1,6 @@
 """Steps that must not be applied: all ranks look at loss and gradient norm before the optimizer does, and skip them.
 
-A skipped step leaves weights, moments and Adam's step count as they were, bit for bit. It works alike for ZeRO 0-3 and
-pipelines, because all of them end in the `step` of the plain optimizer that we built: a hook before it takes the
-gradients away, and AdamW passes over a parameter without one (zeroed gradients would still decay weights and moments).
-DeepSpeed leaves a step whose norm is not finite before it gets there; the ranks then agree on that afterwards.
+A skipped step leaves weights, moments and Adam's step count as they were, bit for bit (`engine.protocol`).
 
 Invariant: one all-reduce of a few numbers per step carries the loss terms, the norm and the requests to stop; every
 rank judges from its result alone, so all come to the same verdict.
@@ -15,15 +12,16 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from nextlat_dist.config.schema import GuardsConfig, ObjectiveConfig
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.terms import term_weights, weighted_sum
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
-from nextlat_dist.training.engine.build import Engine
+from nextlat_dist.training.engine.protocol import Engine
+from nextlat_dist.training.health.signals import StopRequest
 
 SPREAD_FLOOR = 1e-3  # of the median: a loss that hardly moves must not make a spike of its rounding
 
@@ -52,7 +50,7 @@ class StepGuard:
 
     Args:
         recent: (loss, gradient norm) of the last applied steps; a list in the checkpoint that this object keeps.
-        stop: its `requested` is looked at when ranks exchange.
+        stop: looked at when ranks exchange.
     """
 
     def __init__(
@@ -62,38 +60,32 @@ class StepGuard:
         dims: ParallelDims,
         engine: Engine,
         recent: list[list[float]],
-        stop: Any,
+        stop: StopRequest,
     ) -> None:
         self._settings, self._objective, self._dims, self._engine = settings, objective, dims, engine
         self._recent, self._stop = recent, stop
         self._counts = torch.zeros(0)
         self._verdict: Verdict | None = None
-        optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # DeepSpeed wraps the plain one
-        optimizer.register_step_pre_hook(self._before_step)
 
-    def step(self, micro_batches: list[torch.Tensor], counts: torch.Tensor) -> Verdict:
-        """One step over this rank's rows [micro batch, s + 1, 4], applied or not. Collective.
+    def step(self, micro_batches: Sequence[Batch], counts: torch.Tensor) -> Verdict:
+        """One step over this rank's rows, applied or not. Collective.
 
         Args:
             micro_batches: as many as accumulation steps.
             counts: positions per loss term over the global batch [terms].
         """
         self._counts, self._verdict = counts, None
-        sums = self._engine.train_step(micro_batches, term_weights(counts, self._objective))
-        verdict = self._verdict or self._judge(sums, math.inf)
+        self._engine.train_step(micro_batches, term_weights(counts, self._objective), self._may_be_applied)
+        assert self._verdict is not None
+        verdict: Verdict = self._verdict
         if not verdict.reason and self._settings.spike_zscore > 0:
             self._recent.append([verdict.loss, verdict.gradient_norm])
             del self._recent[: -self._settings.window_steps]
         return verdict
 
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
-        """ZeRO calls the plain optimizer once per parameter group: the first call of a step decides for all."""
-        if self._verdict is None:
-            self._verdict = self._judge(self._engine.term_sums(), float(self._engine.optimizer._global_grad_norm))
-        if self._verdict.reason:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+    def _may_be_applied(self, sums: torch.Tensor, norm: float) -> bool:
+        self._verdict = self._judge(sums, norm)
+        return not self._verdict.reason
 
     def _judge(self, sums: torch.Tensor, norm: float) -> Verdict:
         mine = torch.cat([sums / self._dims.tensor_size, sums.new_tensor([norm, self._stop.requested])])

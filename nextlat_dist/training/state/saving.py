@@ -23,8 +23,8 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
-from nextlat_dist.training.engine.build import Engine
-from nextlat_dist.training.engine.master_state import load_state, optimizer_step, own_fragments
+from nextlat_dist.training.engine.master_state import load_state, own_fragments
+from nextlat_dist.training.engine.protocol import Engine
 
 STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "config.yaml"
@@ -61,7 +61,7 @@ class Saver:
 
     def save(self, state: TrainerState) -> None:
         """Copy everything to host memory and begin to write it; waits for the save before."""
-        state.optimizer_step = optimizer_step(self._engine)
+        state.optimizer_step = self._engine.optimizer_steps()
         description = {"topology": _topology(self._config, self._dims)}
         self._writer.save(state.step, description, lambda: self._snapshot(state))
 

@@ -37,7 +37,7 @@ def heads_of_training(raw: dict[str, Any], directory: str, tokens: torch.Tensor)
     from nextlat_dist.huggingface.weights import llama_config, mtp_tensors, to_llama
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
-    from nextlat_dist.model.rows import pack_rows
+    from nextlat_dist.model.rows import Batch
 
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))
@@ -46,10 +46,10 @@ def heads_of_training(raw: dict[str, Any], directory: str, tokens: torch.Tensor)
     with torch.no_grad():
         for parameter in stack.parameters():  # attention and norms that are not nearly uniform
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        rows = pack_rows(tokens, torch.zeros_like(tokens), torch.ones_like(tokens))
-        hidden = stack.run(rows, stop=-1).hidden
+        message = Batch.of(tokens, torch.zeros_like(tokens), torch.ones_like(tokens)).message
+        hidden = stack.run(message, stop=-1).hidden
         objective: Any = stack.layers[-1]
-        heads = torch.stack([objective.output_layer.logits(layer((hidden, rows))[0]) for layer in objective.layers])
+        heads = torch.stack([objective.output_layer.logits(layer((hidden, message))[0]) for layer in objective.layers])
     canonical = {name: parameter.detach() for name, parameter in canonical_parameters(stack)}
     base = to_llama(canonical, config)
     save_base_weights(Path(directory), base)

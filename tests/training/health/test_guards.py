@@ -56,7 +56,7 @@ def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[
         for kind[0] in kinds:
             rows = jobs.ragged_rows(8, seed=good if kind[0] == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
             counts = all_reduce_sum(term_counts(rows, config.objective), dims.data_group)
-            verdict = guard.step(list(rows.split(config.training.micro_batch_size)), counts)
+            verdict = guard.step(rows.split(config.training.micro_batch_size), counts)
             steps.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too
             good += kind[0] == GOOD
         found.append(steps)
@@ -66,20 +66,21 @@ def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[
 def poison(engine: Any, *, last_rank: bool) -> list[str]:
     """Make `engine` take steps of the kind that the returned list holds."""
     kind = [GOOD]
-    train_step, term_sums = engine.train_step, engine.term_sums
+    train_step = engine.train_step
 
-    def poisoned_step(micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        poisoned: torch.Tensor = train_step(micro_batches, weights * {NAN: math.nan, SPIKE: 1e4}.get(kind[0], 1.0))
+    def poisoned_step(micro_batches: list[Any], weights: torch.Tensor, judge: Any) -> torch.Tensor:
+        def poisoned_judge(sums: torch.Tensor, norm: float) -> bool:
+            # Of one rank alone: the others must hear of it.
+            sums = sums * (math.nan if kind[0] == LOSS and last_rank else 1.0)
+            if kind[0] == LAST_TERM:
+                sums[-1] = math.nan
+            return bool(judge(sums, norm))
+
+        factor = {NAN: math.nan, SPIKE: 1e4}.get(kind[0], 1.0)
+        poisoned: torch.Tensor = train_step(micro_batches, weights * factor, poisoned_judge)
         return poisoned
 
-    def poisoned_sums() -> torch.Tensor:
-        # Of one rank alone: the others must hear of it.
-        poisoned: torch.Tensor = term_sums() * (math.nan if kind[0] == LOSS and last_rank else 1.0)
-        if kind[0] == LAST_TERM:
-            poisoned[-1] = math.nan
-        return poisoned
-
-    engine.train_step, engine.term_sums = poisoned_step, poisoned_sums
+    engine.train_step = poisoned_step
     return kind
 
 
@@ -157,15 +158,15 @@ def test_ranges_are_joined() -> None:
 
 def poisoned_training(raw: dict[str, Any], bad_calls: set[int], factor: float = math.nan) -> str:
     """Train, with the gradient times `factor` in the n-th step from now for n in `bad_calls`. What it ends with."""
-    from nextlat_dist.training.engine.build import Engine
+    from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine as Engine
 
     original = Engine.train_step
     calls = 0
 
-    def poisoned(self: Engine, micro_batches: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    def poisoned(self: Engine, micro_batches: Any, weights: torch.Tensor, judge: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(self, micro_batches, weights * (factor if calls in bad_calls else 1.0))
+        return original(self, micro_batches, weights * (factor if calls in bad_calls else 1.0), judge)
 
     Engine.train_step = poisoned  # type: ignore[method-assign]
     try:

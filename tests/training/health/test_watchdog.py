@@ -143,7 +143,7 @@ def slow_rank(raw: dict[str, Any], seconds: float) -> None:
     """Train with a rank 1 that takes this much longer for every step, outside of collectives."""
     import torch.distributed as dist
 
-    from nextlat_dist.training.engine.build import Engine
+    from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine as Engine
 
     original = Engine.train_step
 
