@@ -11,7 +11,7 @@
 #   MASTER_PORT=29500   rendezvous port on it
 #   MAX_RESTARTS=3      starts again from the last checkpoint after so many failures, on the hosts that still answer
 #
-# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to go on.
+# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to resume.
 # Variables for the ranks (GLOO_SOCKET_IFNAME=eth0, …) go into .deepspeed_env, a line NAME=value each, in the working
 # directory or at home; NCCL_* are forwarded from this shell. Keep secrets out of it: they would show in process lists.
 
@@ -79,10 +79,17 @@ ask_hosts() { # sets answering, silent
 
 # The launcher waits for every host, also when one is gone and the ranks of the others wait for it.
 watch_ranks() {
-    local pdsh
+    local child grandchild pdsh connections
     while sleep 5 >/dev/null 2>&1; do
-        pdsh="$(pgrep -P "$launcher" -f '^pdsh ')" || continue
-        (($(pgrep -c -P "$pdsh" -x ssh) < ${#lines[@]})) || continue # no host's connection has ended
+        pdsh="" connections=0
+        for child in $(children_of "$launcher"); do
+            [[ "$(command_line "$child")" != "pdsh "* ]] || pdsh="$child"
+        done
+        [[ -n "$pdsh" ]] || continue
+        for grandchild in $(children_of "$pdsh"); do
+            [[ ! "$(command_line "$grandchild")" =~ ^([^ ]*/)?ssh\  ]] || connections=$((connections + 1))
+        done
+        ((connections < ${#lines[@]})) || continue # no host's connection has ended
         ask_hosts "${lines[@]}"
         ((${#silent[@]})) || continue
         echo "ending the ranks of the other hosts" >&2
@@ -118,7 +125,7 @@ before_restart() {
         unset "chosen[-1]"
     done
     lines=("${chosen[@]}")
-    echo "going on without ${silent[*]}, on ${#lines[@]} of the hosts that answer: ${lines[*]%% *}" >&2
+    echo "continuing without ${silent[*]}, on ${#lines[@]} of the hosts that answer: ${lines[*]%% *}" >&2
 }
 
 host_names() { # separated by commas
@@ -138,9 +145,10 @@ start_ranks() {
 
 signal_ranks() { # on every host, the children of DeepSpeed's launcher of this run
     local launchers="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--master_port=$MASTER_PORT "
-    pdsh -S -f 1024 -w "$(host_names)" "pkill -$1 -P \"\$(pgrep -d, -f '$launchers')\""
+    pdsh -S -f 1024 -w "$(host_names)" \
+        "bash -c 'source \"$ROOT/launch/processes.sh\" && signal_children $1 \$(processes_like \"$launchers\")'"
 }
 
 ask_hosts "${hosts[@]}"
-((${#silent[@]} == 0)) || fail "not every host of $hostfile answers over ssh (see above): mend ${silent[*]}, or leave the line out"
+((${#silent[@]} == 0)) || fail "not every host of $hostfile answers over ssh (see above): repair ${silent[*]}, or leave the line out"
 train_until_done here

@@ -4,22 +4,25 @@
 # Usage: source launch/ranks.sh   after launch/env.sh; the script defines
 #   start_ranks         starts the launcher as the last background process
 #   signal_ranks NAME   signals the ranks themselves: launchers grant them only seconds; fails when there are none
-#   watch_ranks         optional: runs beside the launcher, in the background
+#   watch_ranks         optional: runs with the launcher, in the background
 #   before_restart      optional: looks for what is left to run on; not 0: no further start
 # Variables: MAX_RESTARTS=3 failures, RESTART_SECONDS=5 between two starts, NEXTLAT_SKIP_DOCTOR=1
+
+# shellcheck source=launch/processes.sh
+source "$ROOT/launch/processes.sh"
 
 MAX_RESTARTS="${MAX_RESTARTS:-3}"
 RESTART_SECONDS="${RESTART_SECONDS:-5}"
 [[ "$MAX_RESTARTS" =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is $MAX_RESTARTS, it must be a number of restarts, 0 for none"
 [[ "$RESTART_SECONDS" =~ ^[0-9]+$ ]] || fail "RESTART_SECONDS is $RESTART_SECONDS, it must be a whole number of seconds"
 
-SAVED=75 # of a rank: asked to stop, it saved a checkpoint; the same command goes on from there
+SAVED=75 # of a rank: asked to stop, it saved a checkpoint; the same command resumes from there
 MISTAKE=2
 INTERRUPTED=130
 asked_to_stop="" # the signal that this script got
 launcher=""
 
-# `--doctor` as the first argument runs the doctor in the place of the training; true when it was there.
+# `--doctor` as the first argument runs the doctor instead of the training; true when it was there.
 choose_command() {
     command=train
     [[ "${1-}" == --doctor ]] || return 1
@@ -38,8 +41,6 @@ check_environment() {
     [[ $status -ne 1 ]] || echo "(NEXTLAT_SKIP_DOCTOR=1 starts all the same)" >&2
     [[ $status -eq 0 ]] || exit 2
 }
-
-children_of() { pgrep -d, -P "$1"; }
 
 ask_to_stop() {
     asked_to_stop="$1"
@@ -72,7 +73,7 @@ wait_for_launcher() { # sets status
 }
 
 # train_until_done here|elsewhere: runs the launcher until it ends well, is asked to stop, or failed once more than
-# MAX_RESTARTS; returns its last exit code. A run that saved and stopped goes on here, or is left to the caller.
+# MAX_RESTARTS; returns its last exit code. A run that saved and stopped resumes here, or is left to the caller.
 train_until_done() {
     local restarts=0 status
     trap 'ask_to_stop INT' INT

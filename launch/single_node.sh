@@ -9,7 +9,7 @@
 #   MASTER_PORT=29500   rendezvous port (default: a free one)
 #   MAX_RESTARTS=3      starts again from the last checkpoint after so many failures
 #
-# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to go on.
+# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to resume.
 
 set -euo pipefail
 # shellcheck source=launch/env.sh
@@ -53,7 +53,9 @@ start_ranks() {
 
 signal_ranks() { # deepspeed starts a launcher, which starts the ranks
     local inner
-    inner="$(children_of "$launcher")" && pkill "-$1" -P "$inner"
+    inner="$(children_of "$launcher")" || return 1
+    # shellcheck disable=SC2086  # several ids
+    signal_children "$1" $inner
 }
 
 train_until_done here

@@ -13,7 +13,7 @@
 #   MAX_RESTARTS=3            starts again from the last checkpoint after so many failures
 #
 # Every number of hosts between MIN and MAX must divide the global batch (`WORLD_SIZE=N nextlat train --dry-run` tells).
-# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to go on.
+# SIGTERM and SIGUSR1 are handed to the ranks, which save and stop: exit code 75, run the same command to resume.
 
 set -euo pipefail
 # shellcheck source=launch/env.sh
@@ -64,6 +64,6 @@ except ChildFailedError as error:
         "${arguments[@]}" --module nextlat_dist.cli "$command" --config "$config" ${options[@]+"${options[@]}"} &
 }
 
-signal_ranks() { pkill "-$1" -P "$launcher"; }
+signal_ranks() { signal_children "$1" "$launcher"; }
 
 train_until_done here

@@ -14,7 +14,7 @@ from tests.kit.launch.checkout import CHECKOUT, Project
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """No GPU, no Slurm, whatever the machine has; commands added by a test come first on the PATH."""
+    """No GPU, no Slurm, no procps, whatever the machine has; commands added by a test come first on the PATH."""
     shutil.copytree(CHECKOUT / "launch", tmp_path / "launch")
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     (tmp_path / "run.yaml").write_text("{}\n")
@@ -26,4 +26,6 @@ def project(tmp_path: Path) -> Project:
     environment["RESTART_SECONDS"] = "0"
     made = Project(tmp_path, environment)
     made.add_command("nvidia-smi", "#!/bin/sh\nexit 9\n")
+    for name in ("pgrep", "pkill"):  # a slim image has neither
+        made.add_command(name, "#!/bin/sh\nexit 127\n")
     return made

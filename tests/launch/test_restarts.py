@@ -132,14 +132,14 @@ def test_multi_node_goes_on_without_a_host_that_is_gone(plain: Project) -> None:
     assert code == 0, errors
     assert ran_on == ["first,second,third", "second,third"]
     assert "host first does not answer over ssh: ssh: connect to host first port 22: No route to host" in errors
-    assert "going on without first, on 2 of the hosts that answer: second third" in errors
+    assert "continuing without first, on 2 of the hosts that answer: second third" in errors
 
 
 def test_multi_node_leaves_out_more_where_the_batch_asks_for_it(plain: Project) -> None:
     errors, ran_on, code = run_on_hosts(plain, "second\\n", "exits=255,0", RANKS_THAT_FIT="1 3")
     assert code == 0, errors
     assert ran_on == ["first,second,third", "first"]
-    assert "going on without second, on 1 of the hosts that answer: first" in errors
+    assert "continuing without second, on 1 of the hosts that answer: first" in errors
 
 
 def test_multi_node_stops_where_nothing_fits(plain: Project) -> None:
@@ -160,14 +160,14 @@ def test_multi_node_uses_all_hosts_again_where_all_answer(plain: Project) -> Non
     errors, ran_on, code = run_on_hosts(plain, "", "exits=255,0", RANKS_THAT_FIT="")
     assert code == 0, errors
     assert ran_on == ["first,second,third"] * 2
-    assert "-KILL" in (plain.root / "pdsh.log").read_text(), "ranks behind a broken connection"
+    assert "signal_children KILL" in (plain.root / "pdsh.log").read_text(), "ranks after a broken connection"
 
 
 def test_multi_node_does_not_start_without_a_host(plain: Project) -> None:
     add_hosts(plain, "first", "second")
     (plain.root / "down").write_text("second\n")
     result = plain.run("launch/multi_node.sh", "hosts", "run.yaml")
-    assert_one_sentence(result, "not every host of hosts answers", "mend second")
+    assert_one_sentence(result, "not every host of hosts answers", "repair second")
     assert not (plain.root / "ran_on").exists()
 
 

@@ -14,7 +14,7 @@ from tests.kit.launch.checkout import CHECKOUT, Project, assert_one_sentence
 
 SCRIPTS = sorted([*CHECKOUT.glob("launch/*.sh"), *CHECKOUT.glob("launch/*.sbatch"), CHECKOUT / ".ci/run"])
 TOOLS = Path(sys.executable).parent
-COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "ranks.sh", "run")]
+COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "processes.sh", "ranks.sh", "run")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -38,7 +38,12 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        (["setup.sh", "now"], ["no argument", "now"]),
+        (["setup.sh", "now"], ["no argument but --dev", "now"]),
+        (["clean_machine.sh", "--python", "3.9"], ["--python is 3.9", "3.11, 3.12 or 3.13"]),
+        (["clean_machine.sh", "--python"], ["--python", "needs a value"]),
+        (["clean_machine.sh", "--steps", "tests,all"], ["--steps has all", "quickstart"]),
+        (["clean_machine.sh", "--python", "3.12"], ["no virtual environment", "setup.sh"]),
+        (["clean_machine.sh", "--fast"], ["does not know --fast"]),
         (["single_node.sh"], ["no CONFIG"]),
         (["single_node.sh", "missing.yaml"], ["missing.yaml", "not a file"]),
         (["single_node.sh", "run.yaml"], ["no virtual environment", "setup.sh"]),
@@ -102,8 +107,8 @@ def stub_checks(project: Project, failing: str = "") -> None:
     """Stand-ins for set-up and the checkers, which log their calls."""
     (project.root / ".ci").mkdir()
     (project.root / ".ci/run").write_text((CHECKOUT / ".ci/run").read_text())
-    (project.root / "launch/setup.sh").write_text("echo setup >>calls.log\n")
-    for name in ("ruff", "mypy", "shellcheck", "pytest"):
+    (project.root / "launch/setup.sh").write_text("echo setup $* >>calls.log\n")
+    for name in ("ruff", "mypy", "lint-imports", "shellcheck", "pytest"):
         text = f'#!/bin/sh\necho "{name} $*" >>calls.log\nexit {int(name == failing)}\n'
         project.add_command(name, text, folder=".venv/bin")
 
@@ -113,7 +118,16 @@ def test_test_script_runs_every_check(project: Project) -> None:
     result = project.run(".ci/run", "-k", "something")
     assert result.returncode == 0, result.stderr
     calls = (project.root / "calls.log").read_text().splitlines()
-    assert [call.split()[0] for call in calls] == ["setup", "ruff", "ruff", "mypy", "shellcheck", "pytest"]
+    assert [call.split()[0] for call in calls] == [
+        "setup",
+        "ruff",
+        "ruff",
+        "mypy",
+        "lint-imports",
+        "shellcheck",
+        "pytest",
+    ]
+    assert calls[0] == "setup --dev"
     assert calls[-1] == "pytest -m not slow -k something"
     assert "launch/slurm.sbatch" in calls[-2]
 
@@ -124,7 +138,7 @@ def test_slow_tests_are_chosen_by_the_option(project: Project) -> None:
     assert (project.root / "calls.log").read_text().splitlines()[-1] == "pytest -x"
 
 
-@pytest.mark.parametrize("failing", ["ruff", "mypy", "shellcheck", "pytest"])
+@pytest.mark.parametrize("failing", ["ruff", "mypy", "lint-imports", "shellcheck", "pytest"])
 def test_a_failing_check_fails_the_test_script(project: Project, failing: str) -> None:
     stub_checks(project, failing)
     result = project.run("launch/test.sh")

@@ -55,7 +55,7 @@ def test_two_hosts_train_as_one(parallel: dict[str, Any], site: Site) -> None:
 
 @pytest.mark.slow
 def test_a_host_without_power_is_named_and_left_out(site: Site) -> None:
-    """Its plug is pulled: no process says goodbye. The other host goes on from the last checkpoint."""
+    """Its plug is pulled: no process says goodbye. The other host resumes from the last checkpoint."""
     whole = site.configure("whole", {"zero_stage": 0}, steps=2000, save_interval=5)
     process = site.start_on_two_hosts("launch/multi_node.sh", "hosts", "whole.yaml")
     output = site.root / "output.txt"
@@ -70,7 +70,7 @@ def test_a_host_without_power_is_named_and_left_out(site: Site) -> None:
         process.wait(timeout=30)
     text = output.read_text()
     assert "host beta does not answer over ssh" in text
-    assert "going on without beta, on 1 of the hosts that answer: alpha" in text
+    assert "continuing without beta, on 1 of the hosts that answer: alpha" in text
     assert "2 ranks = tensor 1 x pipeline 1 x data 2" in text
     assert "1 ranks = tensor 1 x pipeline 1 x data 1" in text
 

@@ -71,7 +71,7 @@ class Project:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def add_real_venv(self) -> None:
-        """Use the packages that run this test, and the reporting command in place of the real one."""
+        """Use the packages that run this test, and the reporting command instead of the real one."""
         (self.root / ".venv").symlink_to(sys.prefix)
         package = self.root / "nextlat_dist"
         package.mkdir()

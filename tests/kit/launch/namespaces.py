@@ -14,7 +14,8 @@ from tests.kit.launch.checkout import CHECKOUT
 from tests.kit.training.runs import training_config
 
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-NEEDED = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh", "pgrep", "pkill")
+# pkill: of DeepSpeed's launcher.
+NEEDED = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh", "pkill")
 
 
 def why_not() -> str:

@@ -1,0 +1,43 @@
+# shellcheck shell=bash
+# Processes by parent and by command line, read from /proc: slim images have no pgrep and no pkill.
+# Usage: source launch/processes.sh
+
+# children_of PID…: ids of the children, a line each; fails when there are none.
+children_of() {
+    local stat line parent wanted=" $* " none=1
+    for stat in /proc/[0-9]*/stat; do
+        { read -r line <"$stat"; } 2>/dev/null || continue # it ended meanwhile
+        line="${line##*) }" # what precedes holds the name, which may hold anything
+        parent="${line#* }"
+        [[ "$wanted" == *" ${parent%% *} "* ]] || continue
+        stat="${stat%/stat}"
+        echo "${stat##*/}"
+        none=0
+    done
+    return "$none"
+}
+
+command_line() { # of PID, a blank after each word
+    local words=()
+    { mapfile -d '' words <"/proc/$1/cmdline"; } 2>/dev/null || true
+    echo "${words[*]} "
+}
+
+# processes_like REGEX: ids of all processes whose command line it matches, a line each; fails when there are none.
+processes_like() {
+    local folder none=1
+    for folder in /proc/[0-9]*; do
+        [[ "$(command_line "${folder##*/}")" =~ $1 ]] || continue
+        echo "${folder##*/}"
+        none=0
+    done
+    return "$none"
+}
+
+# signal_children NAME PID…: fails when there are none.
+signal_children() {
+    local name="$1" children
+    shift
+    mapfile -t children < <(children_of "$@")
+    ((${#children[@]})) && kill "-$name" "${children[@]}"
+}
