@@ -35,9 +35,7 @@ if not TYPE_CHECKING:  # else every misspelt attribute would pass the type check
         if name not in _EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name in _NEED_STAND_INS:
-            from nextlat_dist.parallel.device import use_cpu_where_no_cuda
-
-            use_cpu_where_no_cuda()
+            importlib.import_module("nextlat_dist.parallel.device").use_cpu_where_no_cuda()
         module, attribute = _EXPORTS[name]
         return getattr(importlib.import_module(module), attribute)
 

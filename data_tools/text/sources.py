@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, require_extra
 
 STDIN = "-"
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -262,6 +262,7 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
     if name.endswith(".gz"):
         return io.BufferedReader(gzip.GzipFile(fileobj=raw))
     if name.endswith(".zst"):
+        require_extra("data", "pyarrow", purpose=f"reading {name}")
         import pyarrow
 
         # The zstandard module takes a file that was cut short for a complete one.
@@ -309,6 +310,7 @@ def text_bytes(text: str) -> bytes:
 
 
 def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[Document]:
+    require_extra("data", "pyarrow", purpose=f"reading {name}")
     import pyarrow
     import pyarrow.parquet
 
