@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# Creates .venv in the project root and installs the project with the exact versions of launch/constraints.txt.
-# Does nothing when all of that is up to date; the other scripts call it first.
+# Creates .venv in the project root and installs the project, with what training needs, in the exact versions of
+# launch/constraints.txt. Does nothing when all of that is up to date; the other scripts call it first.
 #
-# Usage: bash launch/setup.sh
-#   PYTHON=python3.11   the interpreter that makes a new .venv (default python3; 3.10 or newer)
+# Usage: bash launch/setup.sh [--dev]
+#   --dev               also what the tests need (launch/test.sh asks for it)
+#   PYTHON=python3.11   the interpreter that makes a new .venv (default python3; 3.11 or newer)
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
 
+extra=train
 case "${1-}" in
     "") ;;
+    --dev) extra=dev ;;
     -h | --help) usage && exit 0 ;;
-    *) fail "setup.sh takes no argument, got $1 (--help shows the usage)" ;;
+    *) fail "setup.sh takes no argument but --dev, got $1 (--help shows the usage)" ;;
 esac
 
-stamp_file="$VENV/setup.stamp"
+stamp_file="$VENV/setup.stamp" # a digest of what decides the versions, and the extra that was installed
 extension_dir="$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm"
 
 # The lock is inherited by pip and the compiler: while any of them lives, no second set-up begins.
@@ -34,9 +37,9 @@ create_venv() {
     fi
     local python="${PYTHON:-python3}" version
     version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" ||
-        fail "$python does not run: install Python 3.10 or newer, or set PYTHON to one"
-    [[ "${version%%.*}" -eq 3 && "${version#*.}" -ge 10 ]] ||
-        fail "$python is Python $version, this project needs 3.10 or newer: set PYTHON to a newer one"
+        fail "$python does not run: install Python 3.11 or newer, or set PYTHON to one"
+    [[ "${version%%.*}" -eq 3 && "${version#*.}" -ge 11 ]] ||
+        fail "$python is Python $version, this project needs 3.11 or newer: set PYTHON to a newer one"
     headline "Creating .venv with Python $version"
     "$python" -m venv --clear "$VENV" ||
         fail "$python cannot create $VENV: install its venv module (Debian, Ubuntu: python3-venv)"
@@ -60,11 +63,11 @@ install_packages() {
                 "(to avoid that, point PIP_EXTRA_INDEX_URL at PyTorch's CPU packages)"
     fi
     headline "Installing the project and its dependencies"
-    "$VENV/bin/python" -m pip install -c launch/constraints.txt -e '.[dev]' ||
-        fail "pip could not install the versions of launch/constraints.txt (see above); they are made for Python 3.11"
+    "$VENV/bin/python" -m pip install -c launch/constraints.txt -e ".[$extra]" ||
+        fail "pip could not install the versions of launch/constraints.txt (see above); they are made for Python 3.11 and 3.13"
 }
 
-# A process killed while it built leaves torch's lock file behind, and every later run would wait on it in silence. Torch
+# A process killed while it built leaves torch's lock file, and every later run would wait on it in silence. Torch
 # keeps the file open while it holds the lock, so a lock that no process has open is nobody's.
 remove_stale_lock() {
     local lock="$extension_dir/lock"
@@ -73,7 +76,7 @@ remove_stale_lock() {
         echo "another process is building DeepSpeed's CPU extension: waiting for it"
         return 0
     fi
-    echo "removing $lock, left behind by a build that was killed"
+    echo "removing $lock, which a killed build left"
     rm -f "$lock"
 }
 
@@ -93,11 +96,15 @@ get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)' 
 take_turn
 create_venv
 stamp="$(current_stamp)"
-if [[ ! -f "$stamp_file" || "$(<"$stamp_file")" != "$stamp" ]]; then
+installed=""
+[[ ! -f "$stamp_file" ]] || read -r installed <"$stamp_file" || true
+# What the tests need includes what training needs, and is not taken away again.
+[[ "$installed" != *" dev" ]] || extra=dev
+if [[ "$installed" != "$stamp $extra" ]]; then
     rm -rf "$stamp_file" "$extension_dir/deepspeed_shm_comm.so"
     install_packages
     build_extension
-    echo "$stamp" >"$stamp_file"
+    echo "$stamp $extra" >"$stamp_file"
 else
     build_extension
 fi

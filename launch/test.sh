@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then checks everything: ruff, mypy, shellcheck, pytest. Stops at the first that fails.
+# Sets up, then checks everything: ruff, mypy, import contracts, shellcheck, pytest. Stops at the first that fails.
 #
 # Usage: bash launch/test.sh [--slow | --faults] [pytest arguments …]
 #   --slow     also the tests that take longer than half a minute
@@ -16,7 +16,7 @@ case "${1-}" in
     --faults) selection=(-m faults) && shift ;;
 esac
 
-bash launch/setup.sh
+bash launch/setup.sh --dev
 export HF_HUB_OFFLINE=1
 
 headline "ruff: lint"
@@ -25,6 +25,8 @@ headline "ruff: format"
 ruff format --check .
 headline "mypy"
 mypy
+headline "import-linter: which module may import which"
+lint-imports
 headline "shellcheck"
 shellcheck --external-sources launch/*.sh launch/*.sbatch .ci/run
 headline "pytest"
