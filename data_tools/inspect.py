@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from data_tools.shards.shard_report import describe
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
@@ -140,19 +140,19 @@ def inspect(dataset: str, *, samples: int, sample_tokens: int) -> Inspection:
     Raises:
         UserError: the dataset is missing, damaged or empty.
     """
-    place = open_place(dataset)
-    manifest = read_manifest(place)
+    storage = open_storage(dataset)
+    manifest = read_manifest(storage)
     # Every record is read, and so its crc32 checked, below.
-    storage = Storage(place, manifest, verify="never")
-    tokenizer = load_tokenizer(read_tokenizer(place, manifest))
+    records = Records(storage, manifest, verify="never")
+    tokenizer = load_tokenizer(read_tokenizer(storage, manifest))
     if not manifest.documents:
         raise UserError(f"dataset {dataset} is empty; there is nothing to inspect")
     wanted = set(np.linspace(0, manifest.documents - 1, min(samples, manifest.documents)).astype(int).tolist())
     lengths: list[np.ndarray] = []
     shown: list[Sample] = []
     number = 0
-    for index in tqdm(range(len(storage)), desc="inspect", unit="record", file=sys.stderr, mininterval=0.5):
-        record = storage.read(index)
+    for index in tqdm(range(len(records)), desc="inspect", unit="record", file=sys.stderr, mininterval=0.5):
+        record = records.read(index)
         for document in sorted(n for n in wanted if number <= n < number + len(record.ends)):
             shown.append(_sample(record, document - number, document, tokenizer, sample_tokens))
         number += len(record.ends)

@@ -27,7 +27,7 @@ from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import DataConfig, SourceConfig
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
 
@@ -136,7 +136,7 @@ def open_preview(data: DataConfig, tokens: int) -> Preview:
     rows_per_epoch: dict[str, float] = {}
     tokenizer = None
     for source in sources:
-        manifest = read_manifest(open_place(source.path))
+        manifest = read_manifest(open_storage(source.path))
         tokenizer = tokenizer or manifest.tokenizer.sha256
         if manifest.tokenizer.sha256 != tokenizer:
             raise UserError(

@@ -28,7 +28,8 @@ from data_tools.tars.adopt import left_out
 from data_tools.tars.tar_reader import Tape, TarDamage
 from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
-from nextlat_dist.data.storage.open import Place, open_place
+from nextlat_dist.data.storage.base import Storage
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
 
@@ -66,39 +67,39 @@ def verify(dataset: str) -> Verified:
         UserError: there is no dataset.
     """
     result = Verified(dataset)
-    place = open_place(dataset)
+    storage = open_storage(dataset)
     try:
-        manifest = read_manifest(place)
+        manifest = read_manifest(storage)
     except UserError as error:
-        if place.sizes([MANIFEST_FILE]) == [None]:
+        if storage.sizes([MANIFEST_FILE]) == [None]:
             raise
         result.problems.append(Problem(str(error)))
         return result
     result.shards, result.records = len(manifest.shards), manifest.records
     result.documents, result.tokens = manifest.documents, manifest.tokens
     result.bytes = sum(shard.bytes for shard in manifest.shards)
-    problem, decode = _tokenizer(place, manifest)
+    problem, decode = _tokenizer(storage, manifest)
     result.problems += problem
     uncounted = left_out(manifest)
-    sizes = place.sizes([shard.name for shard in manifest.shards])
+    sizes = storage.sizes([shard.name for shard in manifest.shards])
     total = sum(size or 0 for size in sizes)
     with tqdm(total=total, unit="B", unit_scale=True, desc="verify", file=sys.stderr, mininterval=0.5) as bar:
         for shard, size in zip(manifest.shards, sizes, strict=True):
             if size is None:
                 result.problems.append(Problem("it is missing", shard.name))
                 continue
-            check = _ShardCheck(place, shard, decode, manifest.tokenizer.vocab_size)
+            check = _ShardCheck(storage, shard, decode, manifest.tokenizer.vocab_size)
             check.run(size, shard.records + uncounted.get(shard.name, 0), bar.update)
             result.problems += check.problems
     return result
 
 
-def _tokenizer(place: Place, manifest: Manifest) -> tuple[list[Problem], Decoder | None]:
+def _tokenizer(storage: Storage, manifest: Manifest) -> tuple[list[Problem], Decoder | None]:
     """Problems of the tokenizer, and what decodes records; None where that needs a tokenizer and there is none."""
     model: bytes | None = None
     problems: list[Problem] = []
     try:
-        model = read_tokenizer(place, manifest)
+        model = read_tokenizer(storage, manifest)
     except UserError as error:
         problems.append(Problem(str(error)))
     if model is None and manifest.members.kind == "text":
@@ -109,8 +110,8 @@ def _tokenizer(place: Place, manifest: Manifest) -> tuple[list[Problem], Decoder
 class _ShardCheck:
     """Collects the problems of one shard; `decode` None leaves the content of records unchecked."""
 
-    def __init__(self, place: Place, shard: ShardEntry, decode: Decoder | None, vocab_size: int) -> None:
-        self._place, self._shard, self._decode, self._vocab_size = place, shard, decode, vocab_size
+    def __init__(self, storage: Storage, shard: ShardEntry, decode: Decoder | None, vocab_size: int) -> None:
+        self._storage, self._shard, self._decode, self._vocab_size = storage, shard, decode, vocab_size
         self.problems: list[Problem] = []
 
     def run(self, size: int, plain_records: int, moved: Callable[[int], object]) -> None:
@@ -119,7 +120,7 @@ class _ShardCheck:
         if size != shard.bytes:
             self._add(f"it has {size} bytes where the manifest says {shard.bytes}")
         table = self._index()
-        tape = Tape(self._place, shard.name, size, moved)
+        tape = Tape(self._storage, shard.name, size, moved)
         try:
             self._check_records(tape, table, plain_records)
             if tape.finish() != shard.sha256:
@@ -130,7 +131,7 @@ class _ShardCheck:
     def _index(self) -> np.ndarray:
         """int64 [records, 5]; no rows when the index cannot be used."""
         try:
-            table = read_index(self._place, self._shard)
+            table = read_index(self._storage, self._shard)
         except UserError as error:
             self._add(str(error))
             return np.empty((0, len(INDEX_COLUMNS)), np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MODULES = {
     "data_tools.adopt": "data_tools.tars.adopt",
+    "data_tools.files": "nextlat_dist.files",
     "data_tools.encode": "data_tools.shards.encode",
     "data_tools.hf_source": "data_tools.text.hf_source",
     "data_tools.index": "data_tools.tars.index",
@@ -106,6 +107,20 @@ MODULES = {
 }
 
 NAMES: dict[str, dict[str, str]] = {
+    "data_tools.files": {
+        "atomic_file": "nextlat_dist.files:whole_file",
+        "opened_directory": "nextlat_dist.files:opened_folder",
+        "write_file": "nextlat_dist.files:write_whole",
+        "writing_to": "data_tools.shards.journal",
+    },
+    "data_tools.journal": {"Journal": "data_tools.shards.journal:ShardJournal"},
+    "nextlat_dist.data.places": {
+        "LocalPlace": "nextlat_dist.data.storage.local:LocalStorage",
+        "OPEN_FILES": "nextlat_dist.data.storage.local",
+        "Place": "nextlat_dist.data.storage.base:Storage",
+        "open_place": "nextlat_dist.data.storage.open:open_storage",
+    },
+    "nextlat_dist.data.remote": {"RemotePlace": "nextlat_dist.data.storage.remote:RemoteStorage"},
     "nextlat_dist.ablation.cell": {
         "Result": "nextlat_dist.experiments.cell:CellResult",
         "StepFailed": "nextlat_dist.experiments.steps",
@@ -129,7 +144,7 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.data.storage": {
         "DamagedRecord": "nextlat_dist.data.records",
         "INDEX_READERS": "nextlat_dist.data.records",
-        "Storage": "nextlat_dist.data.records",
+        "Storage": "nextlat_dist.data.records:Records",
     },
     "nextlat_dist.evaluation.belief": {
         "EXACT": "nextlat_dist.evaluation.belief.rows",

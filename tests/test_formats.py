@@ -24,9 +24,9 @@ from nextlat_dist.checkpoint.commit import find_checkpoint
 from nextlat_dist.checkpoint.commit import verify as verify_checkpoint
 from nextlat_dist.checkpoint.tensors import TensorReader
 from nextlat_dist.data.loader import Cursor, RowBatch, RowLoader, Source
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.inference import load
 from nextlat_dist.tasks import task_of
 from tests.kit.harness import Ranks
@@ -37,8 +37,8 @@ EXPECTED: dict[str, Any] = json.loads((FORMATS / "expected.json").read_text())
 DATASETS = [name for name in EXPECTED["datasets"] if "/" in name or name == "adopted"]
 
 
-def records_of(name: str) -> Storage:
-    return Storage(open_place(FORMATS / name), read_manifest(FORMATS / name))
+def records_of(name: str) -> Records:
+    return Records(open_storage(FORMATS / name), read_manifest(FORMATS / name))
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -27,9 +27,9 @@ from data_tools.shards.shard_report import MEANINGS, describe
 from data_tools.shards.writer import DatasetWriter
 from data_tools.tars.adopt import merged
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest, Record, read_manifest, token_dtype
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer
@@ -60,8 +60,8 @@ class _Sources:
     """
 
     def __init__(self, urls: Sequence[str], split: str | None) -> None:
-        places = [open_place(url) for url in urls]
-        self.manifests = [read_manifest(place) for place in places]
+        storages = [open_storage(url) for url in urls]
+        self.manifests = [read_manifest(storage) for storage in storages]
         first = self.manifests[0]
         for url, manifest in zip(urls, self.manifests, strict=True):
             if manifest.tokenizer.sha256 != first.tokenizer.sha256:
@@ -84,10 +84,11 @@ class _Sources:
                     f"{url} is a {manifest.split} dataset, {urls[0]} a {first.split} one; name the result with --split"
                 )
         self.split = split or first.split
-        self.tokenizer: Tokenizer = load_tokenizer(read_tokenizer(places[0], first))
+        self.tokenizer: Tokenizer = load_tokenizer(read_tokenizer(storages[0], first))
         # Every record is read, and so its crc32 checked, below.
-        self._storages = [
-            Storage(place, manifest, verify="never") for place, manifest in zip(places, self.manifests, strict=True)
+        self._records = [
+            Records(storage, manifest, verify="never")
+            for storage, manifest in zip(storages, self.manifests, strict=True)
         ]
 
     def documents(self, skipped: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -96,20 +97,21 @@ class _Sources:
         Raises:
             UserError: a record is damaged or has a token id outside the vocabulary.
         """
-        for storage in self._storages:
-            ends = np.cumsum(storage.documents)
+        for records in self._records:
+            ends = np.cumsum(records.documents)
             start = int(np.searchsorted(ends, skipped, side="right"))
-            for number in range(start, len(storage)):
-                record = storage.read(number)
-                done = max(skipped - int(ends[number] - storage.documents[number]), 0)
-                yield from self._split(record, storage.place(number), done)
-            skipped = max(skipped - int(storage.documents.sum()), 0)
+            for number in range(start, len(records)):
+                record = records.read(number)
+                done = max(skipped - int(ends[number] - records.documents[number]), 0)
+                yield from self._split(record, records.describe(number), done)
+            skipped = max(skipped - int(records.documents.sum()), 0)
 
-    def _split(self, record: Record, place: str, done: int) -> Iterator[tuple[np.ndarray, int]]:
+    def _split(self, record: Record, described: str, done: int) -> Iterator[tuple[np.ndarray, int]]:
         vocab_size = self.tokenizer.vocab_size
         if record.tokens.max() >= vocab_size:
             raise UserError(
-                f"{place} holds token id {record.tokens.max()}, but the vocabulary has {vocab_size} ids; shard it again"
+                f"{described} holds token id {record.tokens.max()}, but the vocabulary has {vocab_size} ids; shard it "
+                "again"
             )
         parts = np.split(record.tokens.astype(token_dtype(vocab_size), copy=False), record.ends[:-1])
         prompts = [0] * len(parts) if record.prompts is None else record.prompts.tolist()

@@ -18,7 +18,7 @@ from typing import Any
 from data_tools.tars.tar_reader import Tape, TarDamage, TarMember, tar_members
 from nextlat_dist.data.members import EmptyDocument, load_tokenizer, record_decoder, text_of
 from nextlat_dist.data.shard_format import IndexEntry, Manifest, ShardEntry, index_bytes
-from nextlat_dist.data.storage.open import Place
+from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.errors import UserError
 
 REPORTED_NAMES = 20
@@ -61,15 +61,17 @@ class Adopter:
         self._decode = record_decoder(template, model)
         self._tokenizer = load_tokenizer(model)
 
-    def __call__(self, place: Place, name: str, size: int, moved: Callable[[int], object]) -> tuple[AdoptedTar, bytes]:
+    def __call__(
+        self, storage: Storage, name: str, size: int, moved: Callable[[int], object]
+    ) -> tuple[AdoptedTar, bytes]:
         """The tar's description and its index; `moved` is told of the bytes read.
 
         Raises:
             UserError: the tar is damaged or changes meanwhile, its names collide, or a record is not what was asked
                 for.
         """
-        path, stamp = place.full_name(name), place.stamp(name)
-        tape = Tape(place, name, size, moved)
+        path, stamp = storage.full_name(name), storage.stamp(name)
+        tape = Tape(storage, name, size, moved)
         records = _Records(path, self._entry.member)
         entries: list[IndexEntry] = []
         names: dict[str, list[str]] = {"empty": [], "not_lossless": []}
@@ -87,7 +89,7 @@ class Adopter:
             raise UserError(f"tar {path} is damaged: {error}; copy or write it again") from None
         except OSError as error:
             raise UserError(f"tar {path} cannot be read ({error}); copy it again") from None
-        if place.stamp(name) != stamp:
+        if storage.stamp(name) != stamp:
             raise UserError(f"tar {path} was changed while it was read; run the command again when it is complete")
         index = index_bytes(entries)
         entry = ShardEntry(

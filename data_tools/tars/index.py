@@ -38,7 +38,8 @@ from nextlat_dist.data.shard_format import (
     manifest_bytes,
     read_manifest,
 )
-from nextlat_dist.data.storage.open import Place, open_place
+from nextlat_dist.data.storage.base import Storage
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer, write_whole
@@ -48,9 +49,9 @@ JOURNAL_FILE = ".index-journal.jsonl"
 
 @dataclass(frozen=True)
 class Tars:
-    """The tars to adopt: `names` below `place`; indices and manifest go to `output`."""
+    """The tars to adopt: `names` in `storage`; indices and manifest go to `output`."""
 
-    place: Place
+    storage: Storage
     names: list[str]
     output: Path
 
@@ -85,7 +86,7 @@ def _remote_tars(urls: list[str], output: Path | None) -> Tars:
         raise UserError(f"{bad[0]} is not the URL of a .tar; name the tars, as in URL/{{000..099}}.tar")
     if output is None:
         raise UserError(f"{urls[0]} is remote; name a local folder for the indices and the manifest with --output")
-    return Tars(open_place(output), urls, output)
+    return Tars(open_storage(output), urls, output)
 
 
 def _local_tars(inputs: list[str], output: Path | None) -> Tars:
@@ -107,7 +108,7 @@ def _local_tars(inputs: list[str], output: Path | None) -> Tars:
             file.relative_to(output) if file.is_relative_to(output) else _link(file, output, file.relative_to(base))
             for file in files
         ]
-    return Tars(open_place(output), [name.as_posix() for name in names], output)
+    return Tars(open_storage(output), [name.as_posix() for name in names], output)
 
 
 def _link(file: Path, output: Path, name: Path) -> Path:
@@ -148,9 +149,9 @@ def index(tars: Tars, tokenizer: Tokenizer, members: MembersEntry, *, split: str
 
 def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
     sizes: dict[str, int] = {}
-    for name, size in zip(tars.names, tars.place.sizes(tars.names), strict=True):
+    for name, size in zip(tars.names, tars.storage.sizes(tars.names), strict=True):
         if size is None:
-            raise UserError(f"tar {tars.place.full_name(name)} does not exist; correct its name")
+            raise UserError(f"tar {tars.storage.full_name(name)} does not exist; correct its name")
         sizes[name] = size
     adopted = _Adopted(tars.output, template)
     known = adopted.known
@@ -163,7 +164,7 @@ def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
     total = sum(sizes[name] for name in stale)
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", file=sys.stderr, mininterval=0.5) as bar:
         for name in stale:
-            tar, table = adopt(tars.place, name, sizes[name], bar.update)
+            tar, table = adopt(tars.storage, name, sizes[name], bar.update)
             with writing_to(tars.output):
                 write_whole(tars.output / index_name(name), table)
                 adopted.add(tar)
@@ -184,7 +185,7 @@ def _current(tar: AdoptedTar, tars: Tars) -> bool:
     path = tars.output / index_name(tar.entry.name)
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != tar.entry.index_sha256:
         return False
-    return tars.place.stamp(tar.entry.name) == tar.stamp
+    return tars.storage.stamp(tar.entry.name) == tar.stamp
 
 
 def _report(tars: list[Any]) -> dict[str, Any]:
@@ -270,8 +271,8 @@ def _run(options: argparse.Namespace) -> None:
     ignored = manifest.report["ignored_members"]
     if ignored:
         print(f"  other members, not read: {', '.join(f'{count:,} {name}' for name, count in ignored.items())}")
-    if tars.place.url != str(tars.output):
-        print(f"  copy the files in {tars.output} to {tars.place.url}, beside the tars, and open the dataset there")
+    if tars.storage.url != str(tars.output):
+        print(f"  copy the files in {tars.output} to {tars.storage.url}, beside the tars, and open the dataset there")
 
 
 def _extension(given: str) -> str:

@@ -1,7 +1,7 @@
 """Read a tar once from end to end, as it must be read to adopt or verify it.
 
 Invariant: every byte passes exactly once and goes into the sha256; the bytes not yet released can be had again by their
-offsets, so that records are digested while a tar reader goes by. Works for every place, local or remote.
+offsets, so that records are digested while a tar reader goes by. Works for every storage, local or remote.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from nextlat_dist.data.storage.open import Place
+from nextlat_dist.data.storage.base import Storage
 
 CHUNK_BYTES = 1 << 22
 BLOCK_BYTES = 512
@@ -30,9 +30,9 @@ class Tape:
         position: where the next `read` begins.
     """
 
-    def __init__(self, place: Place, name: str, size: int, moved: Callable[[int], object]) -> None:
+    def __init__(self, storage: Storage, name: str, size: int, moved: Callable[[int], object]) -> None:
         """`moved` is called with the number of bytes of each chunk, for progress."""
-        self._place, self._name, self._size, self._moved = place, name, size, moved
+        self._storage, self._name, self._size, self._moved = storage, name, size, moved
         self._buffer = bytearray()
         self._start = 0
         self._sha256 = hashlib.sha256()
@@ -55,7 +55,7 @@ class Tape:
         return self._start + len(self._buffer)
 
     def _fetch(self) -> None:
-        chunk = self._place.read_range(
+        chunk = self._storage.read_range(
             self._name, self.fetched, min(CHUNK_BYTES, self._size - self.fetched), crc32=NO_CRC32
         )
         if not chunk:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from nextlat_dist.data.shard_format import ShardEntry, index_name
-from nextlat_dist.data.storage.open import Place
+from nextlat_dist.data.storage.base import Storage
 
 Verify = Literal["always", "first", "never"]
 CHUNK_BYTES = 1 << 23
@@ -29,15 +29,15 @@ def cache_home() -> Path:
 
 
 class ShardChecker:
-    """Checks shards of one place; may be used by several threads.
+    """Checks shards of one storage; may be used by several threads.
 
     Args:
         verify: `always`: once per process; `first`: until it was found right, and again when it changes; of a remote
-            place, whose records are fetched one by one, only the size is checked; `never`.
+            storage, whose records are fetched one by one, only the size is checked; `never`.
     """
 
-    def __init__(self, place: Place, verify: Verify) -> None:
-        self._place = place
+    def __init__(self, storage: Storage, verify: Verify) -> None:
+        self._storage = storage
         self._verify = verify
         self._good: set[str] = set()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -67,17 +67,17 @@ class ShardChecker:
             return ""
         names = (shard.name, index_name(shard.name))
         try:
-            changed, indexed = (Path(self._place.full_name(name)).stat().st_mtime for name in names)
+            changed, indexed = (Path(self._storage.full_name(name)).stat().st_mtime for name in names)
         except OSError:
             return ""
         return " (its index is older than the shard)" if changed > indexed else ""
 
     def _is_remote(self, name: str) -> bool:
-        return "://" in self._place.full_name(name)
+        return "://" in self._storage.full_name(name)
 
     def _right_by_stamp(self, shard: ShardEntry) -> bool:
-        key = hashlib.sha256(os.path.abspath(self._place.full_name(shard.name)).encode()).hexdigest()
-        expected = f"{self._place.stamp(shard.name)} {shard.sha256}"
+        key = hashlib.sha256(os.path.abspath(self._storage.full_name(shard.name)).encode()).hexdigest()
+        expected = f"{self._storage.stamp(shard.name)} {shard.sha256}"
         directory = cache_home() / "verified"
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -99,5 +99,5 @@ class ShardChecker:
         digest = hashlib.sha256()
         for offset in range(0, shard.bytes, CHUNK_BYTES):
             # No record has this crc32: a cache passes the bytes through.
-            digest.update(self._place.read_range(shard.name, offset, CHUNK_BYTES, -1))
+            digest.update(self._storage.read_range(shard.name, offset, CHUNK_BYTES, -1))
         return digest.hexdigest() == shard.sha256

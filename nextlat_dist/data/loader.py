@@ -24,10 +24,10 @@ import numpy as np
 from nextlat_dist.data.integrity import Verify
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.packing import RowBatch
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage.cache import CacheSettings
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.stream import Packing, Rows, RowStream
 from nextlat_dist.errors import UserError
 
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Place in the stream of global rows; knows nothing of ranks or workers.
+    """Position in the stream of global rows; knows nothing of ranks or workers.
 
     Attributes:
         row: rows that all ranks together have taken.
@@ -336,9 +336,9 @@ def _open_stream(
     cache: CacheSettings | None,
     **order: Any,
 ) -> RowStream:
-    place = open_place(source.dataset, cache)
-    manifest = read_manifest(place)
-    tokenizer, name = manifest.tokenizer, place.url
+    storage = open_storage(source.dataset, cache)
+    manifest = read_manifest(storage)
+    tokenizer, name = manifest.tokenizer, storage.url
     if tokenizer_sha256 is not None and tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"dataset {name} was made with tokenizer {tokenizer.sha256[:12]}…, not with {tokenizer_sha256[:12]}…; "
@@ -354,9 +354,9 @@ def _open_stream(
             f"dataset {name} has {manifest.tokens} tokens in {manifest.documents} documents, too few for one row of "
             f"sequence_length + 1 = {row_tokens} tokens; use more data or a smaller sequence_length"
         )
-    storage = Storage(place, manifest, verify=verify, tolerant=tolerant)
+    records = Records(storage, manifest, verify=verify, tolerant=tolerant)
     return RowStream(
-        storage,
+        records,
         manifest,
         row_tokens=row_tokens,
         packing=packing,

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from nextlat_dist.data.shard_format import Manifest, Record, TokenizerEntry, npy_array, token_dtype
-from nextlat_dist.data.storage.open import Place
+from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 
@@ -87,19 +87,19 @@ def _plain_members(data: bytes) -> dict[str, bytes] | None:
     return members
 
 
-def read_tokenizer(place: Place, manifest: Manifest) -> bytes:
+def read_tokenizer(storage: Storage, manifest: Manifest) -> bytes:
     """Content of a dataset's tokenizer file.
 
     Raises:
         UserError: it cannot be read, or is not the one that made the dataset.
     """
-    path = place.full_name(manifest.tokenizer.file)
+    path = storage.full_name(manifest.tokenizer.file)
     try:
-        model = place.read(manifest.tokenizer.file)
+        model = storage.read(manifest.tokenizer.file)
     except OSError as error:
         raise UserError(f"tokenizer {path} cannot be read ({error}); copy the dataset again") from None
     if hashlib.sha256(model).hexdigest() != manifest.tokenizer.sha256:
-        raise UserError(f"{path} is not the tokenizer that made {place.url}; copy the dataset again")
+        raise UserError(f"{path} is not the tokenizer that made {storage.url}; copy the dataset again")
     return model
 
 

@@ -8,7 +8,7 @@
 
 A record has the members `tokens.npy` (uint16 or uint32), `ends.npy` (int64, exclusive end of each document in tokens)
 and optionally `prompts.npy` (int64, leading tokens of each document that are never predicted, BOS included) and
-`labels.npy` (as tokens.npy: what is predicted in each token's place, where that is not the token itself). Further
+`labels.npy` (as tokens.npy: what is predicted in each token's storage, where that is not the token itself). Further
 members, such as the exact beliefs of a synthetic process, are covered by the checksums and left unread. A document is
 never split over two records and holds at least one token. Tars that others wrote can be adopted by `nextlat-data
 index`: their manifest says which member holds the tokens or the text of a record's one document.
@@ -31,7 +31,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nextlat_dist.data.storage.open import LocalPlace, Place
+from nextlat_dist.data.storage.base import Storage
+from nextlat_dist.data.storage.local import LocalStorage
 from nextlat_dist.errors import UserError
 
 FORMAT = "nextlat_dist.dataset"
@@ -247,21 +248,21 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(manifest.to_json(), indent=1) + "\n").encode()
 
 
-def read_manifest(dataset: Path | Place) -> Manifest:
+def read_manifest(dataset: Path | Storage) -> Manifest:
     """Read and check `manifest.json` of a dataset.
 
     Raises:
         UserError: there is none, it belongs to something else or to another format version, or it was edited.
     """
-    place = LocalPlace(dataset) if isinstance(dataset, Path) else dataset
-    path = place.full_name(MANIFEST_FILE)
+    storage = LocalStorage(dataset) if isinstance(dataset, Path) else dataset
+    path = storage.full_name(MANIFEST_FILE)
     try:
-        raw = json.loads(place.read(MANIFEST_FILE))
+        raw = json.loads(storage.read(MANIFEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
         splits = ("train", "validation", "test")
-        inside = [split for split in splits if place.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
+        inside = [split for split in splits if storage.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
         hint = f"name one of its splits ({', '.join(inside)})" if inside else "write one with `nextlat-data shard`"
-        raise UserError(f"{place.url} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
+        raise UserError(f"{storage.url} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); correct the dataset's address or try again") from None
     except ValueError:
@@ -296,7 +297,7 @@ def index_bytes(entries: Sequence[IndexEntry]) -> bytes:
     return _npy_bytes(table.reshape(-1, len(INDEX_COLUMNS)))
 
 
-def read_index(place: Place, shard: ShardEntry) -> np.ndarray:
+def read_index(storage: Storage, shard: ShardEntry) -> np.ndarray:
     """int64 [records, 5]: offset, length, documents, tokens and crc32 of the records of a shard, in file order.
 
     Raises:
@@ -304,17 +305,17 @@ def read_index(place: Place, shard: ShardEntry) -> np.ndarray:
     """
     name = index_name(shard.name)
     try:
-        data = place.read(name)
+        data = storage.read(name)
     except FileNotFoundError:
         raise UserError(
-            f"index {place.full_name(name)} of shard {shard.name} is missing; copy it or write it again with "
+            f"index {storage.full_name(name)} of shard {shard.name} is missing; copy it or write it again with "
             "`nextlat-data index` or `shard`"
         ) from None
     except OSError as error:
-        raise UserError(f"index {place.full_name(name)} cannot be read ({error}); try again") from None
+        raise UserError(f"index {storage.full_name(name)} cannot be read ({error}); try again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UserError(
-            f"index {place.full_name(name)} does not match {MANIFEST_FILE}: expected sha256 "
+            f"index {storage.full_name(name)} does not match {MANIFEST_FILE}: expected sha256 "
             f"{shard.index_sha256[:12]}…; copy the dataset again or write its index again"
         )
     table = npy_array(data)

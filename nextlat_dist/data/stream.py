@@ -17,7 +17,7 @@ import numpy as np
 
 from nextlat_dist.data.order import GlobalOrder, Span
 from nextlat_dist.data.packing import Block, RowBatch, arrange, concat_rows, pad_rows
-from nextlat_dist.data.records import DamagedRecord, Storage
+from nextlat_dist.data.records import DamagedRecord, Records
 from nextlat_dist.data.shard_format import Manifest
 from nextlat_dist.errors import UserError
 
@@ -61,7 +61,7 @@ class RowStream:
 
     def __init__(
         self,
-        storage: Storage,
+        records: Records,
         manifest: Manifest,
         *,
         row_tokens: int,
@@ -75,16 +75,16 @@ class RowStream:
     ) -> None:
         self.manifest = manifest
         self.lost = dict.fromkeys(lost, "lost before")
-        self._storage = storage
+        self._records = records
         self._row_tokens = row_tokens
         self._packing = packing
         self._vocab_size = vocab_size
         self._tolerant = tolerant
         self._pad_id = max(manifest.tokenizer.pad_id, 0)
-        units = storage.tokens if packing == "concat" else storage.documents
+        units = records.tokens if packing == "concat" else records.documents
         self._order = GlobalOrder(units, seed=seed, shuffle=shuffle, window_records=window_records)
         self._windows: OrderedDict[tuple[int, int], Future[_Window]] = OrderedDict()
-        largest = max(int(storage.tokens.max()) * window_records, 1)
+        largest = max(int(records.tokens.max()) * window_records, 1)
         self._cached_windows = int(np.clip(CACHED_TOKENS // largest, 4, 256))
         self._lock = threading.Lock()
 
@@ -125,12 +125,12 @@ class RowStream:
                     del self._windows[key]
 
     def describe(self, record: int) -> str:
-        return self._storage.place(record)
+        return self._records.describe(record)
 
     @property
     def lost_fraction(self) -> float:
         """Share of the dataset's tokens in records that are known to be lost."""
-        return float(self._storage.tokens[list(self.lost)].sum()) / self.manifest.tokens
+        return float(self._records.tokens[list(self.lost)].sum()) / self.manifest.tokens
 
     def _window(self, span: Span) -> _Window:
         """The documents of a span's window; the last few are kept, since rows and batches end inside windows."""
@@ -161,7 +161,7 @@ class RowStream:
                 lost[number] = self.lost[number]
                 continue
             try:
-                record = self._storage.read(number)
+                record = self._records.read(number)
             except DamagedRecord as error:
                 if not self._tolerant:
                     raise
@@ -170,7 +170,7 @@ class RowStream:
             largest = max(int(ids.max()) for ids in (record.tokens, record.labels) if ids is not None)
             if largest >= self._vocab_size:
                 raise UserError(
-                    f"{self._storage.place(number)} holds token id {largest}, but the vocabulary has "
+                    f"{self._records.describe(number)} holds token id {largest}, but the vocabulary has "
                     f"{self._vocab_size} ids; set vocab_size to the tokenizer's or shard the data again"
                 )
             records.append(record)

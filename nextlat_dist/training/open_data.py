@@ -12,7 +12,7 @@ from nextlat_dist.data.loader import Cursor, RowLoader, Source
 from nextlat_dist.data.members import read_tokenizer
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.data.storage.cache import CacheSettings
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
@@ -86,7 +86,7 @@ def tokenizer_model(config: RunConfig, loader: RowLoader | None) -> bytes | None
     if loader is not None:
         source = config.data.train_sources[0]
         try:
-            model = read_tokenizer(open_place(source.path), loader.manifests[source.name])
+            model = read_tokenizer(open_storage(source.path), loader.manifests[source.name])
         except UserError as caught:
             error = str(caught)
     raise_together(error)

@@ -26,9 +26,9 @@ from nextlat_dist.bench.loading import (
 )
 from nextlat_dist.bench.resuming import SETTING, multiply, resume
 from nextlat_dist.bench.sharding import stdlib_texts
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from tests.kit.datasets import tiny_tokenizer
 
@@ -89,7 +89,7 @@ def test_both_sides_read_the_same_documents(tmp_path: Path) -> None:
     documents = random_documents(200_000, 600)
     write_blocks(tmp_path / "blocks", documents, Tokenizer(tiny_tokenizer()), 100_000)
     write_documents(tmp_path / "documents", documents)
-    storage = Storage(open_place(tmp_path / "blocks"), read_manifest(tmp_path / "blocks"))
+    storage = Records(open_storage(tmp_path / "blocks"), read_manifest(tmp_path / "blocks"))
     ours = [part for r in map(storage.read, range(len(storage))) for part in np.split(r.tokens, r.ends[:-1])]
     shards = sorted(str(path) for path in (tmp_path / "documents").iterdir())
     theirs = [sample["npy"] for sample in webdataset.WebDataset(shards, shardshuffle=False).decode()]
@@ -117,7 +117,7 @@ def test_a_multiplied_dataset_is_a_whole_one(tmp_path: Path, capsys: pytest.Capt
     assert len({entry.name for entry in manifest.shards}) == 5
     for entry in manifest.shards:
         assert hashlib.sha256((tmp_path / entry.name).read_bytes()).hexdigest() == entry.sha256
-    storage = Storage(open_place(tmp_path), manifest)
+    storage = Records(open_storage(tmp_path), manifest)
     assert len(storage) == 5 * shard.records
     for number in range(len(storage)):
         np.testing.assert_array_equal(storage.read(number).tokens, storage.read(number % shard.records).tokens)

@@ -15,9 +15,9 @@ from webdataset.writer import TarWriter
 from data_tools.tars.index import find_tars, index
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.packing import batch_digest
-from nextlat_dist.data.records import DamagedRecord, Storage
+from nextlat_dist.data.records import DamagedRecord, Records
 from nextlat_dist.data.shard_format import MANIFEST_FILE, MembersEntry, Record, index_name, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, tiny_tokenizer, write_dataset
@@ -55,7 +55,7 @@ class Damaged:
         manifest = read_manifest(dataset)
         self.path = dataset / manifest.shards[SHARD].name
         self.good = self.path.read_bytes()
-        self.records = [record for _, record in read_all(open_storage(dataset))]
+        self.records = [record for _, record in read_all(open_records(dataset))]
         assert all(isinstance(record, Record) for record in self.records)
         table = np.load(dataset / index_name(self.path.name))
         first = sum(shard.records for shard in manifest.shards[:SHARD])
@@ -65,7 +65,7 @@ class Damaged:
         """Records with a byte in this range of the shard."""
         return {number for number, (first, last) in self.own.items() if first < end and last > begin}
 
-    def check(self, storage: Storage, lost: Iterable[int]) -> None:
+    def check(self, storage: Records, lost: Iterable[int]) -> None:
         """Exactly the `lost` records are errors; all others are there, unchanged."""
         found = read_all(storage)
         assert [number for number, _ in found] == list(range(len(self.records)))
@@ -75,11 +75,11 @@ class Damaged:
                 assert_same(record, self.records[number])
 
 
-def open_storage(dataset: Path, **options: Any) -> Storage:
-    return Storage(open_place(dataset), read_manifest(dataset), **options)
+def open_records(dataset: Path, **options: Any) -> Records:
+    return Records(open_storage(dataset), read_manifest(dataset), **options)
 
 
-def read_all(storage: Storage) -> list[tuple[int, Record | UserError]]:
+def read_all(storage: Records) -> list[tuple[int, Record | UserError]]:
     """Every record, or the error it gave; anything but a UserError ends the test."""
     found: list[tuple[int, Record | UserError]] = []
     for number in range(len(storage)):
@@ -108,11 +108,11 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_detected(dataset: Path) -> None:
     hit, and no other.
     """
     damaged = Damaged(dataset)
-    open_before = open_storage(dataset, verify="never")
+    open_before = open_records(dataset, verify="never")
     hits = {"header": 0, "payload": 0, "outside": 0}
     for bit in np.random.default_rng(0).integers(0, 8 * len(damaged.good), 1000).tolist():
         damaged.path.write_bytes(flip(damaged.good, bit))
-        damaged.check(open_storage(dataset), damaged.own)
+        damaged.check(open_records(dataset), damaged.own)
         lost = damaged.hit(bit // 8, bit // 8 + 1)
         damaged.check(open_before, lost)
         for number in lost:
@@ -122,7 +122,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_detected(dataset: Path) -> None:
         hits["outside" if not lost else "header" if in_header else "payload"] += 1
     assert min(hits.values()) > 50, hits
     damaged.path.write_bytes(damaged.good)
-    damaged.check(open_storage(dataset), ())
+    damaged.check(open_records(dataset), ())
 
 
 def test_always_reads_a_shard_that_is_known_to_be_right(dataset: Path) -> None:
@@ -131,8 +131,8 @@ def test_always_reads_a_shard_that_is_known_to_be_right(dataset: Path) -> None:
     before = damaged.path.stat()
     damaged.path.write_bytes(flip(damaged.good, 8 * (len(damaged.good) - 1)))
     os.utime(damaged.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    damaged.check(open_storage(dataset, verify="first"), ())
-    damaged.check(open_storage(dataset, verify="always"), damaged.own)
+    damaged.check(open_records(dataset, verify="first"), ())
+    damaged.check(open_records(dataset, verify="always"), damaged.own)
 
 
 def test_a_bit_that_rots_under_an_old_time_of_change_is_detected_by_its_record(dataset: Path) -> None:
@@ -142,40 +142,40 @@ def test_a_bit_that_rots_under_an_old_time_of_change_is_detected_by_its_record(d
     for number, (begin, end) in damaged.own.items():
         damaged.path.write_bytes(flip(damaged.good, 8 * ((begin + end) // 2)))
         os.utime(damaged.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        damaged.check(open_storage(dataset, verify="first"), [number])
+        damaged.check(open_records(dataset, verify="first"), [number])
 
 
 def test_a_shard_cut_at_any_block_is_detected(dataset: Path) -> None:
     damaged = Damaged(dataset)
     cuts = range(0, len(damaged.good), BLOCK)
     assert len(cuts) == 40
-    already_open = open_storage(dataset, verify="never")
+    already_open = open_records(dataset, verify="never")
     for cut in cuts:
         lost = damaged.hit(cut, len(damaged.good))
         damaged.path.write_bytes(damaged.good[:cut])
         with pytest.raises(UserError, match=f"has {cut} bytes where the manifest says {len(damaged.good)}"):
-            open_storage(dataset)
+            open_records(dataset)
         damaged.check(already_open, lost)
-        damaged.check(open_storage(dataset, tolerant=True), lost)
+        damaged.check(open_records(dataset, tolerant=True), lost)
         # A copy that was stopped may leave a hole of zeros up to the full size.
         damaged.path.write_bytes(damaged.good[:cut].ljust(len(damaged.good), b"\0"))
-        damaged.check(open_storage(dataset, verify="never"), lost)
+        damaged.check(open_records(dataset, verify="never"), lost)
         if damaged.good[cut:].strip(b"\0"):
-            damaged.check(open_storage(dataset), damaged.own)
+            damaged.check(open_records(dataset), damaged.own)
 
 
 def test_a_shard_that_grew_is_detected(dataset: Path) -> None:
     damaged = Damaged(dataset)
     damaged.path.write_bytes(damaged.good + bytes(BLOCK))
     with pytest.raises(UserError, match=f"has {len(damaged.good) + BLOCK} bytes where the manifest says"):
-        open_storage(dataset)
+        open_records(dataset)
 
 
 def test_swapped_shards_are_detected(dataset: Path) -> None:
     """Both are sound tars with sound records, in the wrong place."""
     other, damaged = dataset / read_manifest(dataset).shards[0].name, Damaged(dataset)
     damaged.path.write_bytes(other.read_bytes().ljust(len(damaged.good), b"\0")[: len(damaged.good)])
-    damaged.check(open_storage(dataset), damaged.own)
+    damaged.check(open_records(dataset), damaged.own)
 
 
 def test_any_damage_to_an_index_is_detected(dataset: Path) -> None:
@@ -185,22 +185,22 @@ def test_any_damage_to_an_index_is_detected(dataset: Path) -> None:
     for bad in [*(flip(good, bit) for bit in bits), *(good[:cut] for cut in range(len(good))), good + b"\0"]:
         path.write_bytes(bad)
         with pytest.raises(UserError, match=f"index {path} does not match"):
-            open_storage(dataset)
+            open_records(dataset)
     path.unlink()
     with pytest.raises(UserError, match=f"index {path} .* is missing"):
-        open_storage(dataset)
+        open_records(dataset)
 
 
 def test_any_damage_to_a_manifest_is_detected(dataset: Path) -> None:
     """One bit of each byte, and a cut behind every byte but the last, which is a line end."""
     path = dataset / MANIFEST_FILE
     good = path.read_bytes()
-    place = open_place(dataset)
+    storage = open_storage(dataset)
     bits = (8 * np.arange(len(good)) + np.random.default_rng(4).integers(0, 8, len(good))).tolist()
     for bad in [*(flip(good, bit) for bit in bits), *(good[:cut] for cut in range(len(good) - 1))]:
         path.write_bytes(bad)
         with pytest.raises(UserError, match=str(path)):
-            read_manifest(place)
+            read_manifest(storage)
 
 
 @pytest.fixture
@@ -218,16 +218,16 @@ def text_dataset(tmp_path: Path) -> Path:
 
 def test_any_damage_to_a_tokenizer_that_reading_needs_is_detected(text_dataset: Path) -> None:
     """Most flipped bits leave a model that loads, and gives other tokens."""
-    assert all(isinstance(record, Record) for _, record in read_all(open_storage(text_dataset)))
+    assert all(isinstance(record, Record) for _, record in read_all(open_records(text_dataset)))
     path = text_dataset / read_manifest(text_dataset).tokenizer.file
     good = path.read_bytes()
     for bit in np.random.default_rng(3).integers(0, 8 * len(good), 200).tolist():
         path.write_bytes(flip(good, bit))
         with pytest.raises(UserError, match=str(path)):
-            open_storage(text_dataset)
+            open_records(text_dataset)
     path.unlink()
     with pytest.raises(UserError, match=str(path)):
-        open_storage(text_dataset)
+        open_records(text_dataset)
 
 
 GLOBAL_BATCH = 4

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nextlat_dist.data.integrity import ShardChecker, Verify
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, ShardEntry, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, write_dataset
 
@@ -32,7 +32,7 @@ def hashed(dataset: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> li
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardChecker, "_right", count)
-        storage = Storage(open_place(dataset), read_manifest(dataset), verify=verify)
+        storage = Records(open_storage(dataset), read_manifest(dataset), verify=verify)
         for _ in range(2):
             for record in range(len(storage)):
                 storage.read(record)
@@ -67,19 +67,19 @@ def test_a_change_outside_all_records_is_found_by_the_hash(dataset: Path) -> Non
     manifest: Manifest = read_manifest(dataset)
     flip_last_byte(dataset / manifest.shards[0].name)
     for verify in ("always", "first"):
-        storage = Storage(open_place(dataset), manifest, verify=verify)
+        storage = Records(open_storage(dataset), manifest, verify=verify)
         with pytest.raises(UserError, match=r"train-000000\.tar is not the file .*sha256 differs \(its index is"):
             storage.read(0)
         last = len(storage) - 1
         assert storage.read(last).tokens.size, "the other shards are still good"
-    assert Storage(open_place(dataset), manifest, verify="never").read(0).tokens.size
+    assert Records(open_storage(dataset), manifest, verify="never").read(0).tokens.size
 
 
 def test_a_stamp_is_no_excuse_for_a_shard_that_changed(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed(dataset, "first", monkeypatch)
     manifest = read_manifest(dataset)
     flip_last_byte(dataset / manifest.shards[2].name)
-    storage = Storage(open_place(dataset), manifest)
+    storage = Records(open_storage(dataset), manifest)
     record = sum(shard.records for shard in manifest.shards[:2])
     assert storage.read(record - 1)
     with pytest.raises(UserError, match="sha256 differs"):

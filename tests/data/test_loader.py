@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from nextlat_dist.data.loader import Cursor, RowBatch, RowLoader
 from nextlat_dist.data.order import permutation
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import manifest_bytes, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import FakeTokenizer, numbered_documents, write_dataset
 from tests.kit.no_torch import BLOCK_TORCH
@@ -64,7 +64,7 @@ def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def stream(dataset: Path, seed: int, shuffle: bool) -> Iterator[list[tuple[int, int]]]:
     """Documents of the endless stream as (token, whether it is a target), walked one by one: the slow oracle."""
-    storage = Storage(open_place(dataset), read_manifest(dataset))
+    storage = Records(open_storage(dataset), read_manifest(dataset))
     epoch = 0
     while True:
         count = len(storage)
@@ -194,8 +194,8 @@ def test_any_shape_of_dataset_gives_the_stream(
 def test_a_rank_reads_only_the_records_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path, numbered_documents([64] * 64), record_tokens=64)
     read: list[int] = []
-    original = Storage.read
-    monkeypatch.setattr(Storage, "read", lambda self, record: read.append(record) or original(self, record))
+    original = Records.read
+    monkeypatch.setattr(Records, "read", lambda self, record: read.append(record) or original(self, record))
     each = loader(
         tmp_path, sequence_length=31, global_batch_size=8, data_parallel_rank=1, data_parallel_size=2, cursor=Cursor(80)
     )
@@ -208,8 +208,8 @@ def test_a_rank_reads_only_the_records_of_its_rows(tmp_path: Path, monkeypatch: 
 def test_small_rows_read_each_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path, numbered_documents([64] * 8), record_tokens=64)
     read: list[int] = []
-    original = Storage.read
-    monkeypatch.setattr(Storage, "read", lambda self, record: read.append(record) or original(self, record))
+    original = Records.read
+    monkeypatch.setattr(Records, "read", lambda self, record: read.append(record) or original(self, record))
     each = loader(tmp_path, sequence_length=7, global_batch_size=1)
     for _ in range(64):
         each.next_batch()

@@ -12,9 +12,9 @@ import pytest
 
 from nextlat_dist.data.loader import Cursor, Lost, RowLoader, Source
 from nextlat_dist.data.packing import RowBatch, batch_digest
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import FakeTokenizer, write_dataset
 
@@ -127,7 +127,7 @@ def test_an_error_ahead_is_raised_at_its_batch_and_again(sources: list[Source]) 
     damage(web, [order_of(web)[4]])
     (each,) = loaders([web], workers=2, verify="never")  # of the whole shard, which is found out earlier
     good = sum(
-        int(n) for n in Storage(open_place(web.dataset), read_manifest(Path(web.dataset))).tokens[order_of(web)[:4]]
+        int(n) for n in Records(open_storage(web.dataset), read_manifest(Path(web.dataset))).tokens[order_of(web)[:4]]
     )
     good = good // (ROW * BATCH)
     assert good >= 1
@@ -151,7 +151,7 @@ def order_of(source: Source) -> list[int]:
 def damage(source: Source, records: Sequence[int]) -> None:
     """Flip a bit in each of these records."""
     path = Path(source.dataset)
-    storage = Storage(open_place(path), read_manifest(path), tolerant=True)
+    storage = Records(open_storage(path), read_manifest(path), tolerant=True)
     for record in records:
         with (path / storage._shard(record).name).open("r+b") as file:
             file.seek(int(storage._offset[record]) + 600)
@@ -172,7 +172,7 @@ def test_padding_takes_the_place_of_a_damaged_record(sources: list[Source], pack
     count = before.rows_per_epoch // BATCH  # within one epoch
     whole = global_batch([before.next_batch() for _ in range(count)])
     bad = order_of(web)[2]
-    storage = Storage(open_place(Path(web.dataset)), read_manifest(Path(web.dataset)))
+    storage = Records(open_storage(Path(web.dataset)), read_manifest(Path(web.dataset)))
     gone, documents = storage.read(bad).tokens, int(storage.documents[bad])
     damage(web, [bad])
     (each,) = loaders([web], **options)
@@ -225,7 +225,7 @@ def test_a_record_that_was_quarantined_stays_so_when_it_is_mended(sources: list[
     assert cursor.quarantined == {"web": [bad]}
     later = digests([each], 20)
     damage(web, [bad])  # the same bit again: mended
-    assert Storage(open_place(Path(web.dataset)), read_manifest(Path(web.dataset))).read(bad)
+    assert Records(open_storage(Path(web.dataset)), read_manifest(Path(web.dataset))).read(bad)
     assert digests(loaders([web], cursor=cursor, **QUARANTINE), 20) == later
 
 

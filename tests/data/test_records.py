@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from nextlat_dist.data.members import split_members
-from nextlat_dist.data.records import DamagedRecord, Storage
+from nextlat_dist.data.records import DamagedRecord, Records
 from nextlat_dist.data.shard_format import Manifest, Record, ShardEntry, TokenizerEntry, read_manifest
-from nextlat_dist.data.storage.open import Place, open_place
+from nextlat_dist.data.storage.base import Storage
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, write_dataset
 
@@ -25,8 +26,8 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def storage(dataset: Path) -> Storage:
-    return Storage(open_place(dataset), read_manifest(dataset))
+def storage(dataset: Path) -> Records:
+    return Records(open_storage(dataset), read_manifest(dataset))
 
 
 def test_records_come_back_in_the_order_they_were_written(dataset: Path) -> None:
@@ -74,10 +75,10 @@ def test_members_of_any_tar_are_those_that_webdataset_sees(kind: int, name: str)
 
 def test_every_flipped_bit_is_noticed_with_its_place(dataset: Path) -> None:
     """Any bit inside any record: headers, padding and payload alike."""
-    opened = Storage(open_place(dataset), read_manifest(dataset), verify="never")  # of whole shards
+    opened = Records(open_storage(dataset), read_manifest(dataset), verify="never")  # of whole shards
     shard = sorted(dataset.glob("*.tar"))[0]
     good = shard.read_bytes()
-    records = [n for n in range(len(opened)) if opened.place(n).endswith(shard.name)]
+    records = [n for n in range(len(opened)) if opened.describe(n).endswith(shard.name)]
     end = sum(int(opened._length[n]) for n in records)
     generator = np.random.default_rng(0)
     for bit in generator.integers(0, 8 * end, 300):
@@ -122,7 +123,7 @@ def test_counts_of_the_index_must_hold(dataset: Path) -> None:
 
 def test_a_dataset_without_shards_opens_empty(tmp_path: Path) -> None:
     empty: Manifest = write_dataset(tmp_path, [])
-    assert len(Storage(open_place(tmp_path), empty)) == 0
+    assert len(Records(open_storage(tmp_path), empty)) == 0
 
 
 def test_what_may_pass_is_no_damage(dataset: Path) -> None:
@@ -131,7 +132,7 @@ def test_what_may_pass_is_no_damage(dataset: Path) -> None:
     shard = sorted(dataset.glob("*.tar"))[0]
     shard.unlink()
     shard.mkdir()  # reading it is an error other than "not found"
-    with pytest.raises(UserError, match=r"cannot be read .*mend the access") as caught:
+    with pytest.raises(UserError, match=r"cannot be read .*repair the access") as caught:
         opened.read(0)
     assert not isinstance(caught.value, DamagedRecord)
     shard.rmdir()
@@ -148,11 +149,11 @@ def test_a_server_that_is_down_is_one_sentence() -> None:
 
     manifest = dataclasses.replace(EMPTY, shards=(ShardEntry("a.tar", 1, "", "", 0, 0, 0),))
     with pytest.raises(UserError, match=r"the shards of http://server/data cannot be looked up .*tried 5 times"):
-        Storage(cast(Place, Down()), manifest)
+        Records(cast(Storage, Down()), manifest)
 
 
-def storage_without_check(dataset: Path) -> Storage:
-    return Storage(open_place(dataset), read_manifest(dataset), verify="never", tolerant=True)
+def storage_without_check(dataset: Path) -> Records:
+    return Records(open_storage(dataset), read_manifest(dataset), verify="never", tolerant=True)
 
 
 EMPTY = Manifest("train", TokenizerEntry("tokenizer.model", "", 10, 1, 2, 3), (), False, True, True, {})

@@ -16,7 +16,7 @@ from nextlat_dist.data.shard_format import (
     read_manifest,
     token_dtype,
 )
-from nextlat_dist.data.storage.open import LocalPlace
+from nextlat_dist.data.storage.local import LocalStorage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, write_dataset
 
@@ -118,13 +118,13 @@ def test_a_missing_manifest_names_the_splits_below(tmp_path: Path) -> None:
 def test_an_index_that_is_missing_or_changed_is_refused(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path, numbered_documents([10, 20, 300]))
     shard = manifest.shards[0]
-    assert sum(row[3] for row in read_index(LocalPlace(tmp_path), shard)) == shard.tokens
+    assert sum(row[3] for row in read_index(LocalStorage(tmp_path), shard)) == shard.tokens
     path = tmp_path / index_name(shard.name)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="does not match manifest"):
-        read_index(LocalPlace(tmp_path), shard)
+        read_index(LocalStorage(tmp_path), shard)
     path.unlink()
     with pytest.raises(UserError, match="is missing"):
-        read_index(LocalPlace(tmp_path), shard)
+        read_index(LocalStorage(tmp_path), shard)

@@ -12,7 +12,7 @@ from data_tools.cli import main
 from data_tools.tasks import TaskOptions, write_task
 from nextlat_dist.data.members import split_members
 from nextlat_dist.data.shard_format import Record, read_index, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.tasks import Task, make_task, task_of, words_of
 from nextlat_dist.tasks.path_star import PathStar
@@ -28,7 +28,7 @@ def _write(directory: Path, task: Task, train: int = 40, test: int = 10, seed: i
 
 def _members(dataset: Path) -> Iterator[dict[str, bytes]]:
     """Of every record, read by the index."""
-    place = open_place(str(dataset))
+    place = open_storage(str(dataset))
     for shard in read_manifest(place).shards:
         data = (dataset / shard.name).read_bytes()
         for offset, length, *_ in read_index(place, shard).tolist():
@@ -124,7 +124,7 @@ def test_the_record_holds_labels_and_beliefs_beside_the_tokens(tmp_path: Path) -
                 elements = tokens[1:-1].astype(np.int64) - 4
                 assert (labels[2:] == tracking.products(elements) + 4).all()
                 seen += 1
-        assert seen == read_manifest(open_place(str(data / split))).documents
+        assert seen == read_manifest(open_storage(str(data / split))).documents
     process = make_task("hmm", {"length": 9})
     for members in _members(_write(tmp_path / "hmm", process) / "test"):
         beliefs = np.load(io.BytesIO(members["beliefs.npy"]), allow_pickle=False)
@@ -139,12 +139,12 @@ def test_the_manifest_names_the_task(tmp_path: Path) -> None:
     task = StateTracking(length=4, generators=("(0 1 2)(3 4)", "(0 1)"), test_length=(6, 8))
     data = _write(tmp_path, task, seed=7)
     for split in ("train", "test"):
-        manifest = read_manifest(open_place(str(data / split)))
+        manifest = read_manifest(open_storage(str(data / split)))
         assert task_of(manifest) == task
         assert (manifest.split, manifest.bos, manifest.eos, manifest.has_prompts) == (split, True, True, True)
         assert manifest.report["task"]["seed"] == 7
     hmm = _write(tmp_path / "hmm", make_task("hmm", {"length": 9}))
-    assert not read_manifest(open_place(str(hmm / "train"))).eos
+    assert not read_manifest(open_storage(str(hmm / "train"))).eos
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_command_writes_what_verify_accepts(
     assert main(["verify", str(directory / "train"), str(directory / "test")]) == 0
     assert main(["inspect", str(directory / "test"), "--samples", "1"]) == 0
     assert "⟦bos⟧" in capsys.readouterr().out
-    written = read_manifest(open_place(str(directory / "train"))).report["task"]
+    written = read_manifest(open_storage(str(directory / "train"))).report["task"]
     assert (written["name"], written["seed"]) == (options[0], 6)
     for option, value in {
         "--nodes": 9,

@@ -23,7 +23,7 @@ from nextlat_dist.data.shard_format import (
     read_index,
     read_manifest,
 )
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import tiny_tokenizer, write_dataset
@@ -63,7 +63,7 @@ def rewrite(dataset: Path, change: Callable[[Manifest], Manifest]) -> None:
 
 
 def offset_of(dataset: Path, record: int, shard: int = 0) -> int:
-    return int(read_index(open_place(dataset), read_manifest(dataset).shards[shard])[record, 0])
+    return int(read_index(open_storage(dataset), read_manifest(dataset).shards[shard])[record, 0])
 
 
 def problems(dataset: Path) -> list[str]:
@@ -153,7 +153,7 @@ def test_a_manifest_that_lies_is_found(dataset: Path, adopted: Path) -> None:
         rewrite(dataset, lambda _: manifest)
     assert problems(dataset) == []
     # An index that agrees with the manifest, but counts other tokens than the record has.
-    table = read_index(open_place(adopted), read_manifest(adopted).shards[0]).tolist()
+    table = read_index(open_storage(adopted), read_manifest(adopted).shards[0]).tolist()
     table[1][3] += 1
     table[2][3] -= 1
     data = index_bytes([IndexEntry(*row) for row in table])

@@ -13,7 +13,7 @@ import pytest
 from data_tools.cli import main as data_cli
 from nextlat_dist.config.load import load_config
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.evaluation.tasks.data import documents
 from nextlat_dist.experiments import path_star
 from nextlat_dist.experiments.path_star import CONFIG, IN_A_HURRY, SAFETY, SCALES, steps_that_fit
@@ -36,7 +36,7 @@ def test_rows_hold_a_graph(scale: str, tmp_path: Path) -> None:
     config = load_config(ROOT / CONFIG, [*IN_A_HURRY, *SCALES[scale].overrides], world_size=1)
     few = ["--train", "4", "--test", "4", "--output", str(tmp_path)]
     assert data_cli(["task", "path-star", *SCALES[scale].graphs, *few]) == 0
-    assert read_manifest(open_place(tmp_path / "train")).tokenizer.vocab_size == config.model.vocab_size
+    assert read_manifest(open_storage(tmp_path / "train")).tokenizer.vocab_size == config.model.vocab_size
     lengths = {len(document.tokens) for document in documents(tmp_path / "train", None)}
     assert lengths == {config.data.sequence_length + 1}
 

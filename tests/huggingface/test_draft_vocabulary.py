@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from nextlat_dist.config.load import config_from_dict
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import load_base_weights, weights_sha256
 from nextlat_dist.huggingface.draft_vocabulary import (
@@ -59,9 +59,9 @@ def test_a_size_that_reduces_nothing_is_refused(size: int) -> None:
 
 def test_a_dataset_is_counted_once(text_dataset: Path) -> None:
     counted = count_dataset(text_dataset / "train", VOCAB_SIZE)
-    place = open_place(text_dataset / "train")
+    place = open_storage(text_dataset / "train")
     manifest = read_manifest(place)
-    storage = Storage(place, manifest)
+    storage = Records(place, manifest)
     stored = np.concatenate([storage.read(number).tokens for number in range(len(storage))])
     whole_rows = stored[: len(stored) // 1024 * 1024]
     np.testing.assert_array_equal(counted.counts, np.bincount(whole_rows, minlength=VOCAB_SIZE))
@@ -89,7 +89,7 @@ def test_a_run_is_counted_as_it_trained(text_dataset: Path) -> None:
     assert not np.array_equal(alone, other)
     rows, length = 4, 900  # one step; longer than every document
     padded = count_run_data(run_config(text_dataset, packing="pad", sequence_length=length)).counts
-    bos = read_manifest(open_place(text_dataset / "train")).tokenizer.bos_id
+    bos = read_manifest(open_storage(text_dataset / "train")).tokenizer.bos_id
     assert padded[bos] == rows
     assert rows < padded.sum() < rows * length
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 
 TEXTS = [f"def function_{number}():\n    return {'x' * (number % 50)!r}\n" * (1 + number % 9) for number in range(120)]
@@ -24,7 +24,7 @@ def contents(directory: Path) -> dict[str, str]:
 def stored(dataset: Path) -> tuple[Manifest, list[tuple[str, str]]]:
     """Manifest, and prompt and text of every document as decoded from its tokens."""
     manifest = read_manifest(dataset)
-    storage, tokenizer = Storage(open_place(dataset), manifest), Tokenizer(dataset / "tokenizer.model")
+    storage, tokenizer = Records(open_storage(dataset), manifest), Tokenizer(dataset / "tokenizer.model")
     found: list[tuple[str, str]] = []
     for number in range(len(storage)):
         record = storage.read(number)

@@ -1,0 +1,1 @@
+"""Where a dataset's files lie and how their bytes are read: local, remote, cached."""

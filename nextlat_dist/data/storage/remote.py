@@ -15,85 +15,26 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from nextlat_dist.data.storage.cache import CacheSettings, RangeCache
+from nextlat_dist.data.storage.catalogue import PARALLEL_REQUESTS, StorageEntry, shown, storage_entry
 from nextlat_dist.errors import UserError
 
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)
-PARALLEL_REQUESTS = 32
 # From this many files of one directory on, listing it is cheaper than asking for each.
 LISTED_FROM = 32
 # What says that a file has changed: http, s3, gs.
 _STAMPS = ("size", "ETag", "Last-Modified", "LastModified", "etag", "generation")
 
 
-def _http(timeout_seconds: float) -> Any:
-    from nextlat_dist.data.storage.http_files import HttpFiles
-
-    return HttpFiles(timeout_seconds, skip_instance_cache=True)
-
-
-def _s3(timeout_seconds: float) -> Any:
-    import botocore.session  # type: ignore[import-untyped]
-    from s3fs import S3FileSystem  # type: ignore[import-untyped]
-
-    # Without this a public bucket could not be read by somebody who has no account.
-    anonymous = botocore.session.get_session().get_credentials() is None
-    config = {
-        "connect_timeout": timeout_seconds,
-        "read_timeout": timeout_seconds,
-        "max_pool_connections": PARALLEL_REQUESTS,
-        "retries": {"total_max_attempts": 1},
-    }
-    files = S3FileSystem(anon=anonymous, config_kwargs=config, use_listings_cache=False, skip_instance_cache=True)
-    # We try again ourselves; twice nested, a dead server would take minutes.
-    files.retries = 1
-    return files
-
-
-def _gs(timeout_seconds: float) -> Any:
-    import aiohttp
-    from gcsfs.core import GCSFileSystem  # type: ignore[import-untyped]
-
-    timeout = aiohttp.ClientTimeout(10 * timeout_seconds, sock_connect=timeout_seconds, sock_read=timeout_seconds)
-    session = {"timeout": timeout}
-    return GCSFileSystem(access="read_only", session_kwargs=session, use_listings_cache=False, skip_instance_cache=True)
-
-
-@dataclass(frozen=True)
-class _Scheme:
-    """How files of a scheme are reached; `insists` says that its library tries again by itself."""
-
-    files: Callable[[float], Any]
-    library: str
-    extra: str
-    insists: bool = False
-
-
-_SCHEMES = {
-    "http": _Scheme(_http, "aiohttp", "http"),
-    "https": _Scheme(_http, "aiohttp", "http"),
-    "s3": _Scheme(_s3, "s3fs", "s3"),
-    "gs": _Scheme(_gs, "gcsfs", "gs", insists=True),
-}
-
-
-def shown(url: str) -> str:
-    """The URL without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-class RemotePlace:
-    """A directory of an http, https, s3 or gs server; `name` may be any URL of these.
+class RemoteStorage:
+    """A directory of a web server or bucket; `name` may be any URL of the catalogue's schemes.
 
     Args:
         cache: where ranges are kept, None for nowhere.
@@ -112,13 +53,21 @@ class RemotePlace:
         timeout_seconds: float = TIMEOUT_SECONDS,
         pauses_seconds: Sequence[float] = PAUSES_SECONDS,
     ) -> None:
-        _check(url)
         self._url = url
         self._settings = cache
         self._cache = None if cache is None else RangeCache(cache)
         self._timeout = timeout_seconds
         self._pauses = tuple(pauses_seconds)
         self._opened: dict[tuple[int, str], Any] = {}
+        self._entries: dict[str, StorageEntry] = {}
+        self._entry(url)
+
+    def _entry(self, url: str) -> StorageEntry:
+        """The entry of a URL's scheme. Raises UserError as `storage_entry`, at the first URL of a scheme."""
+        scheme = urlsplit(url).scheme
+        if scheme not in self._entries:
+            self._entries[scheme] = storage_entry(url)
+        return self._entries[scheme]
 
     @property
     def url(self) -> str:
@@ -130,9 +79,9 @@ class RemotePlace:
     def _address(self, name: str) -> str:
         """The URL to ask for; a query of the directory's goes along (signed access to all its files)."""
         if "://" in name:
-            _check(name)
+            storage_entry(name)  # every one: it may hold credentials
             return name
-        if not self._url.startswith("http"):
+        if not self._entry(self._url).is_web:
             return f"{self._url.rstrip('/')}/{name}"
         path, mark, query = self._url.partition("?")
         return f"{path.rstrip('/')}/{quote(name)}{mark}{query}"
@@ -142,7 +91,7 @@ class RemotePlace:
         scheme = urlsplit(address).scheme
         key = (os.getpid(), scheme)
         if key not in self._opened:
-            self._opened.setdefault(key, _SCHEMES[scheme].files(self._timeout))
+            self._opened.setdefault(key, self._entry(address).open_files(self._timeout))
         return self._opened[key]
 
     def read(self, name: str) -> bytes:
@@ -169,7 +118,7 @@ class RemotePlace:
         """Sizes of files with many neighbours in `addresses`, by a listing, where the server has and allows one."""
         folders: dict[str, list[str]] = {}
         for address in addresses:
-            if not address.startswith("http"):
+            if not self._entry(address).is_web:
                 folders.setdefault(address.rpartition("/")[0], []).append(address)
         known: dict[str, int | None] = {}
         for folder, inside in folders.items():
@@ -205,7 +154,7 @@ class RemotePlace:
 
         No error is chained to what went wrong below: that may hold the whole URL.
         """
-        pauses = () if _SCHEMES[urlsplit(address).scheme].insists else self._pauses
+        pauses = () if self._entry(address).retries else self._pauses
         for number, pause in enumerate((*pauses, None), start=1):
             try:
                 return request(self._files(address))
@@ -240,26 +189,6 @@ def _range(address: str, start: int, end: int, files: Any) -> bytes:
         if _status(error) == 416:
             return b""
         raise
-
-
-def _check(url: str) -> None:
-    parts = urlsplit(url)
-    scheme = _SCHEMES.get(parts.scheme)
-    if scheme is None:
-        raise UserError(
-            f"{shown(url)} has the unknown scheme {parts.scheme!r}; a dataset is a path or a file://, http://, "
-            "https://, s3:// or gs:// URL"
-        )
-    bucket = parts.netloc
-    if not parts.scheme.startswith("http") and ("@" in bucket or (":" in bucket and not bucket.startswith("arn:"))):
-        raise UserError(
-            f"the {parts.scheme}:// URL has more than the name of a bucket before its first '/'; credentials are given "
-            "in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS…)"
-        )
-    if find_spec(scheme.library) is None:
-        raise UserError(
-            f"reading {shown(url)} needs the package {scheme.library}: pip install 'nextlat-dist[{scheme.extra}]'"
-        )
 
 
 def _status(error: Exception) -> int | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.tasks.data import documents
 from nextlat_dist.tasks import FIRST_SYMBOL_ID, task_of
@@ -55,7 +55,7 @@ def read_histories(dataset: Path, limit: int | None) -> Histories:
     Raises:
         UserError: another dataset, too few or too short documents, or beliefs that are not those of the process.
     """
-    manifest = read_manifest(open_place(dataset))
+    manifest = read_manifest(open_storage(dataset))
     hmm = task_of(manifest)
     if not isinstance(hmm, Hmm):
         raise UserError(

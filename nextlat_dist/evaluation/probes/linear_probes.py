@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Record, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 
 LR_TIMES_HIDDEN = 0.5  # a step of Adam moves a logit by less than that, whatever the width
@@ -67,8 +67,8 @@ def read_sequences(dataset: Path, count: int, length: int) -> Sequences:
     Raises:
         UserError: no dataset, or a damaged one, or it has fewer than four such documents.
     """
-    place = open_place(dataset)
-    storage = Storage(place, read_manifest(place))
+    place = open_storage(dataset)
+    storage = Records(place, read_manifest(place))
     starts: list[np.ndarray] = []
     for number in range(len(storage)):
         starts += [start for start in _starts(storage.read(number), length) if len(start) > 1]

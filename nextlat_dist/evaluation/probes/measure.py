@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.effective_rank import effective_rank
 from nextlat_dist.evaluation.exports import named_exports
@@ -83,7 +83,7 @@ def evaluate_probes(
             f"no pair of tokens {farthest} apart is in the first {read.tokens.shape[1]} tokens of the documents of "
             f"{data}; lower --offsets or raise --length"
         )
-    vocab_size = read_manifest(open_place(data)).tokenizer.vocab_size
+    vocab_size = read_manifest(open_storage(data)).tokenizer.vocab_size
     losses: dict[str, list[list[Tensor]]] = {name: [] for name in names}  # name → run → offset → [documents]
     ranks: dict[str, list[float]] = {name: [] for name in names}
     for export in named:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from nextlat_dist.data.members import split_members
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_index, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.tasks import Document, task_of
 
@@ -34,10 +34,10 @@ def documents(dataset: Path, limit: int | None) -> Iterator[Document]:
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of documents is {limit}, but must be ≥ 1; raise --documents")
-    place = open_place(dataset)
+    place = open_storage(dataset)
     manifest = read_manifest(place)
     task_of(manifest)
-    storage = Storage(place, manifest)
+    storage = Records(place, manifest)
     ranges = [(shard.name, *row) for shard in manifest.shards for row in read_index(place, shard).tolist()]
     left = manifest.documents if limit is None else limit
     for number, (shard, offset, length, _, _, crc32) in enumerate(ranges):
@@ -45,8 +45,8 @@ def documents(dataset: Path, limit: int | None) -> Iterator[Document]:
         beliefs = _beliefs(place.read_range(shard, offset, length, crc32), crc32)
         if beliefs is not None and len(beliefs) != len(record.tokens):
             raise UserError(
-                f"{storage.place(number)} has {len(record.tokens)} tokens, but the beliefs after {len(beliefs)}; write "
-                "the data again with `nextlat-data task`"
+                f"{storage.describe(number)} has {len(record.tokens)} tokens, but the beliefs after {len(beliefs)}; "
+                "write the data again with `nextlat-data task`"
             )
         for index, end in enumerate(record.ends[:left].tolist()):
             span = slice(end - int(record.lengths[index]), end)

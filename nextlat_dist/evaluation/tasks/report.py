@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.data.shard_format import Manifest, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.exports import NamedExport, named_exports
 from nextlat_dist.evaluation.tasks import data as task_data
@@ -70,7 +70,7 @@ def evaluate_task(
         UserError: bad options or data, an export that does not know the tokens of the task, or a task without answers.
     """
     named = named_exports(exports)
-    manifest = read_manifest(open_place(data))
+    manifest = read_manifest(open_storage(data))
     task = task_of(manifest)
     for export in named:
         _check_vocabulary(export, manifest, data)

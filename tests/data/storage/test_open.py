@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.cache import CacheSettings
-from nextlat_dist.data.storage.open import OPEN_FILES, LocalPlace, Place, open_place
+from nextlat_dist.data.storage.local import OPEN_FILES, LocalStorage
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.servers import file_server
 
@@ -38,7 +40,7 @@ def open_below(directory: Path) -> int:
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}"])
 def test_a_local_dataset_is_a_path_or_a_file_url(directory: Path, form: str) -> None:
-    place = open_place(form.format(directory))
+    place = open_storage(form.format(directory))
     assert place.url == str(directory)
     assert place.full_name("shard.tar") == str(directory / "shard.tar")
     assert place.read("shard.tar") == CONTENT
@@ -50,11 +52,11 @@ def test_a_file_url_is_quoted(tmp_path: Path) -> None:
     directory = tmp_path / "a b%20c"
     directory.mkdir()
     (directory / "shard.tar").write_bytes(CONTENT)
-    assert open_place(directory.as_uri()).read("shard.tar") == CONTENT
+    assert open_storage(directory.as_uri()).read("shard.tar") == CONTENT
 
 
 def test_a_range_ends_with_the_file(directory: Path) -> None:
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     assert place.read_range("shard.tar", len(CONTENT) - 5, 100, 0) == CONTENT[-5:]
     assert place.read_range("shard.tar", len(CONTENT) + 5, 100, 0) == b""
 
@@ -64,20 +66,20 @@ def test_a_range_is_whole_even_when_the_file_system_gives_it_in_pieces(
 ) -> None:
     whole = os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, length, offset: whole(descriptor, min(length, 7), offset))
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     assert place.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
     assert place.read_range("shard.tar", len(CONTENT) - 20, 50, 0) == CONTENT[-20:]
 
 
 def test_missing_files_are_named(directory: Path) -> None:
-    place = open_place(directory)
+    place = open_storage(directory)
     for read in (place.read, place.stamp, lambda name: place.read_range(name, 0, 1, 0)):
         with pytest.raises(FileNotFoundError, match="nothing"):
             read("nothing")
 
 
 def test_the_stamp_changes_with_the_file(directory: Path) -> None:
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     stamps = [place.stamp("shard.tar")]
     (directory / "shard.tar").write_bytes(CONTENT[::-1])
     os.utime(directory / "shard.tar", ns=(1, 1))
@@ -89,19 +91,19 @@ def test_the_stamp_changes_with_the_file(directory: Path) -> None:
 
 
 def test_bytes_written_into_an_open_file_are_seen(directory: Path) -> None:
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     place.read_range("shard.tar", 0, 10, 0)
     (directory / "shard.tar").write_bytes(CONTENT[::-1])
     assert place.read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
 
 
 def test_an_open_file_that_is_replaced_is_read_on_and_a_new_place_reads_the_new_one(directory: Path) -> None:
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     place.read_range("shard.tar", 0, 10, 0)
     (directory / "new").write_bytes(CONTENT[::-1])
     (directory / "new").replace(directory / "shard.tar")
     assert place.read_range("shard.tar", 0, 10, 0) == CONTENT[:10]
-    assert LocalPlace(directory).read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
+    assert LocalStorage(directory).read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
 
 
 def test_many_threads_over_more_files_than_stay_open(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_many_threads_over_more_files_than_stay_open(tmp_path: Path) -> None:
     files = 2 * OPEN_FILES
     for number in range(files):
         (tmp_path / str(number)).write_bytes(number.to_bytes(4, "little") * 64)
-    place = LocalPlace(tmp_path)
+    place = LocalStorage(tmp_path)
 
     def read(seed: int) -> int:
         for number in np.random.default_rng(seed).integers(0, files, 2000):
@@ -122,7 +124,7 @@ def test_many_threads_over_more_files_than_stay_open(tmp_path: Path) -> None:
 
 
 def test_files_are_closed_with_their_place(directory: Path) -> None:
-    place = LocalPlace(directory)
+    place = LocalStorage(directory)
     place.read_range("shard.tar", 0, 10, 0)
     assert open_below(directory) == 1
     del place
@@ -132,7 +134,7 @@ def test_files_are_closed_with_their_place(directory: Path) -> None:
 def test_a_process_with_too_many_open_files_reads_on(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / str(number)).write_bytes(CONTENT)
-    place = LocalPlace(tmp_path)
+    place = LocalStorage(tmp_path)
     for number in range(10):
         place.read_range(str(number), 0, 1, 0)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,7 +149,7 @@ def test_a_process_with_too_many_open_files_reads_on(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def _read_elsewhere(place: Place, name: str, answers: multiprocessing.Queue[bytes]) -> None:
+def _read_elsewhere(place: Storage, name: str, answers: multiprocessing.Queue[bytes]) -> None:
     answers.put(place.read_range(name, 100, 50, 0))
 
 
@@ -155,7 +157,7 @@ def _read_elsewhere(place: Place, name: str, answers: multiprocessing.Queue[byte
 def test_a_place_works_in_another_process(directory: Path, context: ForkContext | SpawnContext) -> None:
     answers = context.Queue()
     with file_server(directory) as server:
-        for place in (open_place(directory), open_place(f"http://{server.address}/")):
+        for place in (open_storage(directory), open_storage(f"http://{server.address}/")):
             assert place.read_range("shard.tar", 0, 5, 0) == CONTENT[:5]
             process = context.Process(target=_read_elsewhere, args=(place, "shard.tar", answers))
             process.start()
@@ -172,13 +174,13 @@ def test_names_may_be_full_paths_and_urls_whatever_the_place(
     with file_server(directory) as server:
         url = f"http://{server.address}/shard.tar"
         for dataset in (home, f"file://{home}", f"http://{server.address}"):
-            place = open_place(dataset)
+            place = open_storage(dataset)
             for name in (url, str(directory / "shard.tar"), f"file://{directory}/shard.tar"):
                 assert place.full_name(name) == name.removeprefix("file://")
                 assert place.read(name) == CONTENT
                 assert place.read_range(name, 100, 50, 0) == CONTENT[100:150]
                 assert place.stamp(name)
-        place = open_place(home)
+        place = open_storage(home)
         names = [url, "manifest.json", str(directory / "shard.tar"), "nothing", f"{url}s"]
         assert place.sizes(names) == [len(CONTENT), 2, len(CONTENT), None, None]
         assert pickle.loads(pickle.dumps(place)).read(url) == CONTENT
@@ -189,7 +191,7 @@ def test_ranges_of_a_foreign_url_are_cached_too(directory: Path, tmp_path_factor
 
     home = tmp_path_factory.mktemp("home")
     with file_server(directory) as server:
-        place = open_place(home, CacheSettings(home / "cache", 10**6))
+        place = open_storage(home, CacheSettings(home / "cache", 10**6))
         for _ in range(2):
             assert place.read_range(f"http://{server.address}/shard.tar", 0, 50, crc32(CONTENT[:50])) == CONTENT[:50]
         assert len(server.requests) == 1
@@ -206,7 +208,7 @@ def test_ranges_of_a_foreign_url_are_cached_too(directory: Path, tmp_path_factor
 )
 def test_bad_addresses_are_refused_in_a_sentence(url: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        open_place(url)
+        open_storage(url)
     assert all(word in str(caught.value) for word in words)
     assert "SEC" not in str(caught.value)
 
@@ -217,6 +219,6 @@ def test_bad_addresses_are_refused_in_a_sentence(url: str, words: list[str]) -> 
 def test_a_missing_library_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, scheme: str, library: str, extra: str
 ) -> None:
-    monkeypatch.setattr("nextlat_dist.data.storage.remote.find_spec", lambda name: None)
+    monkeypatch.setattr("nextlat_dist.data.storage.catalogue.find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"needs the package {library}: pip install 'nextlat-dist\[{extra}\]'"):
-        open_place(f"{scheme}://bucket/data")
+        open_storage(f"{scheme}://bucket/data")

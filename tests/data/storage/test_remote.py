@@ -17,11 +17,11 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage.cache import CacheSettings
-from nextlat_dist.data.storage.open import open_place
-from nextlat_dist.data.storage.remote import LISTED_FROM, RemotePlace
+from nextlat_dist.data.storage.open import open_storage
+from nextlat_dist.data.storage.remote import LISTED_FROM, RemoteStorage
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, write_dataset
 from tests.kit.servers import FileServer, Switches, aws_environment, file_server, gs_environment, s3_server
@@ -30,9 +30,9 @@ CONTENT = bytes(range(256)) * 8
 LENGTHS = [20, 50, 3, 100, 1, 40, 70, 70]
 
 
-def patient(url: str, cache: CacheSettings | None = None, *, tries: int = 3, timeout: float = 20) -> RemotePlace:
+def patient(url: str, cache: CacheSettings | None = None, *, tries: int = 3, timeout: float = 20) -> RemoteStorage:
     """A place that tries again without long pauses."""
-    return RemotePlace(url, cache, timeout_seconds=timeout, pauses_seconds=[0.01] * (tries - 1))
+    return RemoteStorage(url, cache, timeout_seconds=timeout, pauses_seconds=[0.01] * (tries - 1))
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def upload(dataset: Path, cloud: Cloud) -> None:
         cloud.upload(path.name, path.read_bytes())
 
 
-def open_all(url: str | Path, cache: CacheSettings | None = None) -> tuple[Storage, Manifest]:
-    place = open_place(url, cache)
+def open_all(url: str | Path, cache: CacheSettings | None = None) -> tuple[Records, Manifest]:
+    place = open_storage(url, cache)
     manifest = read_manifest(place)
-    return Storage(place, manifest), manifest
+    return Records(place, manifest), manifest
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -108,8 +108,8 @@ def test_every_record_is_the_local_one(cloud: Cloud, dataset: Path, tmp_path: Pa
             ours, theirs = remote.read(record), local.read(record)
             for member in ("tokens", "ends", "prompts"):
                 np.testing.assert_array_equal(getattr(ours, member), getattr(theirs, member))
-    assert remote.place(1).startswith("record 1 at offset ")
-    assert remote.place(1).endswith(f"{cloud.url}/train-000000.tar")
+    assert remote.describe(1).startswith("record 1 at offset ")
+    assert remote.describe(1).endswith(f"{cloud.url}/train-000000.tar")
 
 
 def test_a_bit_flipped_on_the_server_is_noticed(cloud: Cloud, dataset: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_missing_dataset_shard_or_index_is_named(cloud: Cloud, dataset: Path) 
 
 def test_ranges_end_with_the_file(cloud: Cloud) -> None:
     cloud.upload("shard.tar", CONTENT)
-    place = open_place(cloud.url)
+    place = open_storage(cloud.url)
     assert place.read("shard.tar") == CONTENT
     assert place.read_range("shard.tar", 0, 10, 0) == CONTENT[:10]
     assert place.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
@@ -150,7 +150,7 @@ def test_ranges_end_with_the_file(cloud: Cloud) -> None:
 
 
 def test_sizes_and_stamps(cloud: Cloud) -> None:
-    place = open_place(cloud.url)
+    place = open_storage(cloud.url)
     cloud.upload("a", b"one")
     first = place.stamp("a")
     assert place.stamp("a") == first
@@ -164,7 +164,7 @@ def test_sizes_and_stamps(cloud: Cloud) -> None:
 
 
 def test_many_sizes_are_right_also_after_a_change(cloud: Cloud) -> None:
-    place = open_place(cloud.url)
+    place = open_storage(cloud.url)
     assert place.sizes([f"none-{number}" for number in range(LISTED_FROM)]) == [None] * LISTED_FROM
     cloud.upload("0.tar", b"")
     assert place.sizes(["0.tar"] * LISTED_FROM) == [0] * LISTED_FROM
@@ -178,7 +178,7 @@ def test_many_sizes_are_right_also_after_a_change(cloud: Cloud) -> None:
 
 def test_many_threads_read_at_once(cloud: Cloud) -> None:
     cloud.upload("shard.tar", CONTENT)
-    place = open_place(cloud.url)
+    place = open_storage(cloud.url)
 
     def read(offset: int) -> bool:
         return place.read_range("shard.tar", offset, 50, 0) == CONTENT[offset : offset + 50]
@@ -195,19 +195,19 @@ def test_object_stores_list_a_directory_instead_of_asking_for_each_file(
     files.mkdir("listed")
     caplog.set_level(logging.INFO, "werkzeug")
     caplog.clear()
-    assert open_place("s3://listed/data").sizes([str(n) for n in range(500)]) == [None] * 500
+    assert open_storage("s3://listed/data").sizes([str(n) for n in range(500)]) == [None] * 500
     assert 1 <= caplog.text.count("GET /listed?list-type=2") <= 2
     assert "HEAD" not in caplog.text
     (tmp_path / "bucket" / "data").mkdir(parents=True)
     with file_server(tmp_path, gs=True) as server:
         gs_environment(monkeypatch, server)
-        assert open_place("gs://bucket/data").sizes([str(n) for n in range(500)]) == [None] * 500
+        assert open_storage("gs://bucket/data").sizes([str(n) for n in range(500)]) == [None] * 500
         assert len(server.requests) <= 2
 
 
 def test_a_web_server_is_asked_for_many_sizes_at_once(server: FileServer) -> None:
     server.switches.together = threading.Barrier(16)
-    assert open_place(f"http://{server.address}").sizes(["shard.tar", "none"] * 40) == [len(CONTENT), None] * 40
+    assert open_storage(f"http://{server.address}").sizes(["shard.tar", "none"] * 40) == [len(CONTENT), None] * 40
     assert {request.method for request in server.requests} == {"HEAD"}
 
 
@@ -219,7 +219,7 @@ def test_s3_signs_where_there_is_a_key_and_reads_public_buckets_without(
     for key, signature in (("AKIATEST", r"AWS4-HMAC-SHA256 Credential=AKIATEST/.*"), (None, "")):
         aws_environment(monkeypatch, f"http://{server.address}", key=key)
         server.requests.clear()
-        assert open_place("s3://public").read_range("shard.tar", 3, 4, 0) == CONTENT[3:7]
+        assert open_storage("s3://public").read_range("shard.tar", 3, 4, 0) == CONTENT[3:7]
         (request,) = server.requests
         assert request.path == "/public/shard.tar"
         assert request.headers["Range"] == "bytes=3-6"
@@ -231,7 +231,7 @@ def test_gs_asks_googles_json_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "bucket" / "a b" / "shard.tar").write_bytes(CONTENT)
     with file_server(tmp_path, gs=True) as server:
         gs_environment(monkeypatch, server)
-        assert open_place("gs://bucket/a b").read_range("shard.tar", 3, 4, 0) == CONTENT[3:7]
+        assert open_storage("gs://bucket/a b").read_range("shard.tar", 3, 4, 0) == CONTENT[3:7]
         (request,) = server.requests
     assert request.path == "/download/storage/v1/b/bucket/o/a%20b%2Fshard.tar?alt=media"
     assert request.headers["Range"] == "bytes=3-6"
@@ -245,8 +245,8 @@ def test_gs_asks_googles_json_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 class Faulty:
     """A place whose `shard.tar` comes from a server that can be told to misbehave; `hasty` waits only a moment."""
 
-    place: RemotePlace
-    hasty: RemotePlace
+    place: RemoteStorage
+    hasty: RemoteStorage
     server: FileServer
 
 

@@ -17,7 +17,7 @@ from data_tools.shards.journal import JOURNAL_FILE
 from data_tools.shards.reshard import ReshardOptions, reshard
 from data_tools.tars.index import find_tars, index
 from data_tools.verify import verify
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -26,7 +26,7 @@ from nextlat_dist.data.shard_format import (
     manifest_bytes,
     read_manifest,
 )
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import tiny_tokenizer, write_dataset
@@ -46,8 +46,8 @@ def make(directory: Path, seed: int, count: int, *, prompts: bool = False, **siz
 
 
 def documents_of(dataset: Path | str) -> Documents:
-    place = open_place(dataset)
-    storage = Storage(place, read_manifest(place))
+    place = open_storage(dataset)
+    storage = Records(place, read_manifest(place))
     found: Documents = []
     for number in range(len(storage)):
         record = storage.read(number)

@@ -15,9 +15,9 @@ from data_tools.shards.shard import ShardOptions, shard
 from data_tools.shards.shard_report import describe
 from data_tools.text.sources import Fields, FileSource, find_files
 from data_tools.text.splits import unit_hash
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.corpora import TEXTS, contents
@@ -43,7 +43,7 @@ def run(source: Path, output: Path, fields: Fields = TEXT, **changes: Any) -> li
 
 
 def texts_of(dataset: Path) -> list[str]:
-    storage, tokenizer = Storage(open_place(dataset), read_manifest(dataset)), Tokenizer(dataset / "tokenizer.model")
+    storage, tokenizer = Records(open_storage(dataset), read_manifest(dataset)), Tokenizer(dataset / "tokenizer.model")
     records = [storage.read(number) for number in range(len(storage))]
     return [tokenizer.decode(part) for record in records for part in np.split(record.tokens, record.ends[:-1])]
 
@@ -60,7 +60,7 @@ def test_every_text_comes_back_in_order(corpus: Path, tmp_path: Path) -> None:
 
 def test_sizes_of_records_and_shards_are_kept(corpus: Path, tmp_path: Path) -> None:
     (manifest,) = run(corpus, tmp_path / "out")
-    storage = Storage(open_place(tmp_path / "out"), manifest)
+    storage = Records(open_storage(tmp_path / "out"), manifest)
     longest = max(int(storage.read(number).lengths.max()) for number in range(len(storage)))
     assert all(300 <= tokens < 300 + longest for tokens in storage.tokens[:-1])
     assert all(2000 <= entry.tokens < 2300 + longest for entry in manifest.shards[:-1])
@@ -122,7 +122,7 @@ def test_prompts_become_masked_lengths(tmp_path: Path) -> None:
     rows = [{"text": "answer", "q": "question " * n} for n in range(5)]
     (manifest,) = run(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path / "out", Fields(prompt="q"))
     assert manifest.has_prompts
-    record = Storage(open_place(tmp_path / "out"), manifest).read(0)
+    record = Records(open_storage(tmp_path / "out"), manifest).read(0)
     tokenizer = Tokenizer(tiny_tokenizer())
     assert record.prompts is not None
     assert record.prompts.tolist() == [1 + len(tokenizer.encode("question " * n)) for n in range(5)]

@@ -14,9 +14,9 @@ import pytest
 from data_tools.tars.adopt import Adopter
 from data_tools.tars.index import JOURNAL_FILE, find_tars, index
 from nextlat_dist.data.loader import RowLoader
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, MembersEntry, read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import numbered_documents, tiny_tokenizer, write_dataset
@@ -37,8 +37,8 @@ def adopt(
 
 
 def texts_of(dataset: Path | str) -> list[str]:
-    place = open_place(dataset)
-    storage, tokenizer = Storage(place, read_manifest(place)), Tokenizer(tiny_tokenizer())
+    place = open_storage(dataset)
+    storage, tokenizer = Records(place, read_manifest(place)), Tokenizer(tiny_tokenizer())
     return [tokenizer.decode(storage.read(number).tokens) for number in range(len(storage))]
 
 
@@ -63,7 +63,7 @@ def test_every_record_that_webdataset_sees_can_be_read(tars: Path) -> None:
     assert manifest.report["ignored_members"] == {"jpg": 60, "pkl": 60}
     assert manifest.report["empty"]["count"] == manifest.report["not_lossless"]["count"] == 0
     assert not (dataset / JOURNAL_FILE).exists()
-    storage = Storage(open_place(dataset), manifest)
+    storage = Records(open_storage(dataset), manifest)
     assert storage.read(0).tokens.tolist() == [1, *Tokenizer(tiny_tokenizer()).encode(ALL_TEXTS[0]), 2]
     # A range holds the one member: the pictures are never read.
     assert int(storage._length.max()) <= 1024
@@ -325,9 +325,9 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(tars: Path) -> None:
     _, manifest = adopt(tars)
     shard = manifest.shards[0]
     adopter = Adopter(replace(manifest, shards=()), tiny_tokenizer().read_bytes())
-    adopter(open_place(tars), shard.name, shard.bytes, lambda count: None)
+    adopter(open_storage(tars), shard.name, shard.bytes, lambda count: None)
     with pytest.raises(UserError, match=r"a-0\.tar was changed while it was read"):
-        adopter(open_place(tars), shard.name, shard.bytes, lambda count: os.utime(tars / shard.name))
+        adopter(open_storage(tars), shard.name, shard.bytes, lambda count: os.utime(tars / shard.name))
 
 
 def test_settings_are_recorded(tars: Path) -> None:

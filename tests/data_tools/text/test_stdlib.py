@@ -10,9 +10,9 @@ from data_tools.shards.shard import ShardOptions, shard
 from data_tools.text import stdlib
 from data_tools.text.sources import Fields, FileSource, find_files
 from data_tools.text.stdlib import Text, cut_prompts, docstrings_of, write_stdlib
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import tiny_tokenizer
@@ -106,7 +106,7 @@ def test_shard_takes_the_split_from_the_documents(corpus: Path, tmp_path: Path) 
     options = ShardOptions(tiny_tokenizer(), tmp_path / "data", split_by_field=True)
     shard(FileSource(find_files([str(source)]), Fields(split="split")), options)
     validation = tmp_path / "data/validation"
-    storage, tokenizer = Storage(open_place(validation), read_manifest(validation)), Tokenizer(tiny_tokenizer())
+    storage, tokenizer = Records(open_storage(validation), read_manifest(validation)), Tokenizer(tiny_tokenizer())
     found = "".join(tokenizer.decode(storage.read(number).tokens) for number in range(len(storage)))
     assert found == "".join(row["text"] for row in texts if row["split"] == "validation")
 

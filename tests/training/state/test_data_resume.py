@@ -11,9 +11,9 @@ import pytest
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.data.order import GlobalOrder
-from nextlat_dist.data.records import Storage
+from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
-from nextlat_dist.data.storage.open import open_place
+from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from tests.kit.harness import Ranks
 from tests.kit.training.runs import logged, run_training, training_config
@@ -126,7 +126,7 @@ def damaged_copy(dataset: Path, target: Path, raw: dict[str, Any], place: int = 
     """Copy the dataset and flip a bit in the record at this place in the order of a run; the record's number."""
     shutil.copytree(dataset, target)
     train = target / "train"
-    storage = Storage(open_place(train), read_manifest(train))
+    storage = Records(open_storage(train), read_manifest(train))
     seed = config_from_dict(raw).training.seed
     record = int(GlobalOrder(storage.tokens, seed=seed, shuffle=True).records(0, place)[0])
     (shard,) = train.glob("*.tar")
