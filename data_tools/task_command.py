@@ -11,7 +11,7 @@ from pathlib import Path
 from data_tools.shards.shard_report import describe
 from data_tools.tasks import TaskOptions, write_task
 from nextlat_dist.reporting.options import add_fields, given
-from nextlat_dist.tasks import TASKS, make_task, task_class
+from nextlat_dist.tasks import make_task, task_class, task_names
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +20,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write a planning or world-model task as train and test sets that share no problem",
     )
     kinds = task.add_subparsers(required=True, metavar="NAME")
-    for name in TASKS:
+    for name in task_names():
         cls = task_class(name)
         parser = kinds.add_parser(name, help=(cls.__doc__ or "").split("\n")[0])
         add_fields(parser, cls)

@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as protobuf
 from nextlat_dist.data.members import load_tokenizer
 from nextlat_dist.data.tokenizer import SPACE_SYMBOL, Tokenizer
 from nextlat_dist.tasks import BOS_ID, EOS_ID, PAD_ID, Task
-from nextlat_dist.tasks.vocabulary import SPECIAL_WORDS, UNK_ID
+from nextlat_dist.tasks.documents import SPECIAL_WORDS, UNK_ID
 
 
 def task_tokenizer(task: Task) -> Tokenizer:

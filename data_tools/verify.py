@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.tars.adopt import left_out
-from data_tools.tars.tar_reader import Tape, TarDamage
+from data_tools.tars.tar_reader import TarDamage, TarReader
 from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
 from nextlat_dist.data.storage.base import Storage
@@ -120,10 +120,10 @@ class _ShardCheck:
         if size != shard.bytes:
             self._add(f"it has {size} bytes where the manifest says {shard.bytes}")
         table = self._index()
-        tape = Tape(self._storage, shard.name, size, moved)
+        reader = TarReader(self._storage, shard.name, size, moved)
         try:
-            self._check_records(tape, table, plain_records)
-            if tape.finish() != shard.sha256:
+            self._check_records(reader, table, plain_records)
+            if reader.finish() != shard.sha256:
                 self._add("its sha256 is not that of the manifest")
         except (OSError, TarDamage) as error:
             self._add(f"it cannot be read ({error})")
@@ -143,16 +143,16 @@ class _ShardCheck:
             )
         return table
 
-    def _check_records(self, tape: Tape, table: np.ndarray, plain_records: int) -> None:
+    def _check_records(self, reader: TarReader, table: np.ndarray, plain_records: int) -> None:
         """Check each record when a plain webdataset reader has gone past it, so that one pass serves both."""
         waiting = deque(enumerate(table.tolist()))
         found = 0
         try:
-            for _ in _plain_reader(tape):
+            for _ in _plain_reader(reader):
                 found += 1
-                while waiting and waiting[0][1][0] + waiting[0][1][1] <= tape.position:
-                    self._check_record(tape, *waiting.popleft())
-                tape.release(waiting[0][1][0] if waiting else tape.position)
+                while waiting and waiting[0][1][0] + waiting[0][1][1] <= reader.position:
+                    self._check_record(reader, *waiting.popleft())
+                reader.release(waiting[0][1][0] if waiting else reader.position)
             if found != plain_records:
                 self._add(f"plain webdataset finds {found} records in it, not {plain_records}")
         except (OSError, TarDamage):
@@ -160,13 +160,13 @@ class _ShardCheck:
         except Exception as error:  # tarfile and webdataset have many for what is no good tar
             self._add(f"plain webdataset cannot read it to its end ({error}); it finds {found} records")
         for number, row in waiting:
-            tape.position = max(tape.position, row[0])
-            tape.release(row[0])
-            self._check_record(tape, number, row)
+            reader.position = max(reader.position, row[0])
+            reader.release(row[0])
+            self._check_record(reader, number, row)
 
-    def _check_record(self, tape: Tape, number: int, row: list[int]) -> None:
+    def _check_record(self, reader: TarReader, number: int, row: list[int]) -> None:
         offset, length, documents, tokens, crc32 = row
-        data = tape.span(offset, offset + length)
+        data = reader.span(offset, offset + length)
         if len(data) != length or zlib.crc32(data) != crc32:
             self._add(f"its bytes at offset {offset} are not those that were written: the crc32 differs", number)
             return
@@ -191,12 +191,12 @@ class _ShardCheck:
         self.problems.append(Problem(problem, self._shard.name, record))
 
 
-def _plain_reader(tape: Tape) -> Iterator[dict[str, Any]]:
+def _plain_reader(reader: TarReader) -> Iterator[dict[str, Any]]:
     """The samples that `webdataset.WebDataset(shard)` makes, by the functions that it is made of."""
     # Imported here because the package imports torch where torch is installed.
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-    samples: Iterator[dict[str, Any]] = group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(tape))
+    samples: Iterator[dict[str, Any]] = group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(reader))
     return samples
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_tools.text.sources import Document
+from data_tools.text.sources import TextDocument
 from nextlat_dist.data.shard_format import token_dtype
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
@@ -78,14 +78,14 @@ class Encoder:
         self._on_invalid = on_invalid
         self._dtype = token_dtype(tokenizer.vocab_size)
 
-    def __call__(self, documents: Sequence[Document]) -> list[Encoded]:
+    def __call__(self, documents: Sequence[TextDocument]) -> list[Encoded]:
         """All documents at once: a call of a library costs as much as a short document."""
         read = [self._read(document) for document in documents]
         texts = [found for found in read if isinstance(found, _Text)]
         encoded = iter(self._encode(texts) if texts else [])
         return [next(encoded) if isinstance(found, _Text) else found for found in read]
 
-    def _read(self, document: Document) -> _Text | Encoded:
+    def _read(self, document: TextDocument) -> _Text | Encoded:
         """The text of a document; one that is left out is encoded already."""
         if not document.text and not document.prompt:
             return Encoded(None, remark="empty")
@@ -122,7 +122,7 @@ class Encoder:
 
 
 def encode_all(
-    documents: Iterable[Document], tokenizer: Path, *, bos: bool, eos: bool, on_invalid: OnInvalid, workers: int
+    documents: Iterable[TextDocument], tokenizer: Path, *, bos: bool, eos: bool, on_invalid: OnInvalid, workers: int
 ) -> Generator[Encoded, None, None]:
     """Encode documents in order; with more than one worker in so many processes, with a bounded number under way.
 
@@ -173,8 +173,8 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
+def _batches(documents: Iterable[TextDocument]) -> Iterator[list[TextDocument]]:
+    batch: list[TextDocument] = []
     size = 0
     for document in documents:
         batch.append(document)
@@ -215,6 +215,6 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_batch(batch: list[Document]) -> list[Encoded]:
+def _encode_batch(batch: list[TextDocument]) -> list[Encoded]:
     assert _worker_encoder is not None
     return _worker_encoder(batch)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from data_tools.shards.journal import Mark
-from data_tools.text.sources import Document, Source
+from data_tools.text.sources import TextDocument, TextSource
 from nextlat_dist.errors import UserError
 
 
@@ -24,7 +24,7 @@ class Passed:
     mark: Mark
 
 
-class Remaining:
+class PendingDocuments:
     """Documents to encode, from a source and what is already done of it.
 
     Args:
@@ -36,14 +36,14 @@ class Remaining:
         position: how far the source was read.
     """
 
-    def __init__(self, source: Source, split_of: Callable[[Document], str], done: Mapping[str, Mark]) -> None:
+    def __init__(self, source: TextSource, split_of: Callable[[TextDocument], str], done: Mapping[str, Mark]) -> None:
         self._source = source
         self._split_of = split_of
         self._done = done
         self._passed: deque[Passed] = deque()
         self.start = self.position = min(done.values(), key=lambda mark: mark.documents)
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[TextDocument]:
         """The documents that no finished shard holds.
 
         Raises:

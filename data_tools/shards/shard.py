@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from data_tools.shards.encode import OnInvalid, encode_all
 from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
-from data_tools.shards.pending import Remaining
-from data_tools.shards.shard_report import Report
+from data_tools.shards.pending import PendingDocuments
+from data_tools.shards.shard_report import ShardReport
 from data_tools.shards.writer import DatasetWriter
-from data_tools.text.sources import Document, Source
+from data_tools.text.sources import TextDocument, TextSource
 from data_tools.text.splits import Split, split_of
 from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ class ShardOptions:
             return {self.split: self.output}
         return {name: self.output / name for name in get_args(Split)}
 
-    def split_of(self, document: Document) -> str:
+    def split_of(self, document: TextDocument) -> str:
         """Raises UserError for a document whose split field names no split."""
         if self.split_by_field:
             if document.split is None or document.split not in get_args(Split):
@@ -89,7 +89,7 @@ class ShardOptions:
         return self.split if self.validation_fraction is None else split_of(document.name, self.validation_fraction)
 
 
-def shard(source: Source, options: ShardOptions) -> list[Manifest]:
+def shard(source: TextSource, options: ShardOptions) -> list[Manifest]:
     """Encode the documents of the source and write the dataset or datasets.
 
     Goes on where an interrupted run with the same source and options stopped, and keeps its finished shards.
@@ -111,13 +111,13 @@ def shard(source: Source, options: ShardOptions) -> list[Manifest]:
 class _Run:
     """One run of `shard`."""
 
-    def __init__(self, source: Source, options: ShardOptions, tokenizer: Tokenizer, journal: ShardJournal) -> None:
+    def __init__(self, source: TextSource, options: ShardOptions, tokenizer: Tokenizer, journal: ShardJournal) -> None:
         self._source = source
         self._writing = writing_to(options.output)
         self._options = options
         self._journal = journal
         self._writers: dict[str, DatasetWriter] = {}
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, ShardReport] = {}
         done: dict[str, Mark] = {}
         for name, directory in options.splits.items():
             kept = [shard for shard in journal.finished if shard.split == name]
@@ -134,9 +134,9 @@ class _Run:
                     overwrite=options.overwrite,
                     kept=[shard.entry for shard in kept],
                 )
-            self._reports[name] = Report(options.on_invalid, kept[-1].report if kept else None)
+            self._reports[name] = ShardReport(options.on_invalid, kept[-1].report if kept else None)
             done[name] = kept[-1].mark if kept else Mark()
-        self._remaining = Remaining(source, options.split_of, done)
+        self._remaining = PendingDocuments(source, options.split_of, done)
         if journal.finished:
             documents = sum(shard.entry.documents for shard in journal.finished)
             print(f"resuming: {len(journal.finished):,} shards kept, {documents:,} documents skipped", file=sys.stderr)
@@ -208,7 +208,7 @@ class _Progress:
         tokens: of this run.
     """
 
-    def __init__(self, source: Source, start: Mark) -> None:
+    def __init__(self, source: TextSource, start: Mark) -> None:
         self.tokens = 0
         self._mark = start
         self._parts = source.parts

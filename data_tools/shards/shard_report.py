@@ -21,7 +21,7 @@ MEANINGS: dict[Remark, str] = {
 }
 
 
-class Report:
+class ShardReport:
     """Counts and first names of the documents of one split that were left out or changed.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_tools.tars.tar_reader import Tape, TarDamage, TarMember, tar_members
+from data_tools.tars.tar_reader import TarDamage, TarMember, TarReader, tar_members
 from nextlat_dist.data.members import EmptyDocument, load_tokenizer, record_decoder, text_of
 from nextlat_dist.data.shard_format import IndexEntry, Manifest, ShardEntry, index_bytes
 from nextlat_dist.data.storage.base import Storage
@@ -71,20 +71,20 @@ class Adopter:
                 for.
         """
         path, stamp = storage.full_name(name), storage.stamp(name)
-        tape = Tape(storage, name, size, moved)
+        reader = TarReader(storage, name, size, moved)
         records = _Records(path, self._entry.member)
         entries: list[IndexEntry] = []
         names: dict[str, list[str]] = {"empty": [], "not_lossless": []}
         try:
-            for member in tar_members(tape, records.is_wanted):
+            for member in tar_members(reader, records.is_wanted):
                 if records.add(member.name):
-                    found, remark = self._index(member, tape, path)
+                    found, remark = self._index(member, reader, path)
                     entries += [found] if found is not None else []
                     if remark is not None:
                         names[remark].append(member.name)
-                tape.release(member.end)
+                reader.release(member.end)
             records.close()
-            sha256 = tape.finish()
+            sha256 = reader.finish()
         except TarDamage as error:
             raise UserError(f"tar {path} is damaged: {error}; copy or write it again") from None
         except OSError as error:
@@ -104,7 +104,7 @@ class Adopter:
         lists = {key: {"count": len(found), "names": found[:REPORTED_NAMES]} for key, found in names.items()}
         return AdoptedTar(entry, stamp, **lists, ignored=dict(sorted(records.ignored.items()))), index
 
-    def _index(self, member: TarMember, tape: Tape, path: str) -> tuple[IndexEntry | None, str | None]:
+    def _index(self, member: TarMember, reader: TarReader, path: str) -> tuple[IndexEntry | None, str | None]:
         """Entry of a document (None if it is empty) and remark on it. The range is that of this one member, so that
         pictures beside it are never read."""
         try:
@@ -116,7 +116,7 @@ class Adopter:
         lossless = self._entry.kind == "tokens" or (
             self._tokenizer.decode(record.tokens) == text_of(member.content, self._entry.field)
         )
-        data = tape.span(member.begin, member.end)
+        data = reader.span(member.begin, member.end)
         entry = IndexEntry(member.begin, len(data), 1, len(record.tokens), zlib.crc32(data))
         return entry, None if lossless else "not_lossless"
 

@@ -23,7 +23,7 @@ class TarDamage(ValueError):
     """The bytes are no complete tar."""
 
 
-class Tape:
+class TarReader:
     """A file read forwards. `read` is what tar readers call.
 
     Attributes:
@@ -108,7 +108,7 @@ class TarMember:
     content: bytes
 
 
-def tar_members(tape: Tape, wanted: Callable[[str], bool]) -> Iterator[TarMember]:
+def tar_members(reader: TarReader, wanted: Callable[[str], bool]) -> Iterator[TarMember]:
     """Regular files in order, with content for those with a wanted name and b"" for the others; checks the end.
 
     Raises:
@@ -116,7 +116,7 @@ def tar_members(tape: Tape, wanted: Callable[[str], bool]) -> Iterator[TarMember
     """
     try:
         # webdataset's own iterator tells no offsets; this is the one it is made of.
-        tar = tarfile.TarFile.open(fileobj=tape, mode="r|")  # type: ignore[call-overload]
+        tar = tarfile.TarFile.open(fileobj=reader, mode="r|")  # type: ignore[call-overload]
     except tarfile.TarError as error:
         raise TarDamage(f"it is no plain tar ({error}); a compressed one must be unpacked") from None
     try:
@@ -132,4 +132,4 @@ def tar_members(tape: Tape, wanted: Callable[[str], bool]) -> Iterator[TarMember
         raise
     except Exception as error:  # tarfile lets several kinds through for damaged headers
         raise TarDamage(f"{error}, near offset {tar.offset}") from None
-    tape.check_end(tar.offset)
+    reader.check_end(tar.offset)

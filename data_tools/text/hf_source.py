@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from data_tools.text.sources import Document, Fields, text_bytes
+from data_tools.text.sources import Fields, TextDocument, text_bytes
 from nextlat_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class HfSource:
         """Name, options and data files with their versions (on the hub, a commit)."""
         return self._identity
 
-    def documents(self, first_part: int = 0) -> Iterator[Document]:
+    def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
         """The documents from that data file on.
 
         Raises:
@@ -124,7 +124,7 @@ class HfSource:
                     number += 1
                     yield self._document(dict(zip(self._fields.names, row, strict=True)), part, number)
 
-    def _document(self, row: Mapping[str, Any], part: int, number: int) -> Document:
+    def _document(self, row: Mapping[str, Any], part: int, number: int) -> TextDocument:
         values: dict[str, str] = {}
         for name in self._fields.names:
             value = row[name]
@@ -138,4 +138,4 @@ class HfSource:
         split = None if self._fields.split is None else values[self._fields.split]
         size = len(text) + len(prompt or b"")
         short_name = self._name.rstrip("/").rpartition("/")[2]
-        return Document(f"{short_name}/{part}:{number}", text, prompt, split, size, part=part)
+        return TextDocument(f"{short_name}/{part}:{number}", text, prompt, split, size, part=part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from data_tools.text.hf_source import SCHEME, HfSource
-from data_tools.text.sources import STDIN, Fields, FileSource, Source, find_files
+from data_tools.text.sources import STDIN, Fields, FileSource, TextSource, find_files
 from nextlat_dist.errors import UserError
 
 
@@ -39,7 +39,7 @@ def input_options() -> argparse.ArgumentParser:
     return inputs
 
 
-def open_source(options: argparse.Namespace, *, prompt: str | None = None, split: str | None = None) -> Source:
+def open_source(options: argparse.Namespace, *, prompt: str | None = None, split: str | None = None) -> TextSource:
     """The source that the options of `input_options` name; `prompt` and `split` are fields to read as well.
 
     Raises:

@@ -32,7 +32,7 @@ IGNORED_FOLDER = "__pycache__"
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """One document as found.
 
     Attributes:
@@ -54,7 +54,7 @@ class Document:
     part: int = 0
 
 
-class Source(Protocol):
+class TextSource(Protocol):
     """Documents in a fixed order, part after part."""
 
     @property
@@ -72,7 +72,7 @@ class Source(Protocol):
         """What decides which documents there are, as JSON with a name for each thing: a change is a change of these."""
         ...
 
-    def documents(self, first_part: int = 0) -> Iterator[Document]:
+    def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
         """The documents from that part on; raises UserError for what cannot be read or has not the fields asked for."""
         ...
 
@@ -91,7 +91,7 @@ class Fields:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """As `Source.identity`."""
+        """As `TextSource.identity`."""
         return {"--field": self.text, "--prompt-field": self.prompt, "--split-field": self.split}
 
 
@@ -208,7 +208,7 @@ class FileSource:
                 raise UserError(f"input {file.name} cannot be read: {error.strerror}; change --input") from None
             yield file.name, status.st_size, status.st_mtime_ns
 
-    def documents(self, first_part: int = 0) -> Iterator[Document]:
+    def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
         """The documents from that file on.
 
         Raises:
@@ -221,7 +221,7 @@ class FileSource:
                 except (OSError, EOFError, zlib.error) as error:
                     raise UserError(f"input {file.name} cannot be read: {error}; copy or compress it again") from error
 
-    def _read(self, file: SourceFile, part: int) -> Iterator[Document]:
+    def _read(self, file: SourceFile, part: int) -> Iterator[TextDocument]:
         if file.path is None:
             lines = self.stdin_format == "lines"
             stream = sys.stdin.buffer
@@ -238,16 +238,16 @@ class FileSource:
                     "--prompt-field and --split-field need JSONL or Parquet input"
                 )
             text = file.path.read_bytes()
-            yield Document(file.name, text, None, None, len(text), file.in_folder, part)
+            yield TextDocument(file.name, text, None, None, len(text), file.in_folder, part)
 
 
-def _read_lines(stream: BinaryIO, part: int) -> Iterator[Document]:
+def _read_lines(stream: BinaryIO, part: int) -> Iterator[TextDocument]:
     for number, line in enumerate(stream, 1):
         text = line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
-        yield Document(f"stdin:{number}", text, None, None, len(line), part=part)
+        yield TextDocument(f"stdin:{number}", text, None, None, len(line), part=part)
 
 
-def _read_jsonl(raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator[Document]:
+def _read_jsonl(raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator[TextDocument]:
     """Documents of a JSONL stream, decompressed by the end of its name. `raw` counts the bytes of the file itself."""
     position = 0
     for number, line in enumerate(_decompressed(raw, name), 1):
@@ -255,7 +255,7 @@ def _read_jsonl(raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator
             continue
         values = _json_fields(line, f"{name} line {number}", fields)
         before, position = position, raw.tell() if raw.seekable() else position + len(line)
-        yield Document(f"{name}:{number}", *values, source_bytes=position - before, part=part)
+        yield TextDocument(f"{name}:{number}", *values, source_bytes=position - before, part=part)
 
 
 def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
@@ -309,7 +309,7 @@ def text_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[Document]:
+def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[TextDocument]:
     require_extra("data", "pyarrow", purpose=f"reading {name}")
     import pyarrow
     import pyarrow.parquet
@@ -339,7 +339,7 @@ def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[
             columns[field] = [value or b"" for value in values]
         for row in range(batch.num_rows):
             number += 1
-            yield Document(
+            yield TextDocument(
                 f"{name}:{number}",
                 columns[fields.text][row],
                 None if fields.prompt is None else columns[fields.prompt][row],

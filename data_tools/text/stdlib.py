@@ -50,7 +50,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class HeldOutPrompt:
     name: str
     prompt: str
 
@@ -120,20 +120,20 @@ def pages(text: Text) -> list[Text]:
     return [replace(text, name=f"{text.name}#{number}", text=part) for number, part in enumerate(documents)]
 
 
-def cut_prompts(texts: Sequence[Text]) -> list[Prompt]:
+def cut_prompts(texts: Sequence[Text]) -> list[HeldOutPrompt]:
     """Up to `PROMPTS_PER_DOMAIN` prompts from validation documents; a second place of one only after a place of each.
 
     A prompt starts at a line and ends before a space or a line end.
     """
     assert all(text.split == "validation" for text in texts)
-    candidates: list[tuple[int, float, Prompt]] = []
+    candidates: list[tuple[int, float, HeldOutPrompt]] = []
     for text in texts:
         places = {f"{text.name}@{at}": at for at in range(0, len(text.text), WINDOW_CHARACTERS)}
         found = 0
         for name in sorted(places, key=unit_hash):
             prompt = _prompt_at(text.text, places[name], unit_hash(f"length of {name}"))
             if prompt is not None:
-                candidates.append((found, unit_hash(name), Prompt(name, prompt)))
+                candidates.append((found, unit_hash(name), HeldOutPrompt(name, prompt)))
                 found += 1
     return [prompt for _, _, prompt in sorted(candidates, key=lambda c: c[:2])[:PROMPTS_PER_DOMAIN]]
 
@@ -172,5 +172,5 @@ def write_stdlib(output: Path, validation_fraction: float) -> dict[str, dict[str
     return counts
 
 
-def _jsonl(rows: Iterable[Text | Prompt]) -> bytes:
+def _jsonl(rows: Iterable[Text | HeldOutPrompt]) -> bytes:
     return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_tools.text.sources import Document
+from data_tools.text.sources import TextDocument
 from data_tools.text.splits import unit_hash
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
@@ -26,7 +26,7 @@ UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
 SENTENCE_BYTES = 4000  # sentencepiece leaves out longer ones than its own limit of 4192
 
 
-def sample(documents: Iterable[Document], limit_bytes: int, seed: int) -> list[str]:
+def sample(documents: Iterable[TextDocument], limit_bytes: int, seed: int) -> list[str]:
     """Whole documents of about `limit_bytes` in total, chosen by a hash of seed and name; everything if there is less.
 
     Holds no more than the sample in memory. Bytes that are not UTF-8 become U+FFFD.

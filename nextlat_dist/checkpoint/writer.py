@@ -43,7 +43,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SaveOutcome:
     """How a save ended; `error` is empty when it was committed."""
 
     step: int
@@ -66,7 +66,7 @@ class CheckpointWriter:
         self._group = dist.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: tuple[int, Future[None]] | None = None
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[SaveOutcome] = []
 
     def save(self, step: int, description: dict[str, Any], snapshot: Callable[[], Snapshot]) -> None:
         """Take a snapshot and have it committed as `step`; waits for the save before."""
@@ -76,13 +76,13 @@ class CheckpointWriter:
         if not self._background:
             self._collect(block=True)
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[SaveOutcome]:
         """The saves that ended since the last call, on this rank. Waits for nothing and is not collective."""
         self._collect(block=False)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    def finish(self) -> list[Outcome]:
+    def finish(self) -> list[SaveOutcome]:
         """`outcomes` when nothing is under way any more."""
         self._collect(block=True)
         return self.outcomes()
@@ -96,7 +96,7 @@ class CheckpointWriter:
             running.result()
         except UserError as caught:  # the same on every rank
             error = str(caught)
-        self._outcomes.append(Outcome(step, error))
+        self._outcomes.append(SaveOutcome(step, error))
 
     def close(self) -> None:
         """End the background thread; a save that is under way is not waited for and will never be committed."""

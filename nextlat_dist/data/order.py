@@ -27,7 +27,7 @@ def permutation(length: int, *key: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Span:
+class WindowPart:
     """Units `begin` to `end` (exclusive) of one window, in the document order of that epoch."""
 
     epoch: int
@@ -69,7 +69,7 @@ class GlobalOrder:
             return None
         return permutation(count, self._seed, epoch, 1, int(self.records(epoch, window)[0]))
 
-    def spans(self, begin: int, end: int) -> Iterator[Span]:
+    def spans(self, begin: int, end: int) -> Iterator[WindowPart]:
         """The stream's units `begin` to `end` (exclusive), in order, cut at the borders of windows."""
         while begin < end:
             epoch, inside = divmod(begin, self.units_per_epoch)
@@ -78,5 +78,5 @@ class GlobalOrder:
             window = int(np.searchsorted(first, inside, side="right")) - 1
             take = min(int(first[window + 1]) - inside, end - begin)
             offset = inside - int(first[window])
-            yield Span(epoch, window, offset, offset + take)
+            yield WindowPart(epoch, window, offset, offset + take)
             begin += take

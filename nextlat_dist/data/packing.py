@@ -53,7 +53,7 @@ def batch_digest(row_digests: Sequence[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Block:
+class ArrangedDocuments:
     """The documents of a window in the order of one epoch.
 
     Attributes:
@@ -74,10 +74,10 @@ class Block:
         return self.tokens if self.labels is None else self.labels
 
 
-def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
+def arrange(records: Sequence[Record], order: np.ndarray | None) -> ArrangedDocuments:
     """The documents of some records in `order` (int64 [documents], None for as stored)."""
     if not records:
-        return Block(np.empty(0, np.uint16), np.empty(0, np.int64), None)
+        return ArrangedDocuments(np.empty(0, np.uint16), np.empty(0, np.int64), None)
     tokens = records[0].tokens if len(records) == 1 else np.concatenate([record.tokens for record in records])
     lengths = records[0].lengths if len(records) == 1 else np.concatenate([record.lengths for record in records])
     masked = None
@@ -94,10 +94,10 @@ def arrange(records: Sequence[Record], order: np.ndarray | None) -> Block:
         labels = None if labels is None else np.concatenate([labels[begin:end] for begin, end in places])
         lengths = lengths[order]
         masked = None if masked is None else masked[order]
-    return Block(tokens, np.cumsum(lengths), masked, labels)
+    return ArrangedDocuments(tokens, np.cumsum(lengths), masked, labels)
 
 
-def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: int) -> RowBatch:
+def concat_rows(pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tokens: int, pad_id: int) -> RowBatch:
     """Rows cut from consecutive pieces (block, first token, end), whose total is a multiple of `row_tokens`.
 
     Tokens of a piece beyond its block's are padding.
@@ -137,12 +137,12 @@ def concat_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_i
     return RowBatch(*parts, labels=None if labels is None else labels.reshape(shape))
 
 
-def _have_labels(pieces: Sequence[tuple[Block, int, int]]) -> bool:
+def _have_labels(pieces: Sequence[tuple[ArrangedDocuments, int, int]]) -> bool:
     return any(block.labels is not None for block, _, _ in pieces)
 
 
 def _mask(
-    targets: np.ndarray, block: Block, first: int, begins: np.ndarray, shift: int, limits: tuple[int, int]
+    targets: np.ndarray, block: ArrangedDocuments, first: int, begins: np.ndarray, shift: int, limits: tuple[int, int]
 ) -> None:
     """Unmark the leading tokens of the documents from number `first` on, which begin at `begins` of the block."""
     low, high = limits
@@ -166,7 +166,9 @@ def _document_ids(borders: np.ndarray, padding: np.ndarray, total: int, row_toke
     return np.repeat(ids.astype(np.int32), np.diff(segments, append=total))
 
 
-def pad_rows(pieces: Sequence[tuple[Block, int, int]], row_tokens: int, pad_id: int) -> tuple[RowBatch, int]:
+def pad_rows(
+    pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tokens: int, pad_id: int
+) -> tuple[RowBatch, int]:
     """One row per document of the pieces (block, first document, end), and how many had to be cut to `row_tokens`.
 
     Documents of a piece beyond its block's are rows of padding.

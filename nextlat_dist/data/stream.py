@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from nextlat_dist.data.order import GlobalOrder, Span
-from nextlat_dist.data.packing import Block, RowBatch, arrange, concat_rows, pad_rows
+from nextlat_dist.data.order import GlobalOrder, WindowPart
+from nextlat_dist.data.packing import ArrangedDocuments, RowBatch, arrange, concat_rows, pad_rows
 from nextlat_dist.data.records import DamagedRecord, Records
 from nextlat_dist.data.shard_format import Manifest
 from nextlat_dist.errors import UserError
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Window:
-    block: Block
+    block: ArrangedDocuments
     records: tuple[int, ...]
     lost: dict[int, str]
 
@@ -132,7 +132,7 @@ class RowStream:
         """Share of the dataset's tokens in records that are known to be lost."""
         return float(self._records.tokens[list(self.lost)].sum()) / self.manifest.tokens
 
-    def _window(self, span: Span) -> _Window:
+    def _window(self, span: WindowPart) -> _Window:
         """The documents of a span's window; the last few are kept, since rows and batches end inside windows."""
         key = (span.epoch, span.window)
         with self._lock:

@@ -8,7 +8,7 @@ seed draws.
 
 The walk: at every intersection, with probability `wander` any turn that still allows to arrive within `max_turns`,
 each as likely, else the turn of the one preferred shortest route. It ends where it first meets the drop-off. So the law
-of the rest depends on (intersection, drop-off, turns left) alone, and `turn_law` is that law.
+of the rest depends on (intersection, drop-off, turns left) alone, and `turn_distribution` is that law.
 
 The invariant: a (pickup, drop-off) pair belongs to one split, decided by `map_seed` alone.
 
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.tasks.vocabulary import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array, require_at_least
+from nextlat_dist.tasks.base import require_at_least
+from nextlat_dist.tasks.documents import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array
 
 TURNS = ("north", "east", "south", "west")
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # rows count southwards
@@ -158,7 +159,7 @@ class City:
         """The turns at `place` after which the drop-off can still be reached within `turns_left - 1` turns."""
         return [turn for turn, onward in self._ways[place] if self.distances[onward, drop_off] < turns_left]
 
-    def turn_law(self, drop_off: int, turns_left: int) -> np.ndarray:
+    def turn_distribution(self, drop_off: int, turns_left: int) -> np.ndarray:
         """float64 [places, 4]: the walk's probability of every turn, where the drop-off is within `turns_left` turns.
 
         A row is 0 at the drop-off (the walk ends) and where the drop-off is farther (the walk is never there).

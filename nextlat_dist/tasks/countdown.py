@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.tasks.vocabulary import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array, require_at_least
+from nextlat_dist.tasks.base import require_at_least
+from nextlat_dist.tasks.documents import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array
 
 LARGEST_NUMBER = 10_000
 SIGNS = ("+", "-", "*", "/", "=", ",", "|")
@@ -112,7 +113,7 @@ class Countdown:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CountdownVerdict:
     """What an answer is worth.
 
     Attributes:
@@ -125,7 +126,7 @@ class Verdict:
     solved: bool
 
 
-def judge(inputs: Sequence[int], target: int, answer: Sequence[str]) -> Verdict:
+def judge(inputs: Sequence[int], target: int, answer: Sequence[str]) -> CountdownVerdict:
     """Judge the words of an answer, those before EOS: `["83", "-", "14", "=", "69", ",", …]`."""
     left = Counter(inputs)
     valid: list[bool] = []
@@ -139,7 +140,7 @@ def judge(inputs: Sequence[int], target: int, answer: Sequence[str]) -> Verdict:
         used = Counter((first, second))
         valid.append(used <= left and (first, sign, second, result) in _operations(first, second))
         left = left - used + Counter([result])
-    return Verdict(tuple(valid), all(valid) and result == target and left.total() == 1)
+    return CountdownVerdict(tuple(valid), all(valid) and result == target and left.total() == 1)
 
 
 def _split_at_commas(words: Sequence[str]) -> list[list[str]]:

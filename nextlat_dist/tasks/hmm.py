@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.tasks.vocabulary import BOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array, require_at_least
+from nextlat_dist.tasks.base import require_at_least
+from nextlat_dist.tasks.documents import BOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array
 
 OPTIONS: dict[str, dict[str, float]] = {  # those of each process beside its length, with their defaults
     "mess3": {"x": 0.15, "alpha": 0.6},

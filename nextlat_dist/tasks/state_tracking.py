@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.tasks.base import require_at_least
+from nextlat_dist.tasks.documents import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array
 from nextlat_dist.tasks.groups import Group, make_group
-from nextlat_dist.tasks.vocabulary import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array, require_at_least
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nextlat_dist.checkpoint.writer import Outcome
+from nextlat_dist.checkpoint.writer import SaveOutcome
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import named_terms
@@ -187,13 +187,13 @@ class Trainer:
         self._saver.save(self.state)
         self._restart_clocks()
 
-    def _finish_saves(self) -> list[Outcome]:
+    def _finish_saves(self) -> list[SaveOutcome]:
         self._watchdog.beat(self.state.step, "saving")
         outcomes = self._saver.finish()
         self._report_saves(outcomes)
         return outcomes
 
-    def _report_saves(self, outcomes: list[Outcome]) -> None:
+    def _report_saves(self, outcomes: list[SaveOutcome]) -> None:
         """A save that failed costs no training: the next one may go through."""
         for outcome in outcomes:
             if not outcome.error:

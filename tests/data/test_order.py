@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextlat_dist.data.order import GlobalOrder, Span, permutation
+from nextlat_dist.data.order import GlobalOrder, WindowPart, permutation
 
 
 def test_permutation_is_fixed_for_ever() -> None:
@@ -26,7 +26,12 @@ def test_epochs_and_seeds_differ_and_records_differ_inside_an_epoch() -> None:
 
 def test_without_shuffle_the_stored_order_repeats() -> None:
     order = GlobalOrder(np.array([3, 2]), seed=1, shuffle=False)
-    assert list(order.spans(1, 9)) == [Span(0, 0, 1, 3), Span(0, 1, 0, 2), Span(1, 0, 0, 3), Span(1, 1, 0, 1)]
+    assert list(order.spans(1, 9)) == [
+        WindowPart(0, 0, 1, 3),
+        WindowPart(0, 1, 0, 2),
+        WindowPart(1, 0, 0, 3),
+        WindowPart(1, 1, 0, 1),
+    ]
     assert order.documents(0, 0, 20) is None
 
 

@@ -53,7 +53,9 @@ def law_walker(city: City) -> FunctionWalker:
         if trip.places[-1] == drop_off:
             p[EOS_ID] = 1
         else:
-            p[turn_id(0) : turn_id(4)] = city.turn_law(drop_off, city.max_turns - len(trip.turns))[trip.places[-1]]
+            p[turn_id(0) : turn_id(4)] = city.turn_distribution(drop_off, city.max_turns - len(trip.turns))[
+                trip.places[-1]
+            ]
         return p
 
     return FunctionWalker(expect)

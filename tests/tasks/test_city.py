@@ -62,12 +62,12 @@ def test_the_preferred_turn_is_the_first_on_a_shortest_route() -> None:
 
 def test_the_law_of_a_turn_by_hand() -> None:
     city = City(rows=3, columns=3, one_way=0, closed=0, wander=0.6, max_turns=8, test_share=0.25)
-    law = city.turn_law(drop_off=8, turns_left=8)
+    law = city.turn_distribution(drop_off=8, turns_left=8)
     assert law[8].tolist() == [0, 0, 0, 0]
     assert law[0] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
     assert law[4] == pytest.approx([0.15, 0.15 + 0.4, 0.15, 0.15])
     # Three turns left: from 4 the drop-off is two turns away, so no turn may lead away from it; 3 just gets there.
-    law = city.turn_law(drop_off=8, turns_left=3)
+    law = city.turn_distribution(drop_off=8, turns_left=3)
     assert law[4] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
     assert law[3] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
     assert law[0].tolist() == [0, 0, 0, 0]
@@ -92,7 +92,7 @@ def test_walks_follow_the_law(wander: float) -> None:
         visited[drop_off, left, place] += count
     compared = 0
     for (drop_off, left, place), total in visited.items():
-        law = city.turn_law(drop_off, left)[place]
+        law = city.turn_distribution(drop_off, left)[place]
         for turn in range(4):
             count, p = taken[drop_off, left, place, turn], law[turn]
             assert abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p)) + 1e-9 if total * p else count == 0

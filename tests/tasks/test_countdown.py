@@ -7,7 +7,7 @@ import pytest
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.tasks import BOS_ID, EOS_ID, words_of
-from nextlat_dist.tasks.countdown import Countdown, Verdict, judge
+from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict, judge
 
 
 def _words(answer: str) -> list[str]:
@@ -38,13 +38,13 @@ JUDGED = {  # of 14, 83, 88, 91 for 23
 
 @pytest.mark.parametrize("answer", JUDGED)
 def test_answers_judged_by_hand(answer: str) -> None:
-    assert judge([14, 83, 88, 91], 23, _words(answer)) == Verdict(*JUDGED[answer])
+    assert judge([14, 83, 88, 91], 23, _words(answer)) == CountdownVerdict(*JUDGED[answer])
 
 
 def test_numbers_given_twice_can_be_used_twice_and_no_more() -> None:
-    assert judge([5, 5], 25, _words("5*5=25")) == Verdict((True,), True)
-    assert judge([20, 3, 7], 23, _words("20+3=23")) == Verdict((True,), False)  # 7 is not used
-    assert judge([5, 6], 25, _words("5*5=25")) == Verdict((False,), False)
+    assert judge([5, 5], 25, _words("5*5=25")) == CountdownVerdict((True,), True)
+    assert judge([20, 3, 7], 23, _words("20+3=23")) == CountdownVerdict((True,), False)  # 7 is not used
+    assert judge([5, 6], 25, _words("5*5=25")) == CountdownVerdict((False,), False)
     assert judge([5, 5], 1, _words("5/5=1")).solved
     assert not judge([5, 5], 0, _words("5-5=0")).equations[0]  # results are at least 1
     assert judge([100, 100], 10000, _words("100*100=10000")).solved
@@ -64,7 +64,7 @@ def test_every_problem_comes_with_a_solution(inputs: int) -> None:
         assert 1 <= min(numbers) <= max(numbers) <= 100
         assert target in task.targets["train"]
         assert answer.pop() == "</s>"
-        assert judge(numbers, target, answer) == Verdict((True,) * (inputs - 1), True)
+        assert judge(numbers, target, answer) == CountdownVerdict((True,) * (inputs - 1), True)
         assert document.content == np.array([*sorted(numbers), target], dtype="<i8").tobytes()
         assert (document.tokens[0], document.tokens[-1]) == (BOS_ID, EOS_ID)
 

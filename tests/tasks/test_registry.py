@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nextlat_dist.data.shard_format import Manifest, TokenizerEntry
+from data_tools.cli import main
+from nextlat_dist.data.shard_format import Manifest, TokenizerEntry, read_manifest
 from nextlat_dist.errors import UserError
-from nextlat_dist.tasks import BOS_ID, FIRST_SYMBOL_ID, TASKS, make_task, task_of, vocab_size, words_of
+from nextlat_dist.tasks import BOS_ID, FIRST_SYMBOL_ID, TASKS, make_task, task_names, task_of, vocab_size, words_of
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "path-star": {"arms": 2, "length": 3, "nodes": 9},
@@ -60,6 +62,36 @@ def test_what_makes_no_task() -> None:
 
 
 def test_tasks_need_no_torch() -> None:
-    modules = ", ".join(f"nextlat_dist.tasks.{module}" for module, _ in TASKS.values())
+    modules = ", ".join(reference.partition(":")[0] for reference in TASKS.values())
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_task_of_another_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn by its name, and a dataset of it knows its world again."""
+    folder = tmp_path / "repeat_task-1.0.dist-info"
+    folder.mkdir()
+    (tmp_path / "repeat_task.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from nextlat_dist.tasks import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document, id_array\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Repeat:\n"
+        '    """A word of digits, then the same word again."""\n'
+        "    length: int\n"
+        "    name = 'repeat'\n"
+        "    symbols = tuple('0123456789')\n"
+        "    parameters = property(lambda self: {'length': self.length})\n"
+        "    def sample(self, rng, split):\n"
+        "        word = rng.integers(10, size=self.length) + FIRST_SYMBOL_ID\n"
+        "        return Document(id_array([BOS_ID], word, word, [EOS_ID]), 1 + self.length, word.tobytes())\n"
+    )
+    (folder / "METADATA").write_text("Name: repeat-task\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[nextlat_dist.tasks]\nrepeat = repeat_task:Repeat\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert task_names() == [*TASKS, "repeat"]
+    sizes = ["--train", "8", "--test", "2", "--output", str(tmp_path / "data")]
+    assert main(["task", "repeat", "--length", "6", *sizes]) == 0
+    task = task_of(read_manifest(tmp_path / "data" / "test"))
+    assert (task.name, task.parameters) == ("repeat", {"length": 6})
+    with pytest.raises(UserError, match=r"the tasks are path-star, .*, city, repeat"):
+        make_task("star", {})

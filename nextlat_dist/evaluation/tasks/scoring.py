@@ -21,7 +21,7 @@ from nextlat_dist.evaluation.tasks.scores import Curve, Scores, Share, Watch
 from nextlat_dist.evaluation.tasks.tracking import score_tracking
 from nextlat_dist.tasks import Document, Task, words_of
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City
-from nextlat_dist.tasks.countdown import Countdown, Verdict, judge
+from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict, judge
 from nextlat_dist.tasks.path_star import PathStar
 from nextlat_dist.tasks.state_tracking import StateTracking
 
@@ -87,7 +87,7 @@ def score_countdown(
     return scores
 
 
-def add_verdicts(scores: Scores, name: str, verdicts: Sequence[Verdict], equations: int) -> None:
+def add_verdicts(scores: Scores, name: str, verdicts: Sequence[CountdownVerdict], equations: int) -> None:
     """`solved_…`: share of answers that reach the target by the rules, whichever way; `valid_…`: that keep to the rules
     in every equation; `solved_of_valid_…`: share of those that reach the target. The curve `equations_…` is the
     validity of each of the `equations` that an answer needs; one that is missing is not valid.

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.commit import committed, find_checkpoint, verify_together
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
 from nextlat_dist.checkpoint.tensors import HostCopies, TensorReader, rank_place
-from nextlat_dist.checkpoint.writer import CheckpointWriter, Outcome, Snapshot
+from nextlat_dist.checkpoint.writer import CheckpointWriter, SaveOutcome, Snapshot
 from nextlat_dist.config.load import config_from_dict, config_to_dict, dump_config
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor
@@ -65,11 +65,11 @@ class Saver:
         description = {"topology": _topology(self._config, self._dims)}
         self._writer.save(state.step, description, lambda: self._snapshot(state))
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[SaveOutcome]:
         """The saves that ended since the last call; waits for nothing."""
         return self._writer.outcomes()
 
-    def finish(self) -> list[Outcome]:
+    def finish(self) -> list[SaveOutcome]:
         """Wait for the save under way, then `outcomes`."""
         return self._writer.finish()
 

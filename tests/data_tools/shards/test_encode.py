@@ -7,21 +7,21 @@ import pytest
 import sentencepiece
 
 from data_tools.shards.encode import Encoded, Encoder, OnInvalid, encode_all
-from data_tools.text.sources import Document
+from data_tools.text.sources import TextDocument
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from tests.kit.datasets import tiny_tokenizer
 
 
-def document(text: bytes, prompt: bytes | None = None, in_folder: bool = False) -> Document:
-    return Document("name", text, prompt, None, len(text), in_folder)
+def document(text: bytes, prompt: bytes | None = None, in_folder: bool = False) -> TextDocument:
+    return TextDocument("name", text, prompt, None, len(text), in_folder)
 
 
 def encoder(on_invalid: OnInvalid = "replace", *, bos: bool = True, eos: bool = True) -> Encoder:
     return Encoder(Tokenizer(tiny_tokenizer()), bos=bos, eos=eos, on_invalid=on_invalid)
 
 
-def one(document: Document, encode: Encoder | None = None) -> Encoded:
+def one(document: TextDocument, encode: Encoder | None = None) -> Encoded:
     (found,) = (encode or encoder())([document])
     return found
 

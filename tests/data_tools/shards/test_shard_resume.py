@@ -17,10 +17,10 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from data_tools.shards.journal import JOURNAL_FILE, ShardJournal
-from data_tools.shards.pending import Remaining
+from data_tools.shards.pending import PendingDocuments
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.text.hf_source import HfSource
-from data_tools.text.sources import Document, Fields, FileSource, Source, find_files
+from data_tools.text.sources import Fields, FileSource, TextDocument, TextSource, find_files
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer
@@ -120,18 +120,18 @@ def test_killed_again_and_again_it_comes_to_its_end(
 class Interrupted:
     """A source in which Ctrl-C comes after so many documents."""
 
-    def __init__(self, source: Source, documents: int) -> None:
+    def __init__(self, source: TextSource, documents: int) -> None:
         self._source, self._documents = source, documents
         self.parts, self.total_bytes, self.identity = source.parts, source.total_bytes, source.identity
 
-    def documents(self, first_part: int = 0) -> Iterator[Document]:
+    def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
         for number, document in enumerate(self._source.documents(first_part)):
             if number == self._documents:
                 raise KeyboardInterrupt
             yield document
 
 
-def interrupt(source: Source, output: Path, documents: int, **changes: Any) -> list[str]:
+def interrupt(source: TextSource, output: Path, documents: int, **changes: Any) -> list[str]:
     """Ctrl-C after so many documents; returns the shards that are finished. Every document is a batch of its own."""
     with pytest.raises(KeyboardInterrupt):
         shard(Interrupted(source, documents), options(output, **changes))
@@ -184,7 +184,7 @@ def test_documents_of_finished_shards_are_not_encoded_again(corpus: Path, tmp_pa
     done = {shard.split: shard.mark for shard in journal.finished}
     assert len(done) == 2
     assert done["train"].documents != done["validation"].documents
-    left = [document.name for document in Remaining(source, plan.split_of, done).documents()]
+    left = [document.name for document in PendingDocuments(source, plan.split_of, done).documents()]
     expected = [
         document.name
         for number, document in enumerate(source.documents(), 1)
@@ -234,7 +234,7 @@ def test_another_input_field_or_tokenizer_cannot_go_on(corpus: Path, tmp_path: P
         run(corpus, tmp_path / "out")
 
 
-def stdin_of(monkeypatch: pytest.MonkeyPatch, path: Path, lines: list[str]) -> Source:
+def stdin_of(monkeypatch: pytest.MonkeyPatch, path: Path, lines: list[str]) -> TextSource:
     path.write_text("".join(f"{line}\n" for line in lines))
     monkeypatch.setattr(sys, "stdin", path.open())
     return FileSource(find_files(["-"]))
@@ -311,7 +311,7 @@ def test_a_streamed_dataset_goes_on_without_its_finished_files(tmp_path: Path) -
     resumed = source()
 
     class Watched(Interrupted):
-        def documents(self, first_part: int = 0) -> Iterator[Document]:
+        def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
             opened.append(first_part)
             return resumed.documents(first_part)
 
@@ -364,7 +364,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(corpus: Path, tmp_
     source = FileSource(find_files([str(corpus)]))
 
     class Deadly(Interrupted):
-        def documents(self, first_part: int = 0) -> Iterator[Document]:
+        def documents(self, first_part: int = 0) -> Iterator[TextDocument]:
             for document in source.documents(first_part):
                 if (tmp_path / "out" / JOURNAL_FILE).exists():
                     for child in descendants(os.getpid())[-1:]:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_tools.text.sources import Document, Fields, FileSource, find_files
+from data_tools.text.sources import Fields, FileSource, TextDocument, find_files
 from nextlat_dist.errors import UserError
 
 TEXT = Fields()
@@ -22,7 +22,7 @@ def names(inputs: list[Path | str], include: list[str] | None = None, exclude: l
     return [file.name for file in find_files([str(given) for given in inputs], include or [], exclude or [])]
 
 
-def documents(path: Path, fields: Fields = TEXT) -> list[Document]:
+def documents(path: Path, fields: Fields = TEXT) -> list[TextDocument]:
     return list(FileSource(find_files([str(path)]), fields).documents())
 
 
@@ -62,7 +62,7 @@ def test_inputs_without_files_are_refused(folder: Path) -> None:
 def test_a_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf line\r\n\xff last"
     (tmp_path / "a.txt").write_bytes(content)
-    assert documents(tmp_path) == [Document("a.txt", content, None, None, len(content), may_be_binary=True)]
+    assert documents(tmp_path) == [TextDocument("a.txt", content, None, None, len(content), may_be_binary=True)]
 
 
 ROWS = [

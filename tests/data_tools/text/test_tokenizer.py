@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.text.sources import Document
+from data_tools.text.sources import TextDocument
 from data_tools.text.tokenizer import SENTENCE_BYTES, sample, sentences, train_tokenizer
 from nextlat_dist.errors import UserError
 
@@ -29,7 +29,7 @@ def test_sentences_are_the_text_in_pieces_that_fit() -> None:
 
 
 def test_the_sample_depends_on_names_and_seed_not_on_order() -> None:
-    documents = [Document(f"{n}.txt", f"text {n};".encode() * 20, None, None, 0) for n in range(100)]
+    documents = [TextDocument(f"{n}.txt", f"text {n};".encode() * 20, None, None, 0) for n in range(100)]
     size = sum(len(d.text) for d in documents)
     chosen = sample(documents, size // 4, seed=0)
     assert size / 4 <= sum(map(len, chosen)) < size / 4 + 200

@@ -21,7 +21,7 @@ from nextlat_dist.evaluation.tasks.scoring import (
 )
 from nextlat_dist.inference import Decoder
 from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
-from nextlat_dist.tasks.countdown import Countdown, Verdict
+from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import random_weights, tiny_config, write_export
 from tests.kit.task_exports import following_export
@@ -122,11 +122,11 @@ def test_countdown_is_judged_by_its_rules(tmp_path: Path) -> None:
 
 def test_verdicts_are_counted_by_equation() -> None:
     verdicts = [
-        Verdict((True, True, True), True),
-        Verdict((True, True, True), False),  # another number than the target
-        Verdict((True, False, True), False),
-        Verdict((False,), False),  # two are missing
-        Verdict((True, True, True, False), False),  # one too many
+        CountdownVerdict((True, True, True), True),
+        CountdownVerdict((True, True, True), False),  # another number than the target
+        CountdownVerdict((True, False, True), False),
+        CountdownVerdict((False,), False),  # two are missing
+        CountdownVerdict((True, True, True, False), False),  # one too many
     ]
     scores = Scores()
     add_verdicts(scores, "greedy", verdicts, 3)

@@ -65,7 +65,7 @@ class Histories:
         flows = []  # [places, 4] by turn: how likely the walk is there and turns so
         here = self._starts[drop_off]
         for number in range(turns):
-            flows.append(here[:, None] * city.turn_law(drop_off, city.max_turns - number))
+            flows.append(here[:, None] * city.turn_distribution(drop_off, city.max_turns - number))
             here = np.zeros(city.places)
             there = streets != NO_STREET
             np.add.at(here, streets[there], flows[-1][there])
