@@ -39,6 +39,8 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.speculative_summary.CLOCKS": "summary.claims gives records",
     "nextlat_dist.evaluation.speculative_summary.cells_with": "summary.claims gives records",
     "nextlat_dist.evaluation.speculative_words.verdicts": "Claim.sentence, of summary.claims",
+    "nextlat_dist.evaluation.calibrate.drafter_directory": "`calibration.calibrate.drafter_of` says it",
+    "nextlat_dist.export.layout.Config": "a type variable; a drafter's kind says the type of its config",
 }
 
 

@@ -24,10 +24,11 @@ from nextlat_dist.calibration.cycle_costs import measure_cycle_costs
 from nextlat_dist.calibration.logistic import fit, probability, reliability
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.draft_vocabulary import count_dataset, coverage, most_frequent
-from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY, save_draft_vocabulary
+from nextlat_dist.huggingface.drafters.format import StoredDrafter
+from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import Cycle
-from nextlat_dist.inference.loading import load
+from nextlat_dist.inference.loading import decoder_of
 from nextlat_dist.inference.prompts import Prompt, load_prompts
 from nextlat_dist.inference.speculative.calibration import CONFIDENCE_LIMIT, Acceptance, Calibration
 from nextlat_dist.reporting import pictures, report
@@ -112,11 +113,12 @@ def calibrate(
             "the one that is wrong"
         )
     chosen = _choose(prompts, prompts_per_domain, skip)
+    opened = open_export(export)
+    directory = drafter_of(opened).directory
     vocabulary_share = None
     if draft_vocabulary is not None:
-        vocabulary_share = change_draft_vocabulary(export, draft_vocabulary, data)
-    decoder = load(export)
-    directory = drafter_directory(decoder)
+        vocabulary_share = change_draft_vocabulary(opened, draft_vocabulary, data)
+    decoder = decoder_of(opened)
     encoded = [_encode(decoder, prompt) for prompt in chosen]
     observed = measure_acceptance(decoder, encoded, temperatures, max_new_tokens, seed, progress)
     costs = measure_cycle_costs(decoder, encoded, sorted({1, *batch_sizes}), seed, progress)
@@ -146,34 +148,33 @@ def calibrate(
     return content
 
 
-def change_draft_vocabulary(export: Path, size: int, data: Path | None) -> float:
-    """Make the predictor of `export` draft from the `size` most frequent ids of the dataset `data` (0: from all ids);
+def change_draft_vocabulary(opened: OpenedExport, size: int, data: Path | None) -> float:
+    """Make the drafter of an export draft from the `size` most frequent ids of the dataset `data` (0: from all ids);
     returns the share of the data's tokens that they are.
     """
-    decoder = load(export, device="cpu")
-    if drafter_directory(decoder).name != PREDICTOR_DIRECTORY:
+    if not drafter_of(opened).kind.draft_vocabulary:
         raise UserError(
-            f"draft_vocabulary is {size}, but {export} has no latent predictor; leave --draft-vocabulary out"
+            f"draft_vocabulary is {size}, but {opened.path} has no latent predictor; leave --draft-vocabulary out"
         )
     if size == 0:
-        save_draft_vocabulary(export, None)
+        opened.set_draft_vocabulary(None)
         return 1.0
     if data is None:
         raise UserError(f"draft_vocabulary is {size}, but there is no dataset to count ids in; name one with --data")
-    counted = count_dataset(data, decoder.llama.config.vocab_size)
+    counted = count_dataset(data, opened.config.vocab_size)
     ids = most_frequent(counted, size)
-    save_draft_vocabulary(export, ids)
+    opened.set_draft_vocabulary(ids)
     return coverage(counted, ids)
 
 
-def drafter_directory(decoder: Decoder) -> Path:
-    """Where the drafter of an export keeps its weights and calibration."""
-    if decoder.drafter_directory is None:
+def drafter_of(opened: OpenedExport) -> StoredDrafter:
+    """What drafts in an export, and where it keeps its calibration."""
+    if opened.drafter is None:
         raise UserError(
-            f"{decoder.export} has nothing to draft with, so there is nothing to calibrate; export a run trained with "
+            f"{opened.path} has nothing to draft with, so there is nothing to calibrate; export a run trained with "
             "objective.name nextlat or mtp"
         )
-    return decoder.drafter_directory
+    return opened.drafter
 
 
 def _choose(paths: list[Path], per_domain: int, skip: int) -> list[Prompt]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters import load_predictor
+from nextlat_dist.huggingface.drafters.latent_predictor import load_predictor
 from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
 from nextlat_dist.inference.engine.llama import Llama
 

@@ -96,12 +96,16 @@ def load_base_weights(directory: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the directory is no export.
     """
-    index_path = directory / INDEX_FILE
-    if not index_path.is_file():
-        raise UserError(f"{directory} is not an export: it has no {INDEX_FILE}; write one with `nextlat export`")
-    weight_map: dict[str, str] = json.loads(index_path.read_text())["weight_map"]
+    check_is_export(directory)
+    weight_map: dict[str, str] = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(set(weight_map.values())):
         with safe_open(directory / file, framework="pt") as opened:
             weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     return weights
+
+
+def check_is_export(directory: Path) -> None:
+    """Raises UserError: the directory has no base weights."""
+    if not (directory / INDEX_FILE).is_file():
+        raise UserError(f"{directory} is not an export: it has no {INDEX_FILE}; write one with `nextlat export`")

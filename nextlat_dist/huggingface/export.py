@@ -25,18 +25,10 @@ from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
-from nextlat_dist.huggingface.drafters import (
-    MTP_DIRECTORY,
-    PREDICTOR_DIRECTORY,
-    MTPConfig,
-    PredictorConfig,
-    save_draft_vocabulary,
-    save_mtp,
-    save_predictor,
-)
+from nextlat_dist.huggingface.drafters.catalogue import drafter_kind
+from nextlat_dist.huggingface.drafters.format import DrafterKind, save_drafter, write_draft_vocabulary
 from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer, special_ids
-from nextlat_dist.huggingface.weights import llama_config, mtp_tensors, predictor_tensors, to_llama
-from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
+from nextlat_dist.huggingface.weights import llama_config, to_llama
 from nextlat_dist.model.sharding import sharding_rules
 
 REPORT_FILE = "export_report.json"
@@ -73,9 +65,13 @@ def export_checkpoint(
         raise UserError(f"{output} exists and is not an export, it will not be replaced; choose another --output")
     verify(source, lambda name: "/" not in name)
     config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
-    draft_ids, draft_share = _draft_vocabulary(config, draft_vocabulary)
-    kind = _DTYPES[dtype or config.training.precision]
-    canonical = {name: tensor.to(kind) for name, tensor in load_full_weights(source, sharding_rules(config)).items()}
+    drafter = config.objective.entry.drafter
+    kind = None if drafter is None else drafter_kind(drafter)
+    draft_ids, draft_share = _draft_vocabulary(config, kind, draft_vocabulary)
+    stored_dtype = _DTYPES[dtype or config.training.precision]
+    canonical = {
+        name: tensor.to(stored_dtype) for name, tensor in load_full_weights(source, sharding_rules(config)).items()
+    }
 
     temporary = output.with_name(output.name + UNCOMMITTED)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -83,7 +79,7 @@ def export_checkpoint(
     base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
     report: dict[str, Any] = {
         "checkpoint": source.name,
-        "dtype": str(kind).removeprefix("torch."),
+        "dtype": str(stored_dtype).removeprefix("torch."),
         "base_weights_sha256": base_sha256,
     }
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -92,27 +88,15 @@ def export_checkpoint(
         tokenizer = Tokenizer(source / "tokenizer.model")
         ids = special_ids(tokenizer)
         export_tokenizer(source / "tokenizer.model", temporary, config.max_position_embeddings)
-    _write_json(temporary / "config.json", llama_config(config, kind, ids))
+    _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
     _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
     if (source / "tokenizer.model").is_file() and loader is not None:
         report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
-    predictor = predictor_tensors(canonical)
-    if predictor:
-        settings = PredictorConfig(
-            hidden_size=config.model.hidden_size,
-            predictor_hidden_size=config.predictor_hidden_size,
-            vocab_size=config.model.vocab_size,
-            horizon=config.objective.horizon,
-            layer_norm_epsilon=LAYER_NORM_EPSILON,
-            base_weights_sha256=base_sha256,
-        )
-        save_predictor(temporary, settings, predictor)
-        if draft_ids is not None:
-            save_draft_vocabulary(temporary, draft_ids)
-            report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
-    if config.objective.entry.drafter == MTP_DIRECTORY:
-        sizes = (config.model.hidden_size, config.model.vocab_size, config.objective.horizon)
-        save_mtp(temporary, MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, config))
+    if kind is not None:
+        save_drafter(temporary, kind, *kind.from_checkpoint(canonical, config, base_sha256))
+    if kind is not None and draft_ids is not None:
+        write_draft_vocabulary(temporary / kind.name, draft_ids)
+        report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
     if check_logits:
         report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
     _write_json(temporary / REPORT_FILE, report)
@@ -122,11 +106,11 @@ def export_checkpoint(
     return report
 
 
-def _draft_vocabulary(config: RunConfig, size: int) -> tuple[torch.Tensor | None, float]:
+def _draft_vocabulary(config: RunConfig, kind: DrafterKind | None, size: int) -> tuple[torch.Tensor | None, float]:
     """The ids to draft from (None: all) and the share of the training tokens that they are."""
     if size == 0:
         return None, 1.0
-    if config.objective.entry.drafter != PREDICTOR_DIRECTORY:
+    if kind is None or not kind.draft_vocabulary:
         raise UserError(
             f"draft_vocabulary is {size}, but a run with objective.name {config.objective.name} has no latent "
             "predictor to draft with; leave --draft-vocabulary out"

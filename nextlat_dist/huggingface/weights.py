@@ -31,7 +31,7 @@ def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str,
             for suffix, piece in _layer_part(part, tensor, config).items():
                 llama[f"model.layers.{index}.{suffix}.weight"] = piece
         else:
-            assert name.startswith((PREDICTOR_PREFIX, MTP_PREFIX)), name
+            assert name.partition(".")[0] in config.objective.entry.parts, name
     return {name: tensor.contiguous() for name, tensor in llama.items()}
 
 

@@ -1,19 +1,17 @@
 """Self-speculative decoding: draft with the export's drafter, verify with one transformer forward.
 
-    load(export: Path, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder
     Decoder.generate(prompts, *, max_new_tokens, draft_length=None, temperature=0.0, …) -> list[Generation]
     Decoder.stream(prompt, *, max_new_tokens, …) -> Iterator[Piece]
 
-The invariant: the output law is the base model's for every draft length and every drafter; greedy output is equal token
-by token, up to the rounding of near ties. Draft length 0 is plain decoding by the same code, the baseline of every
-speedup.
+The invariant: the output distribution is the base model's for every draft length and every drafter; greedy output is
+equal token by token, up to the rounding of near ties. Draft length 0 is plain decoding by the same code, the baseline
+of every speedup.
 
 Command: `nextlat generate --export DIR --prompt TEXT`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.opened import OpenedExport
 from nextlat_dist.inference.drafters.base import Drafter
 from nextlat_dist.inference.engine.engine import DecodingEngine
 from nextlat_dist.inference.engine.llama import Llama
@@ -34,14 +33,23 @@ from nextlat_dist.inference.stopping import Stops
 class Decoder:
     """A base model with its drafter, if it has one, and the drafter's calibration, if there is one."""
 
-    def __init__(
-        self, export: Path, llama: Llama, drafter: Drafter | None, drafter_directory: Path | None = None
-    ) -> None:
-        self.export = export
+    def __init__(self, opened: OpenedExport, llama: Llama, drafter: Drafter | None) -> None:
+        """`drafter`: that of the export or another one; None drafts nothing."""
+        self.opened = opened
         self.llama = llama
         self.drafter = drafter
-        self.drafter_directory = drafter_directory
-        self.bos_token_id, self.eos_token_ids = _special_tokens(export)
+        self.bos_token_id, self.eos_token_ids = opened.special_tokens.bos, opened.special_tokens.eos
+
+    @property
+    def export(self) -> Path:
+        """The directory of the export."""
+        return self.opened.path
+
+    @property
+    def drafter_directory(self) -> Path | None:
+        """Where the export keeps its drafter's weights and calibration; None: nothing drafts."""
+        stored = None if self.drafter is None else self.opened.drafter
+        return None if stored is None else stored.directory
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -50,12 +58,10 @@ class Decoder:
         """
         return Calibration.load(self.drafter_directory) if self.drafter_directory else None
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
-        """The export's `transformers` tokenizer, loaded when text first needs it."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.export)
+        """The export's `transformers` tokenizer."""
+        return self.opened.tokenizer
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`, starting with BOS as every training document does."""
@@ -234,14 +240,3 @@ class Decoder:
                 f"{config.max_position_embeddings}; shorten the prompt"
             )
         return ids
-
-
-def _special_tokens(export: Path) -> tuple[int | None, frozenset[int]]:
-    """The BOS id, if any, and the EOS ids; `generation_config.json` overrides `config.json`."""
-    merged: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        path = export / name
-        if path.is_file():
-            merged.update({key: value for key, value in json.loads(path.read_text()).items() if value is not None})
-    eos = merged.get("eos_token_id", [])
-    return merged.get("bos_token_id"), frozenset([eos] if isinstance(eos, int) else eos)

@@ -1,20 +1,19 @@
-"""From an export directory to a decoder.
+"""From an export to what decodes it.
 
 load(export: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder
+decoder_of(opened: OpenedExport, …) -> Decoder        the same of an export that is open already
+llama_of(opened: OpenedExport, …) -> Llama            its base model alone
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters import MTP_DIRECTORY, PREDICTOR_DIRECTORY, load_mtp, load_predictor
+from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.base import Drafter
-from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
-from nextlat_dist.inference.drafters.mtp import MultiTokenPrediction
 from nextlat_dist.inference.engine.graphs import Graphs, StaticLlama
 from nextlat_dist.inference.engine.llama import Llama
 
@@ -35,27 +34,51 @@ def load(
         cuda_graphs: on a GPU, capture steps in CUDA graphs; the first steps of each shape are slow then.
 
     Raises:
-        UserError: no export, no plain Llama, or a predictor that belongs to other base weights.
+        UserError: no export, no plain Llama, or a drafter that belongs to other base weights or is of an unknown kind.
     """
-    export = Path(export)
-    weights = load_base_weights(export)
-    digest = weights_sha256(weights)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return decoder_of(open_export(export), device, dtype, cuda_graphs=cuda_graphs)
+
+
+def decoder_of(
+    opened: OpenedExport,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    cuda_graphs: bool = True,
+) -> Decoder:
+    """As `load`, of an opened export."""
+    llama = llama_of(opened, device, dtype, cuda_graphs=cuda_graphs)
+    drafter = None
+    if opened.drafter is not None:
+        graphs = Graphs(capture=True) if isinstance(llama, StaticLlama) else None
+        drafter = opened.drafter.kind.build(opened.drafter, llama, graphs)
+    return Decoder(opened, llama, drafter)
+
+
+def llama_of(
+    opened: OpenedExport,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    context: int = 0,
+    cuda_graphs: bool = False,
+) -> Llama:
+    """The base model of an opened export; the other arguments as for `load`.
+
+    Args:
+        context: positions that it must reach, where the context was trained shorter.
+    """
+    device = device or default_device()
     if dtype is None:
-        dtype = torch.float32 if device == "cpu" else weights["model.embed_tokens.weight"].dtype
-    config, graphs = LlamaConfig.from_directory(export), None
+        dtype = torch.float32 if device == "cpu" else opened.weights["model.embed_tokens.weight"].dtype
+    config = opened.config
+    if context > config.max_position_embeddings:
+        config = replace(config, max_position_embeddings=context)
     if cuda_graphs and torch.device(device).type == "cuda":
-        llama: Llama = StaticLlama(config, weights, device, dtype, capture=True)
-        graphs = Graphs(capture=True)
-    else:
-        llama = Llama(config, weights, device, dtype)
-    drafter: Drafter | None = None
-    directory = None
-    predictor = load_predictor(export, digest)
-    if predictor is not None:
-        drafter = LatentPredictor(predictor.config, predictor.weights, llama, predictor.draft_vocabulary, graphs)
-        directory = export / PREDICTOR_DIRECTORY
-    elif (mtp := load_mtp(export, digest)) is not None:
-        drafter = MultiTokenPrediction(*mtp, llama)
-        directory = export / MTP_DIRECTORY
-    return Decoder(export, llama, drafter, directory)
+        return StaticLlama(config, opened.weights, device, dtype, capture=True)
+    return Llama(config, opened.weights, device, dtype)
+
+
+def default_device() -> str:
+    """Where a model runs if nobody says: "cuda" if there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.base import INDEX_FILE, LlamaConfig, load_base_weights
+from nextlat_dist.huggingface.base import INDEX_FILE
+from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import DraftLength, Piece
-from nextlat_dist.inference.loading import load
+from nextlat_dist.inference.loading import decoder_of
 from nextlat_dist.inference.sampling import Sampling
 
 # What `generate` itself makes up for a Llama. Any other model argument would have to reach the model's forward.
@@ -205,23 +206,24 @@ def _build(model: Any, export: Path) -> Decoder:
             "load the model from a directory written by `nextlat export`, or name that directory with export="
         )
     embedding = model.get_input_embeddings().weight
-    decoder = load(export, str(embedding.device), embedding.dtype)
-    _check_unchanged(model, export)
+    opened = open_export(export)
+    decoder = decoder_of(opened, str(embedding.device), embedding.dtype)
+    _check_unchanged(model, opened)
     return decoder
 
 
-def _check_unchanged(model: Any, export: Path) -> None:
+def _check_unchanged(model: Any, opened: OpenedExport) -> None:
     """Raise unless the live model is the stored one, at most cast to another dtype: the predictor belongs to that."""
     advice = "load that export again and leave it unchanged, or leave out custom_generate"
-    live, stored = model.state_dict(), load_base_weights(export)
-    stored.setdefault("lm_head.weight", stored["model.embed_tokens.weight"])
+    live, stored = model.state_dict(), {"lm_head.weight": opened.weights["model.embed_tokens.weight"], **opened.weights}
     for name in sorted({*live, *stored}):
         theirs, ours = live.get(name), stored.get(name)
         if theirs is None or ours is None or not torch.equal(theirs, ours.to(theirs)):
             raise UserError(
-                f"the model's {name} is not that of {export}, to whose weights the latent predictor belongs; {advice}"
+                f"the model's {name} is not that of {opened.path}, to whose weights the latent predictor belongs; "
+                f"{advice}"
             )
-    for name, expected in vars(LlamaConfig.from_directory(export)).items():
+    for name, expected in vars(opened.config).items():
         value = model.config.rope_parameters[name] if name == "rope_theta" else getattr(model.config, name)
         if value != expected:
-            raise UserError(f"the model has {name} {value}, but the export in {export} has {expected}; {advice}")
+            raise UserError(f"the model has {name} {value}, but the export in {opened.path} has {expected}; {advice}")

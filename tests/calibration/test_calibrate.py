@@ -14,7 +14,7 @@ from nextlat_dist.calibration.calibrate import (
     DRAFT_LENGTH,
     Observations,
     calibrate,
-    drafter_directory,
+    drafter_of,
     measure_acceptance,
 )
 from nextlat_dist.calibration.cycle_costs import (
@@ -27,7 +27,8 @@ from nextlat_dist.calibration.cycle_costs import (
 from nextlat_dist.calibration.logistic import fit, probability, reliability
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import MTP_DIRECTORY, PREDICTOR_DIRECTORY
+from nextlat_dist.huggingface.drafters.latent_predictor import PREDICTOR_DIRECTORY
+from nextlat_dist.huggingface.drafters.mtp import MTP_DIRECTORY
 from nextlat_dist.inference.generation import Cycle
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
@@ -219,7 +220,7 @@ def test_a_drafter_of_few_tokens_is_timed_up_to_those(tmp_path: Path) -> None:
     decoder = load(mtp_export(tmp_path / "mtp"))
     costs = measure_cycle_costs(decoder, [[1, 2, 3], [2, 2]], [1, 3], seed=0, progress=False)
     assert {size: list(line) for size, line in costs.verify.items()} == {1: [1, 2, 3], 3: [1, 2, 3]}
-    assert drafter_directory(decoder) == tmp_path / "mtp" / MTP_DIRECTORY
+    assert drafter_of(decoder.opened).directory == tmp_path / "mtp" / MTP_DIRECTORY
 
 
 def test_a_calibrated_export_decodes_adaptively(right: Path, prompts: Path, tmp_path: Path) -> None:

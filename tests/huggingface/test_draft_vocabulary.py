@@ -23,7 +23,11 @@ from nextlat_dist.huggingface.draft_vocabulary import (
     coverage,
     most_frequent,
 )
-from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY, load_predictor, save_draft_vocabulary
+from nextlat_dist.huggingface.drafters.latent_predictor import (
+    PREDICTOR_DIRECTORY,
+    load_predictor,
+    save_draft_vocabulary,
+)
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 from tests.kit.training.runs import training_config
 

@@ -16,7 +16,7 @@ import yaml
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import load_base_weights, save_base_weights
-from nextlat_dist.huggingface.drafters import PREDICTOR_DIRECTORY
+from nextlat_dist.huggingface.drafters.latent_predictor import PREDICTOR_DIRECTORY
 from nextlat_dist.inference import load
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export, write_tokenizer
 

@@ -162,7 +162,7 @@ def test_trained_predictor_changes_no_greedy_token(trained: Path) -> None:
 
 def test_predictor_of_another_base_is_refused(trained: Path, tmp_path: Path) -> None:
     from nextlat_dist.errors import UserError
-    from nextlat_dist.huggingface.drafters import load_predictor
+    from nextlat_dist.huggingface.drafters.latent_predictor import load_predictor
 
     if not (trained / "export").exists():
         export(trained / "checkpoints", trained / "export")
@@ -177,7 +177,7 @@ def test_an_export_drafts_from_the_ids_of_its_own_run(trained: Path, tmp_path: P
     from nextlat_dist.config.load import config_from_dict
     from nextlat_dist.errors import UserError
     from nextlat_dist.huggingface.draft_vocabulary import count_run_data, coverage, most_frequent
-    from nextlat_dist.huggingface.drafters import load_predictor
+    from nextlat_dist.huggingface.drafters.latent_predictor import load_predictor
     from nextlat_dist.huggingface.export import export_checkpoint
 
     checkpoint = find_checkpoint(trained / "checkpoints")

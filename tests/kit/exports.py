@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from nextlat_dist.huggingface.base import load_base_weights, save_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters import PredictorConfig, load_predictor, save_predictor
+from nextlat_dist.huggingface.base import save_base_weights
+from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig, save_predictor
 from nextlat_dist.huggingface.tokenizer import export_tokenizer
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.base import Chooser, Drawn, unroll
@@ -214,7 +214,7 @@ def write_export(
     digest = save_base_weights(directory, weights)
     if predictor is not None:
         width = predictor["linear_mid.weight"].shape[0]
-        fields = PredictorConfig(config.hidden_size, width, config.vocab_size, 2, 1e-5, digest)
+        fields = LatentPredictorConfig(config.hidden_size, width, config.vocab_size, 2, 1e-5, digest)
         save_predictor(directory, fields, predictor)
     return directory
 
@@ -267,9 +267,9 @@ def tiny_world(directory: Path, vocabulary: int) -> Path:
 
 def reduced(decoder: Decoder, ids: list[int]) -> LatentPredictor:
     """The decoder's predictor, with drafts of these ids only."""
-    predictor = load_predictor(decoder.export, weights_sha256(load_base_weights(decoder.export)))
-    assert predictor is not None
-    return LatentPredictor(predictor.config, predictor.weights, decoder.llama, torch.tensor(ids))
+    stored = decoder.opened.drafter
+    assert stored is not None
+    return LatentPredictor(stored.config, stored.weights, decoder.llama, torch.tensor(ids))
 
 
 @torch.inference_mode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ import torch
 
 from nextlat_dist.evaluation.state_model import StateModel
 from nextlat_dist.evaluation.tasks.scores import Watch
-from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights
+from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.engine.llama import Llama
+from nextlat_dist.inference.loading import llama_of
 from nextlat_dist.tasks import EOS_ID, PAD_ID, Document
 
 ROWS = 128  # documents run together
@@ -30,10 +29,8 @@ def open_decoder(export: Path, context: int) -> Decoder:
     """Plain decoding in fp32 of `context` tokens at least: a document of n tokens trains a context of n - 1, which is
     one less than the decoder wants for it.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = LlamaConfig.from_directory(export)
-    config = replace(config, max_position_embeddings=max(context, config.max_position_embeddings))
-    return Decoder(export, Llama(config, load_base_weights(export), device, torch.float32), None)
+    opened = open_export(export)
+    return Decoder(opened, llama_of(opened, dtype=torch.float32, context=context), None)
 
 
 def answer_of(document: Document) -> np.ndarray:

@@ -7,50 +7,78 @@ state outlives its cycle, so a wrong predictor costs speed and never changes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
 
-from nextlat_dist.huggingface.drafters import PredictorConfig
+from nextlat_dist.config.entries import PREDICTORS, resolve
+from nextlat_dist.huggingface.drafters.format import StoredDrafter
+from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig
 from nextlat_dist.inference.drafters.base import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.engine.graphs import Graphs
 from nextlat_dist.inference.engine.linear import linear
 from nextlat_dist.inference.engine.llama import Llama
 
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (h, e(x)) [rows, hidden] each → the next h
+
+
+def concat_step(weights: dict[str, torch.Tensor], epsilon: float) -> Step:
+    """The paper's form, `p_ψ(h, x) = h + MLP(LayerNorm([h, e(x)]))`; `epsilon` is the norm's."""
+    norm_weight, norm_bias = weights["layer_norm.weight"], weights["layer_norm.bias"]
+    into, mid, out = (linear(weights[f"linear_{name}.weight"]) for name in ("in", "mid", "out"))
+
+    def step(h: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([h, embedded], dim=-1)
+        x = functional.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, epsilon)
+        return h + out(functional.gelu(mid(functional.gelu(into(x)))))
+
+    return step
+
+
+def _form(fusion: str) -> Callable[[dict[str, torch.Tensor], float], Step]:
+    """How a predictor of that form advances; another form than the paper's is an entry of the predictors.
+
+    Raises:
+        UserError: neither this package nor an installed distribution has that form.
+    """
+    if fusion == LatentPredictorConfig.fusion:
+        return concat_step
+    form: Callable[[dict[str, torch.Tensor], float], Step] = resolve(PREDICTORS.find(fusion).drafting)
+    return form
+
+
+def build(stored: StoredDrafter, llama: Llama, graphs: Graphs | None) -> LatentPredictor:
+    """The drafter of an export's `latent_predictor/`."""
+    return LatentPredictor(stored.config, stored.weights, llama, stored.draft_vocabulary, graphs)
+
 
 class LatentPredictor:
-    """`p_ψ(h, x) = h + MLP(LayerNorm([h, e(x)]))` with the base model's own embedding e and output head."""
+    """The predictor of the form that its config names, with the base model's own embedding e and output head."""
 
     longest: int | None = None
 
     def __init__(
         self,
-        config: PredictorConfig,
+        config: LatentPredictorConfig,
         weights: dict[str, torch.Tensor],
         llama: Llama,
         vocabulary: torch.Tensor | None = None,
         graphs: Graphs | None = None,
     ) -> None:
-        """`weights` as in `export.layout.PREDICTOR_TENSORS`; cast and moved to where `llama` is. With `graphs`, draft
-        steps and whole cycles of drafts go through them.
+        """`weights` as in `huggingface.drafters.latent_predictor`; cast and moved to where `llama` is. With `graphs`,
+        draft steps and whole cycles of drafts go through them.
         """
         weights = {name: tensor.to(llama.embedding) for name, tensor in weights.items()}
-        self.config = config
         self.graphs = graphs
         self.embedding = llama.embedding
         self.vocabulary: torch.Tensor | None = None if vocabulary is None else vocabulary.to(llama.device)
         self.head = llama.logits if self.vocabulary is None else linear(llama.head_weight[self.vocabulary])
-        self.norm_weight, self.norm_bias = weights["layer_norm.weight"], weights["layer_norm.bias"]
-        self._in, self._mid, self._out = (linear(weights[f"linear_{name}.weight"]) for name in ("in", "mid", "out"))
+        self._advance = _form(config.fusion)(weights, config.layer_norm_epsilon)
 
     def step(self, h: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """h [rows, hidden] and the tokens [rows] that follow it → the predicted next hidden states [rows, hidden]."""
-        x = torch.cat([h, functional.embedding(tokens, self.embedding)], dim=-1)
-        x = functional.layer_norm(
-            x, self.norm_weight.shape, self.norm_weight, self.norm_bias, self.config.layer_norm_epsilon
-        )
-        return h + self._out(functional.gelu(self._mid(functional.gelu(self._in(x)))))
+        return self._advance(h, functional.embedding(tokens, self.embedding))
 
     def propose(self, h: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `step`, and the draft logits [rows, draft vocab] of the predicted states."""

@@ -14,9 +14,16 @@ from itertools import accumulate
 import torch
 from torch.nn import functional
 
-from nextlat_dist.huggingface.drafters import MTPConfig
+from nextlat_dist.huggingface.drafters.format import StoredDrafter
+from nextlat_dist.huggingface.drafters.mtp import MTPConfig
 from nextlat_dist.inference.drafters.base import Chooser, DraftMemory, Drawn, unroll
+from nextlat_dist.inference.engine.graphs import Graphs
 from nextlat_dist.inference.engine.llama import PREFILL_CHUNK_TOKENS, DecoderLayer, Llama
+
+
+def build(stored: StoredDrafter, llama: Llama, graphs: Graphs | None) -> MultiTokenPrediction:
+    """The drafter of an export's `mtp/`; its steps are not captured in graphs."""
+    return MultiTokenPrediction(stored.config, stored.weights, llama)
 
 
 class MultiTokenPrediction:
@@ -25,7 +32,7 @@ class MultiTokenPrediction:
     vocabulary: torch.Tensor | None = None
 
     def __init__(self, config: MTPConfig, weights: dict[str, torch.Tensor], llama: Llama) -> None:
-        """`weights` as in `export.layout.MTP_TENSORS`; cast and moved to where `llama` is."""
+        """`weights` as in `huggingface.drafters.mtp`; cast and moved to where `llama` is."""
         weights = {name: tensor.to(llama.embedding) for name, tensor in weights.items()}
         self.llama = llama
         self.longest: int | None = config.horizon

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.drafters import CALIBRATION_FILE
+from nextlat_dist.huggingface.drafters.format import CALIBRATION_FILE
 
 FORMAT_VERSION = 1
 CONFIDENCE_LIMIT = 1e-4  # logits of a confidence are taken this far from 0 and 1 at most

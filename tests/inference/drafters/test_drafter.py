@@ -9,7 +9,7 @@ import torch
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import save_base_weights
-from nextlat_dist.huggingface.drafters import save_draft_vocabulary
+from nextlat_dist.huggingface.drafters.latent_predictor import save_draft_vocabulary
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.loading import load
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export

@@ -12,7 +12,7 @@ import torch
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import load_base_weights, save_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters import MTPConfig, save_mtp
+from nextlat_dist.huggingface.drafters.mtp import MTPConfig, save_mtp
 from nextlat_dist.inference import load
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.mtp import MultiTokenPrediction

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters import load_predictor, save_draft_vocabulary
+from nextlat_dist.huggingface.drafters.latent_predictor import save_draft_vocabulary
+from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.inference import load
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.drafters.latent_predictor import build
 from nextlat_dist.inference.engine import llama as llama_module
 from nextlat_dist.inference.engine.graphs import SLOTS, WIDTHS, Graphs, StaticLlama, power_of_two
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
@@ -33,12 +33,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def static_decoder(export: Path, device: str, capture: bool) -> Decoder:
-    weights = load_base_weights(export)
-    llama = StaticLlama(LlamaConfig.from_directory(export), weights, device, torch.float64, capture=capture)
-    stored = load_predictor(export, weights_sha256(weights))
-    assert stored is not None
-    drafter = LatentPredictor(stored.config, stored.weights, llama, stored.draft_vocabulary, Graphs(capture))
-    return Decoder(export, llama, drafter)
+    opened = open_export(export)
+    llama = StaticLlama(opened.config, opened.weights, device, torch.float64, capture=capture)
+    assert opened.drafter is not None
+    return Decoder(opened, llama, build(opened.drafter, llama, Graphs(capture)))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

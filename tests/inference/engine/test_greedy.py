@@ -62,7 +62,7 @@ def continuations(export: Path, lengths: tuple[int, ...]) -> list[list[int]]:
 def planned(export: Path, lengths: tuple[int, ...], decoder: Decoder) -> Decoder:
     """The decoder with drafts that are right here and wrong there."""
     sequences = [[*p, *c] for p, c in zip(prompts_of(lengths), continuations(export, lengths), strict=True)]
-    drafts = Decoder(export, decoder.llama, PlannedDrafter(sequences, 31))
+    drafts = Decoder(decoder.opened, decoder.llama, PlannedDrafter(sequences, 31))
     drafts.calibration = decoder.calibration
     return drafts
 

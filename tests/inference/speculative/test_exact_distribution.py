@@ -177,7 +177,7 @@ def test_joint_law_of_the_engine_is_the_base_models(case: str, decoders: dict[in
     vocabulary, new_tokens, draft_length, sampling, ids = (CASES | BIG_CASES)[case]
     decoder = decoders[vocabulary]
     if ids:
-        decoder = Decoder(decoder.export, decoder.llama, reduced(decoder, ids))
+        decoder = Decoder(decoder.opened, decoder.llama, reduced(decoder, ids))
     engine = Engine(decoder, sampling, new_tokens, draft_length)
     assert largest_error(engine) < EXACT
 
