@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nextlat_dist.huggingface.base import weights_sha256
-from nextlat_dist.huggingface.drafters import MTPConfig, save_mtp
+from nextlat_dist.huggingface.drafters.mtp import MTPConfig, save_mtp
 from tests.kit.exports import random_weights, tiny_config, write_export
 
 HORIZON, HIDDEN, CONTEXT = 2, 32, 48
