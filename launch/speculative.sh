@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # What self-speculative decoding gains on a model that was trained long enough to judge it by: sets up, trains
-# configs/speculative.yaml and its rival configs/speculative_mtp.yaml on the Python standard library's own text, exports
-# and calibrates both, and measures them against each other, every fixed draft length and transformers' own generate.
-# About an hour and a half of training and three quarters of an hour of measuring on two quiet CPU cores, once everything
-# is installed.
+# configs/speculative.yaml and, to compare with, configs/speculative_mtp.yaml on the text of the Python standard library,
+# exports and calibrates both, and measures them, every fixed draft length and transformers' own generate. About an hour
+# and a half of training and three quarters of an hour of measuring on two quiet CPU cores, once everything is installed.
 #
 # Usage: bash launch/speculative.sh [key=value …]
 #   key=value   handed to both `nextlat train`, for example training.train_tokens=500_000
 #   NPROC=1     number of ranks (default: all GPUs, or 2 on CPU)
 #
 # Writes runs/speculative: nextlat/export, mtp/export, speculative.json (batch 1), speculative_batches.json (8, 32),
-# speculative_batch128.json, pictures. The same command goes on with what is there: delete runs/speculative to begin again.
+# speculative_batch128.json, pictures. The same command resumes with what is there: delete runs/speculative to begin again.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,7 +46,7 @@ done
 train_and_export() { # name config key=value …
     local name="$1" config="$2"
     shift 2
-    headline "$name: training (goes on from its last checkpoint, if there is one)"
+    headline "$name: training (resumes from its last checkpoint, if there is one)"
     bash launch/single_node.sh "$config" "$@"
     rm -rf "$run/$name/export"
     nextlat export --checkpoint "$run/$name/checkpoints" --output "$run/$name/export"
@@ -57,16 +56,16 @@ train_and_export() { # name config key=value …
 
 headline "2/5 NextLat"
 train_and_export nextlat configs/speculative.yaml "$@"
-headline "3/5 MTP, the rival"
+headline "3/5 MTP, to compare with"
 train_and_export mtp configs/speculative_mtp.yaml "$@"
 
-sides=(--export "$run/nextlat/export" --rival "$run/mtp/export" --prompts "$run/prompts_measured")
+methods=(--export "$run/nextlat/export" --rival "$run/mtp/export" --prompts "$run/prompts_measured")
 headline "4/5 Measuring: batch 1"
-nextlat evaluate speculative "${sides[@]}" --draft-length 0..10,adaptive --temperature 0,0.6,1 --batch-size 1 \
+nextlat evaluate speculative "${methods[@]}" --draft-length 0..10,adaptive --temperature 0,0.6,1 --batch-size 1 \
     --max-new-tokens 96 --prompts-per-domain 12 --hugging-face --json "$run/speculative.json" --pictures "$run"
 
 headline "5/5 Measuring: batch 8, 32 and 128"
-nextlat evaluate speculative "${sides[@]}" --draft-length 0..5,adaptive --temperature 0,1 --batch-size 8,32 \
+nextlat evaluate speculative "${methods[@]}" --draft-length 0..5,adaptive --temperature 0,1 --batch-size 8,32 \
     --max-new-tokens 24 --prompts-per-domain 24 --json "$run/speculative_batches.json"
 nextlat evaluate speculative --export "$run/nextlat/export" --prompts "$run/prompts_measured" --batch-size 128 \
     --draft-length 0,1,adaptive --temperature 0,1 --max-new-tokens 12 --prompt-tokens 32 --prompts-per-domain 24 \

@@ -1,4 +1,4 @@
-"""How long a save keeps training waiting.
+"""Benchmark of checkpoints: how long a save keeps training waiting.
 
     python -m nextlat_dist.bench.checkpoint [--json FILE] [--quick] [--directory DIR]
 

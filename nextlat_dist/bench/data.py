@@ -1,4 +1,4 @@
-"""How fast the data path is: loading, resuming, sharding.
+"""Speed of the data path: loading, resuming, sharding.
 
     python -m nextlat_dist.bench.data [--json FILE] [--quick]
 

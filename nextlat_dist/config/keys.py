@@ -1,4 +1,4 @@
-"""What a key of a configuration says about itself: `Annotated[type, "what it is", bounds]`, read at run time.
+"""Keys of a configuration: `Annotated[type, "what it is", bounds]`, read at run time.
 
 The sentence is the key's only description: `nextlat init` writes it as a comment and the configuration reference prints
 it. The bounds are checked wherever a value of the section is, so a key cannot be added without them: a test walks

@@ -83,7 +83,7 @@ def test_documents_are_about_as_long_as_they_are_said_to_be() -> None:
     assert {document.dtype for document in documents} == {np.dtype(np.uint16)}
 
 
-def test_both_sides_read_the_same_documents(tmp_path: Path) -> None:
+def test_both_methods_read_the_same_documents(tmp_path: Path) -> None:
     import webdataset
 
     documents = random_documents(200_000, 600)
@@ -93,8 +93,8 @@ def test_both_sides_read_the_same_documents(tmp_path: Path) -> None:
     ours = [part for r in map(storage.read, range(len(storage))) for part in np.split(r.tokens, r.ends[:-1])]
     shards = sorted(str(path) for path in (tmp_path / "documents").iterdir())
     theirs = [sample["npy"] for sample in webdataset.WebDataset(shards, shardshuffle=False).decode()]
-    for sides in zip(documents, ours, theirs, strict=True):
-        assert len({(side.dtype, side.tobytes()) for side in sides}) == 1
+    for methods in zip(documents, ours, theirs, strict=True):
+        assert len({(read.dtype, read.tobytes()) for read in methods}) == 1
     assert webdataset_reader(tmp_path / "documents")() == 200_000
     loader = open_loader(tmp_path / "blocks", HEADLINE, global_batch_size=64)
     assert reader(loader, HEADLINE, 2)() == 2 * 64 * 1025

@@ -1,4 +1,4 @@
-"""What `nextlat init` writes: the preset, every key, every description; and the reference made of the same schema."""
+"""The file of `nextlat init`: the preset, every key, every description; and the reference made of the same schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keys say about themselves: every one has a sentence, every number its bounds, and bounds are looked at."""
+"""Keys of the schema: every one has a sentence, every number its bounds, and bounds are looked at."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What a grid makes of its cells, with a small program instead of `nextlat`; the real one runs in test_ablations."""
+"""A grid from its cells to its report, a small program instead of `nextlat`; test_ablations runs the real one."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -93,3 +94,48 @@ def test_a_number_that_no_cell_has_is_no_success(tmp_path: Path, capsys: pytest.
 def test_a_grid_without_a_finished_cell_names_a_log(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no cell finished; see .*/cells/fast/seed-3/train\.log"):
         ablate(tmp_path, variants={"fast": VARIANTS["fast"]})
+
+
+LAUNCHER = """
+import json, pathlib, sys, yaml
+run = pathlib.Path(yaml.safe_load(open(sys.argv[1]))["output_dir"])
+run.mkdir()
+(run / "metrics.jsonl").write_text(json.dumps({"next_token": yaml.safe_load(open(sys.argv[1]))["optimizer"]["lr"]}))
+"""
+
+
+def test_a_launcher_trains_with_the_settings_of_the_command_line(tmp_path: Path) -> None:
+    launcher = shlex.join([sys.executable, "-c", LAUNCHER])
+    ablate(tmp_path, "--launcher", launcher, "optimizer.lr=0.0625")  # after those of the variants
+    content = json.loads((tmp_path / "ablations.json").read_text())
+    assert [row["training/next_token"] for row in content["rows"]] == [0.0625, 0.0625]
+
+
+def test_cells_are_evaluated_together_and_that_is_said_every_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "variants": {"slow": VARIANTS["slow"]},
+        "training": {},
+        "evaluations": {},
+        "runs": "{variant}-{seed}",
+        "together": {"report": ["task", "--export", "{exports}"]},
+    }
+    program = PROGRAM + "    print(sys.argv[4], 'is measured')\n"
+    cells.NEXTLAT = (sys.executable, "-c", program)  # undone by the fixture
+    ablate(tmp_path, **changes)
+    said = f"slow={tmp_path}/out/slow-3/export is measured\n"
+    assert capsys.readouterr().out == said
+    ablate(tmp_path, **changes)
+    captured = capsys.readouterr()
+    assert captured.out == said
+    assert "1 cells, 1 of them finished before" in captured.err
+    assert (tmp_path / "out" / "slow-3" / "metrics.jsonl").is_file()
+    assert not (tmp_path / "ablations.png").exists()
+
+
+def test_a_failed_cell_leaves_nothing_to_evaluate_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^1$"):
+        ablate(tmp_path, together={"report": ["task", "--export", "{exports}"]})
+    assert "failed: fast, seed 3" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "report.json").exists()

@@ -1,4 +1,4 @@
-"""What a grid's file may say, and the cells that come of it."""
+"""A grid's file: what is refused, and the cells of a good one."""
 
 from __future__ import annotations
 

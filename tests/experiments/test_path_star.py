@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_steps_that_fit_by_hand() -> None:
-    """540 s, of which 60 are for exports and scores and 2 · 15 beside the steps: 450 s for two twins at 20 a second."""
+    """540 s, of which 60 are for exports and scores and 2 · 15 besides the steps: 450 s for twins at 20 a second."""
     scale = SCALES["gpu"]
     assert scale.reserved_seconds == 60
     assert steps_that_fit(scale, 540.0, 20.0, 15.0) == int(SAFETY * 450 * 20 / 2)
