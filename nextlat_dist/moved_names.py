@@ -156,6 +156,11 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.ablation.grid": {
         "Cell": "nextlat_dist.experiments.grid:GridCell",
     },
+    "nextlat_dist.bench.gpu_decoding": {
+        "COLUMNS": "nextlat_dist.experiments.budget",
+        "Scale": "nextlat_dist.experiments.gpu_decoding:DecodingScale",
+        "data_tools": "nextlat_dist.experiments.budget:nextlat_data",
+    },
     "nextlat_dist.bench.path_star": {
         "Scale": "nextlat_dist.experiments.path_star:PathStarScale",
     },

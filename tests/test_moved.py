@@ -32,7 +32,6 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.belief_page.draw_steps": REPORT,
     "nextlat_dist.evaluation.belief_page.write_page": REPORT,
     "nextlat_dist.bench.path_star.train_steps": "a helper of one caller",
-    "nextlat_dist.bench.gpu_decoding.costs": "StepCosts.named gives its names",
     "nextlat_dist.evaluation.speculative_pictures.draw_pictures": "reporting.publish draws the pictures of a report",
     "nextlat_dist.evaluation.speculative_summary.CELL_KEYS": "a cell is a record",
     "nextlat_dist.evaluation.speculative_summary.CLAIMS": "summary.claims gives records",
