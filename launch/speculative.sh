@@ -59,7 +59,7 @@ train_and_export nextlat configs/speculative.yaml "$@"
 headline "3/5 MTP, to compare with"
 train_and_export mtp configs/speculative_mtp.yaml "$@"
 
-methods=(--export "$run/nextlat/export" --rival "$run/mtp/export" --prompts "$run/prompts_measured")
+methods=(--export "nextlat=$run/nextlat/export" "mtp=$run/mtp/export" --prompts "$run/prompts_measured")
 headline "4/5 Measuring: batch 1"
 nextlat evaluate speculative "${methods[@]}" --draft-length 0..10,adaptive --temperature 0,0.6,1 --batch-size 1 \
     --max-new-tokens 96 --prompts-per-domain 12 --hugging-face --json "$run/speculative.json" --pictures "$run"

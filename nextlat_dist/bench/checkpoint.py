@@ -26,6 +26,7 @@ from nextlat_dist.bench.timing import with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
 from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.options import add_outputs
 from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
@@ -104,7 +105,7 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="How long a save keeps training waiting.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too (default: nowhere)")
+    add_outputs(parser)
     parser.add_argument("--directory", type=Path, metavar="DIR", help="save below this directory (default: temporary)")
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
     options = parser.parse_args(arguments)

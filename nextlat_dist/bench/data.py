@@ -29,6 +29,7 @@ from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
 from nextlat_dist.bench.timing import COLUMNS, with_summary
 from nextlat_dist.errors import UserError
 from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.options import add_outputs
 from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
@@ -107,7 +108,7 @@ def bench_data(sizes: Sizes, directory: Path) -> Report:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="How fast data is loaded, resumed and sharded.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too (default: nowhere)")
+    add_outputs(parser)
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
     options = parser.parse_args(arguments)
     try:

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist.reporting.options import add_outputs
+
 
 def add_command(commands: Any) -> None:
     command = commands.add_parser("ablate", help="train variants of a run over seeds, and compare them")
@@ -30,8 +32,7 @@ def add_command(commands: Any) -> None:
         help="starts each training when the path of its config is added, such as 'bash launch/single_node.sh' "
         "(default: nextlat train --config)",
     )
-    command.add_argument("--json", type=Path, help="where to write the measurements (default: nowhere)")
-    command.add_argument("--pictures", type=Path, metavar="DIR", help="where to write a PNG (default: nowhere)")
+    add_outputs(command, pictures="a PNG")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, after the grid's")
     command.set_defaults(run_command=_ablate)
 
