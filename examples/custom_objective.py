@@ -20,7 +20,7 @@ class SmoothObjective(NextTokenObjective):
 
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
         step = (inputs.hidden[1:] - inputs.hidden[:-1]).float().square().mean(dim=-1)  # [s - 1, b]
-        return torch.cat([super().forward(inputs), masked_sum(step, state_mask(inputs.rows, 1))[None]])
+        return torch.cat([super().forward(inputs), masked_sum(step, state_mask(inputs.batch, 1))[None]])
 
 
 SMOOTH = ObjectiveEntry(

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,16 @@ def test_the_tree_of_the_design_page_is_the_tree() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert shown == real
+
+
+def test_the_arrows_of_the_design_page_are_the_contract() -> None:
+    [shown] = [b for b in blocks(ROOT / "docs/design.md") if b.code.startswith("cli\n")]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
+    assert shown.code.splitlines() == layers
+
+
+def test_the_extras_of_the_install_page_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.*`) \|", (ROOT / "docs/install.md").read_text(), flags=re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(extras)

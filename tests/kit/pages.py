@@ -32,8 +32,6 @@ REASONS = {
     "install": "installs into the current environment",
     "long": "takes minutes or hours",
     "interactive": "waits for a person at a terminal",
-    "elsewhere": "run by a test of its own, named in the comment",
-    "sketch": "shows a form, with names that the reader replaces",
 }
 _COMMENT = re.compile(r"<!--\s*(?P<text>.*?)\s*-->$")
 
