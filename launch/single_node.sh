@@ -42,7 +42,7 @@ with socket.socket() as s:
 }
 
 start_ranks() {
-    # No hostfile, whatever the launcher's default place holds: this script is for one machine.
+    # No hostfile, whatever the launcher finds elsewhere: this script is for one machine.
     local arguments=(--hostfile=/dev/null --log_level=error --no_local_rank)
     arguments+=(--master_port="${MASTER_PORT:-$(free_port)}")
     if [[ -n "${NPROC-}" ]]; then

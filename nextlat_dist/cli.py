@@ -1,4 +1,4 @@
-"""`nextlat`: parses, calls, prints.
+"""`nextlat`: lists the commands, each the `command.py` of its package, and makes exit codes of what they raise.
 
     nextlat train --config configs/quickstart.yaml [key=value …] [--dry-run]
     nextlat export --checkpoint runs/NAME/checkpoints --output DIR
@@ -18,25 +18,27 @@
     nextlat doctor [--config FILE] [--hostfile FILE]
 
 A user's mistake is one sentence on stderr and exit status 2. A training run that was asked to stop and saved exits with
-75, one whose rank stalled or died with 76: the same command goes on from the last checkpoint. Heavy imports happen
+75, one whose rank stalled or died with 76: the same command resumes from the last checkpoint. Heavy imports happen
 inside the commands.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from nextlat_dist import __version__
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.config.command import add_command as add_configs
+from nextlat_dist.doctor.command import add_command as add_doctor
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.command import add_command as add_evaluate
 from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
+from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.options import integers, numbers
 from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
 
@@ -50,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
         if os.environ.get("RANK", "0") == "0" or (_ranks_have_met() and not error.shared):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}", error=True)
         status = 2
     except StoppedBySignal as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(stopped, file=sys.stderr, flush=True)
+            say(str(stopped), error=True)
         status = EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         status = 130
     return status
 
@@ -69,6 +71,7 @@ def _ranks_have_met() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nextlat", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--version", action="version", version=f"nextlat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_train(commands)
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_ablate(commands)
     add_configs(commands)
-    _add_doctor(commands)
+    add_doctor(commands)
     add_checkpoint(commands)
     add_report(commands)
     return parser
@@ -155,16 +158,6 @@ def _add_decoding(parser: Any) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated")
     parser.add_argument("--show-drafts", action="store_true", help="colour the tokens that were drafted")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: on a terminal")
-
-
-def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser("doctor", help="say what is missing before a run; exit status 1 if anything is")
-    doctor.add_argument("--config", type=Path, help="the run's YAML file: also check the disk for it")
-    doctor.add_argument("--hostfile", type=Path, help="also ask its hosts over ssh")
-    doctor.add_argument("--quick", action="store_true", help="problems only, and nothing that has to be waited for")
-    doctor.add_argument("--json", type=Path, help="where to write the findings")
-    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
-    doctor.set_defaults(run_command=_doctor)
 
 
 def _draft_length(text: str) -> int | str:
@@ -261,20 +254,6 @@ def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
     )
     colour = options.show_drafts and wants_colour(options.color, sys.stdout)
     return settings, Screen(sys.stdout, sys.stderr, colour=colour)
-
-
-def _doctor(options: argparse.Namespace) -> None:
-    from nextlat_dist.config.load import load_config
-    from nextlat_dist.doctor.examine import examine, show
-    from nextlat_dist.doctor.findings import problems, to_json
-
-    config = None if options.config is None else load_config(options.config, options.overrides)
-    findings = examine(config, options.hostfile, options.quick)
-    show(findings, options.quick)
-    if options.json is not None and os.environ.get("RANK", "0") == "0":
-        options.json.write_text(json.dumps(to_json(findings), indent=2) + "\n")
-    if problems(findings):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import nextlat_dist
 from nextlat_dist.cli import main
 from nextlat_dist.config import config_from_dict, load_config
 
@@ -81,13 +82,23 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: nextlat" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "export", "generate", "chat", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "export", "generate", "chat", "evaluate", "report", "doctor", "ablate", "checkpoint", "configs", "init"],
+)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], [command, "--help"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 0
         assert command in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"nextlat {nextlat_dist.__version__}\n"
 
 
 def test_a_mistake_is_one_line_and_only_the_first_rank_speaks(

@@ -4,7 +4,7 @@
     nextlat doctor --config run.yaml --hostfile hosts           and the disk for this run, and the hosts
     bash launch/multi_node.sh --doctor hosts run.yaml           the same checks on every host, under the launcher
 
-Nothing is changed: what is missing is said in a sentence, with how to mend it.
+Nothing is changed: what is missing is said in a sentence, with how to repair it.
 """
 
 from __future__ import annotations
@@ -64,13 +64,12 @@ def _under_launcher_on_several_hosts(world_size: int) -> bool:
     return world_size > int(local)
 
 
-def show(findings: list[Finding], quick: bool) -> None:
-    """The table on stdout, from rank 0. With `quick`, and from the first rank of another host, its problems on
-    stderr."""
+def shown(findings: list[Finding], quick: bool) -> list[str]:
+    """What this rank shows: rank 0 the table; with `quick`, and on the first rank of another host, an `error: …` for
+    each problem."""
     if not quick and os.environ.get("RANK", "0") == "0":
-        print(table(findings), flush=True)
-        return
+        return [table(findings)]
     if os.environ.get("LOCAL_RANK", "0") == "0":
         where = f"{socket.gethostname()}: " if "RANK" in os.environ else ""
-        for text in problems(findings):
-            print(f"error: {where}{text}", file=sys.stderr, flush=True)
+        return [f"error: {where}{text}" for text in problems(findings)]
+    return []

@@ -107,7 +107,7 @@ def _check_host(host: str, token: Path | None) -> list[Finding]:
     after = time.time()
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or [f"ssh ended with {result.returncode}"])[-1]
-        return [problem("hosts", f"host {host} does not answer over ssh: {reason}; mend that or leave it out")]
+        return [problem("hosts", f"host {host} does not answer over ssh: {reason}; repair that or leave it out")]
     clock, python, *shared = result.stdout.split()
     findings = []
     # The answer was made at some moment between the two readings of our own clock.

@@ -34,30 +34,30 @@ def existing_parent(directory: Path) -> Path:
 
 def check_output_dir(config: RunConfig) -> Finding:
     """A file can be made where the run will write."""
-    place = existing_parent(Path(config.output_dir))
+    parent = existing_parent(Path(config.output_dir))
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".doctor-"):
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".doctor-"):
             return ok("output_dir", f"{config.output_dir} can be written")
     except OSError as error:
         return problem(
             "output_dir",
-            f"output_dir={config.output_dir} cannot be written: {error.strerror} in {place}; mend that or change "
+            f"output_dir={config.output_dir} cannot be written: {error.strerror} in {parent}; allow it or change "
             "output_dir",
         )
 
 
 def check_disk(config: RunConfig) -> Finding:
-    """Room for the checkpoints that will lie there at one time: `keep_last` and the one being written."""
+    """Disk for the checkpoints that will lie there at one time: `keep_last` and the one being written."""
     directory, keep = Path(config.output_dir), config.checkpoint.keep_last
-    place = existing_parent(directory)
-    free, size = shutil.disk_usage(place).free, checkpoint_bytes(config)
+    parent = existing_parent(directory)
+    free, size = shutil.disk_usage(parent).free, checkpoint_bytes(config)
     there = sum(path.is_dir() for path in directory.glob("checkpoints/step_*"))
     needed = size * max(1, keep + 1 - there)
     if free >= needed:
-        return ok("disk", f"{_gb(free)} free in {place}, {_gb(needed)} needed for checkpoints of {_gb(size)}")
+        return ok("disk", f"{_gb(free)} free in {parent}, {_gb(needed)} needed for checkpoints of {_gb(size)}")
     return problem(
         "disk",
-        f"{place} has {_gb(free)} free, but checkpoint.keep_last={keep} and the one being written need {_gb(needed)} "
+        f"{parent} has {_gb(free)} free, but checkpoint.keep_last={keep} and the one being written need {_gb(needed)} "
         f"({_gb(size)} each): free some, or change output_dir or checkpoint.keep_last",
     )
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.doctor.findings import Finding, note, ok, problem
 
 PROJECT = "nextlat-dist"
-CONSTRAINTS = Path(__file__).parents[2] / "launch" / "constraints.txt"
 BUILD_SECONDS = 600  # a younger lock may be held by a process that is not seen from here: in a container, on a host
 SET_UP = "run bash launch/setup.sh"
+INSTALL = f"{SET_UP}, or pip install '{PROJECT}[train]'"
 
 
 def check_python() -> Finding:
@@ -32,20 +33,25 @@ def check_python() -> Finding:
     return problem("python", f"Python {version} runs this, the project needs {wanted}: set PYTHON and {SET_UP}")
 
 
-def check_packages(requirements: Sequence[str] | None = None, constraints: Path = CONSTRAINTS) -> list[Finding]:
-    """Installed versions against `requirements` (None: the project's own), and against the tested set."""
+def check_packages(requirements: Sequence[str] | None = None, constraints: Path | None = None) -> list[Finding]:
+    """Installed versions against `requirements` and against the tested set.
+
+    Args:
+        requirements: None: the project's own, with those of training.
+        constraints: the tested versions; None: those that are shipped.
+    """
     wanted = [
         Requirement(text) for text in (metadata.requires(PROJECT) or [] if requirements is None else requirements)
     ]
-    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    tested = _tested_versions(constraints)
+    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": "train"})]
+    tested = _tested_versions(constraints or shipped_root() / "launch/constraints.txt")
     findings, different = [], []
     for requirement in wanted:
         name = requirement.name
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            findings.append(problem("packages", f"{name} is not installed, this project needs {requirement}: {SET_UP}"))
+            findings.append(problem("packages", f"{name} is not installed, training needs {requirement}: {INSTALL}"))
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             text = f"{name} {version} is installed, this project needs {requirement}: {SET_UP}"
@@ -58,7 +64,7 @@ def check_packages(requirements: Sequence[str] | None = None, constraints: Path 
 
 
 def _tested_versions(constraints: Path) -> dict[str, str]:
-    if not constraints.is_file():  # installed without its launch scripts
+    if not constraints.is_file():
         return {}
     return dict(line.split("==") for line in constraints.read_text().splitlines() if "==" in line)
 

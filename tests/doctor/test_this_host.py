@@ -106,7 +106,7 @@ def test_estimate_is_what_a_checkpoint_takes() -> None:
 
 def test_output_directory(config: RunConfig, tmp_path: Path) -> None:
     assert machine.check_output_dir(config).level == "ok"
-    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
     config.output_dir = "/proc/runs/a"  # where even root makes no file
     assert_problem(machine.check_output_dir(config), "output_dir=/proc/runs/a", "/proc")
 
@@ -168,3 +168,12 @@ def test_quick_form_imports_no_torch() -> None:
     environment = {**os.environ, "CXX": "sh", "OMP_NUM_THREADS": "1"}
     quick = [sys.executable, "-c", code, "doctor", "--quick", "--config", "configs/quickstart.yaml"]
     assert subprocess.run(quick, env=environment, cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_base_install_is_told_what_training_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra's own packages count, those of the tests do not."""
+    declared = ["numpy>=1", "no-such-engine>=3; extra == 'train'", "no-such-checker; extra == 'dev'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: declared)
+    problems = [finding for finding in software.check_packages() if finding.level == "problem"]
+    assert_problem(problems[0], "no-such-engine is not installed", "pip install 'nextlat-dist[train]'")
+    assert len(problems) == 1

@@ -32,7 +32,7 @@ RANK=0 LOCAL_RANK=0 WORLD_SIZE="$world" exec python -m nextlat_dist.cli "${@:3}"
 def plain(project: Project) -> Project:
     project.add_real_venv()
     project.add_command("deepspeed", PLAIN_DEEPSPEED)
-    # The scripts put the virtual environment first: this one's deepspeed must stay behind the stand-in.
+    # The scripts put the virtual environment first: this one's deepspeed must come after the stand-in.
     ranks = project.root / "launch/ranks.sh"
     ranks.write_text(ranks.read_text() + f'\nexport PATH="{project.root}/commands:$PATH"\n')
     return project

@@ -36,7 +36,7 @@ reach() { until grep -qs "\\"step\\": $2," "$1/metrics.jsonl"; do sleep 0.2; don
 
 
 def run_in_slurm(site: Site, script: str) -> list[str]:
-    """The lines that `script` prints, run beside a fresh Slurm."""
+    """The lines that `script` prints, run with a fresh Slurm."""
     directory = site.root / "site"
     directory.mkdir(mode=0o755)
     command = ["bash", str(Path(__file__).with_name("slurm_site.sh")), str(directory), "bash", "-c", SUBMIT + script]

@@ -133,7 +133,7 @@ def start_slurm_job(project: Project, *arguments: str, **environment: str) -> su
     return project.start(str(spooled), "run.yaml", *arguments, **job, **environment)
 
 
-def test_slurm_tells_every_task_its_place(project: Project) -> None:
+def test_slurm_tells_every_task_its_rank(project: Project) -> None:
     process = start_slurm_job(project, "training.seed=7", "data.note=two words")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[3]
-# A stand-in for the training command: one file per rank with its place, settings and environment.
+# A stand-in for the training command: one file per rank with its rank, settings and environment.
 REPORTING_CLI = """
 import json, os, pathlib, signal, sys, time
 if sys.argv[1] == "doctor" and "RANK" not in os.environ:

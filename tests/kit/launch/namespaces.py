@@ -40,7 +40,7 @@ class Site:
         (root / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth0\n")
 
     def configure(self, name: str, parallel: dict[str, Any], steps: int, save_interval: int = 0) -> Path:
-        """The output directory of run `name`, and its config beside it."""
+        """The output directory of run `name`, and its config next to it."""
         output = self.root / name
         raw = training_config(
             output, self._dataset, parallel, {"train_tokens": steps * 4 * 48, "validation_batches": 0}

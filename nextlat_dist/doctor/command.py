@@ -1,0 +1,40 @@
+"""`nextlat doctor`: its options, and what it shows. Exit status 1 when there is a problem."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_command(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="say what is missing before a run; exit status 1 if anything is")
+    doctor.add_argument(
+        "--config", type=Path, metavar="FILE", help="the run's YAML file: also check the disk for it (default: no run)"
+    )
+    doctor.add_argument(
+        "--hostfile", type=Path, metavar="FILE", help="also ask its hosts over ssh (default: this host only)"
+    )
+    doctor.add_argument("--quick", action="store_true", help="problems only, and nothing that has to be waited for")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings here (default: nowhere)")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
+    doctor.set_defaults(run_command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from nextlat_dist.config.load import load_config
+    from nextlat_dist.doctor.examine import examine, shown
+    from nextlat_dist.doctor.findings import problems, to_json
+    from nextlat_dist.reporting.console import say
+    from nextlat_dist.reporting.report import write_json
+
+    config = None if options.config is None else load_config(options.config, options.overrides)
+    findings = examine(config, options.hostfile, options.quick)
+    for text in shown(findings, options.quick):
+        say(text, error=text.startswith("error: "))
+    if options.json is not None and os.environ.get("RANK", "0") == "0":
+        write_json(options.json, to_json(findings))
+    if problems(findings):
+        sys.exit(1)
