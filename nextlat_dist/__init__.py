@@ -25,7 +25,6 @@ _EXPORTS = {
     "load": ("nextlat_dist.inference.loading", "load"),
     "train": ("nextlat_dist.training.run", "train"),
 }
-_NEED_STAND_INS = ("export", "train")  # Megatron-Core asks for CUDA while it is imported
 
 moved.install()
 
@@ -34,8 +33,6 @@ if not TYPE_CHECKING:  # else every misspelt attribute would pass the type check
     def __getattr__(name: str) -> Any:
         if name not in _EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name in _NEED_STAND_INS:
-            importlib.import_module("nextlat_dist.parallel.device").use_cpu_where_no_cuda()
         module, attribute = _EXPORTS[name]
         return getattr(importlib.import_module(module), attribute)
 

@@ -40,7 +40,8 @@ from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.options import integers, numbers
-from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
+from nextlat_dist.training.command import add_command as add_train
+from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nextlat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _add_train(commands)
+    add_train(commands)
     _add_export(commands)
     _add_calibrate(commands)
     _add_generate(commands)
@@ -86,14 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint(commands)
     add_report(commands)
     return parser
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train a model; start it with a script in launch/ for several ranks")
-    train.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
-    train.add_argument("--dry-run", action="store_true", help="check and describe the run, build nothing")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as training.seed=7")
-    train.set_defaults(run_command=_train)
 
 
 def _add_export(commands: Any) -> None:
@@ -164,27 +157,6 @@ def _draft_length(text: str) -> int | str:
     if text != "adaptive" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor adaptive")
     return text if text == "adaptive" else int(text)
-
-
-def _train(options: argparse.Namespace) -> None:
-    from nextlat_dist.config.load import load_config
-
-    config = load_config(options.config, options.overrides)
-    if not options.dry_run:
-        StopRequest().install()  # before the imports that take seconds
-    from nextlat_dist.parallel.device import quiet_third_parties, use_cpu_where_no_cuda
-
-    use_cpu_where_no_cuda()
-    quiet_third_parties()
-    from nextlat_dist.training.run import dry_run, train
-
-    if options.dry_run:
-        print(dry_run(config))
-        return
-    from nextlat_dist.parallel.dims import shutdown
-
-    train(config)
-    shutdown()
 
 
 def _export(options: argparse.Namespace) -> None:

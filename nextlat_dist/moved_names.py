@@ -294,15 +294,36 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.evaluation.task_exports": {
         "PLAIN_NAME": "nextlat_dist.files:EXPORT_FOLDER",
     },
+    "nextlat_dist.objective.terms": {
+        "LossRecorder": "nextlat_dist.training.engine.step_terms:StepTerms",
+    },
+    "nextlat_dist.training.build": {
+        "Engine": "nextlat_dist.training.engine.deepspeed_engine:DeepSpeedEngine",
+    },
+    "nextlat_dist.training.data": {
+        "check_same_datasets": "nextlat_dist.training.state.resume",
+        "check_same_weights": "nextlat_dist.training.state.resume",
+        "validation_set": "nextlat_dist.training.validation",
+    },
+    "nextlat_dist.training.loop": {
+        "ValidationSet": "nextlat_dist.training.validation",
+    },
+    "nextlat_dist.training.optimizer": {
+        "global_gradient_norm": "nextlat_dist.training.engine.deepspeed_engine",
+    },
+    "nextlat_dist.training.run": {
+        "describe": "nextlat_dist.plan.describe",
+        "dry_run": "nextlat_dist.training.command",
+    },
     "nextlat_dist.training.state": {
-        "CONFIG_FILE": "nextlat_dist.training.state.saving",
-        "STATE_FILE": "nextlat_dist.training.state.saving",
+        "CONFIG_FILE": "nextlat_dist.files",
+        "STATE_FILE": "nextlat_dist.files:TRAINER_STATE_FILE",
         "Saver": "nextlat_dist.training.state.saving",
-        "TOKENIZER_FILE": "nextlat_dist.training.state.saving",
-        "TrainerState": "nextlat_dist.training.state.saving",
-        "find_resumable": "nextlat_dist.training.state.saving",
-        "read_state": "nextlat_dist.training.state.saving",
-        "resume_state": "nextlat_dist.training.state.saving",
-        "saved_config": "nextlat_dist.training.state.saving",
+        "TOKENIZER_FILE": "nextlat_dist.files",
+        "TrainerState": "nextlat_dist.training.state.trainer_state",
+        "find_resumable": "nextlat_dist.training.state.resume",
+        "read_state": "nextlat_dist.training.state.trainer_state",
+        "resume_state": "nextlat_dist.training.state.resume",
+        "saved_config": "nextlat_dist.training.state.trainer_state",
     },
 }

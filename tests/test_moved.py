@@ -24,9 +24,19 @@ OLD_NAMES = {
     )
 }
 REPORT = "measuring returns a Report; drawing returns a figure, and `publish` writes both"
+BATCH = "model.rows.Batch names the parts of a batch"
 GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.run_report.EXPORT_REPORT": "the names of a run's files stand in nextlat_dist.files",
     "nextlat_dist.evaluation.run_report.draw_loss_terms": REPORT,
+    **{
+        f"nextlat_dist.model.embedding.{name}": BATCH
+        for name in ("DOCUMENT", "LABEL", "LOSS_MASK", "TOKEN", "pack_rows")
+    },
+    "nextlat_dist.model.embedding.embed_for_predictor": "objectives are called with named inputs (model.rows)",
+    "nextlat_dist.model.embedding.lend_weight": "objectives are called with named inputs (model.rows)",
+    "nextlat_dist.training.engine_state.optimizer_step": "Engine.optimizer_steps gives it",
+    "nextlat_dist.training.optimizer.clip_before_step": "the engine clips",
+    "nextlat_dist.training.signals.installed_request": "the request is passed to train()",
     "nextlat_dist.evaluation.belief_page.CURVES": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_geometry": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_steps": REPORT,

@@ -49,7 +49,8 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
     quiet_third_parties()
     from nextlat_dist.parallel.dims import ParallelDims, shutdown
     from nextlat_dist.training.engine.build import build_engine
-    from nextlat_dist.training.state.saving import Saver, TrainerState
+    from nextlat_dist.training.state.saving import Saver
+    from nextlat_dist.training.state.trainer_state import TrainerState
 
     model = {key: sizes[key] for key in ("num_layers", "hidden_size", "vocab_size")}
     raw = {"model": {**model, "num_attention_heads": 4}, "training": {"micro_batch_size": 1, "global_batch_size": 1}}

@@ -147,12 +147,13 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, layer_list
     from nextlat_dist.model.rows import Batch
+    from nextlat_dist.parallel.device import third_parties
     from nextlat_dist.parallel.dims import ParallelDims
 
     single = dataclasses.replace(config, parallel=ParallelConfig())
-    dims = ParallelDims.initialize(single.parallel)
-    stack = LayerStack(layer_list(single, dims, torch.float32)).eval()
-    with torch.no_grad():
+    with third_parties(), torch.no_grad():
+        dims = ParallelDims.initialize(single.parallel)
+        stack = LayerStack(layer_list(single, dims, torch.float32)).eval()
         for name, parameter in canonical_parameters(stack):
             parameter.copy_(canonical[name])
         padded = torch.cat([tokens, tokens[:, -1:]], dim=1)  # a row carries one token more than it has positions

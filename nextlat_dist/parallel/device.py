@@ -1,7 +1,8 @@
 """The accelerator: CUDA where there is one, else the CPU as a first-class citizen.
 
-Import this module before Megatron-Core or DeepSpeed. Without CUDA, Megatron-Core still asks `torch.cuda` for the
-current device in about ninety places; `use_cpu_where_no_cuda` answers with the CPU, once, here and nowhere else.
+Without CUDA, Megatron-Core still asks `torch.cuda` for the current device in about ninety places, also while it is
+imported; `third_parties` answers with the CPU as long as its block runs, and leaves torch as it was. A process that is
+ours alone (a rank, a command) may call `use_cpu_where_no_cuda` instead, for good.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+QUIET_LOGGERS = ("DeepSpeed", "deepspeed")
 KNOWN_PEAK_TFLOPS = {  # dense bf16, from the vendor's data sheets
     "A100": 312.0,
     "H100": 989.0,
@@ -25,8 +29,27 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+@contextmanager
+def third_parties() -> Iterator[None]:
+    """Inside, Megatron-Core and DeepSpeed run on this machine, and quietly; then torch and logging are as before."""
+    stood_in = torch.cuda.current_device, torch.cuda.synchronize
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    accelerator = os.environ.get("DS_ACCELERATOR")
+    with warnings.catch_warnings():
+        use_cpu_where_no_cuda()
+        quiet_third_parties()
+        try:
+            yield
+        finally:
+            torch.cuda.current_device, torch.cuda.synchronize = stood_in
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            if accelerator is None:
+                os.environ.pop("DS_ACCELERATOR", None)
+
+
 def use_cpu_where_no_cuda() -> None:
-    """Make Megatron-Core and DeepSpeed run on this machine; does nothing where there is CUDA."""
+    """Make Megatron-Core and DeepSpeed run in this process from now on; does nothing where there is CUDA."""
     if has_cuda():
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -43,7 +66,7 @@ def quiet_third_parties() -> None:
     )  # inside Megatron-Core and DeepSpeed
     for pattern in (*optional, *deprecated):
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("DeepSpeed", "deepspeed"):
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

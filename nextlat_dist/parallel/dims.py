@@ -2,7 +2,7 @@
 
 Rank order is Megatron-Core's default (tensor fastest, then data, then pipeline); DeepSpeed's
 `PipeModelDataParallelTopology` gives the same ranks, which `ParallelDims.initialize` asserts through the pipeline grid
-in `training.build`. Model code takes its process groups from here as arguments.
+in `training.engine`. Model code takes its process groups from here as arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from nextlat_dist.config.schema import ParallelConfig
 from nextlat_dist.errors import UserError
-from nextlat_dist.parallel.device import communication_backend, device, use_cpu_where_no_cuda
+from nextlat_dist.parallel.device import communication_backend, device
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class ParallelDims:
 
     @classmethod
     def initialize(cls, config: ParallelConfig) -> ParallelDims:
-        """Create every process group; initialises `torch.distributed` if need be (one rank by default)."""
-        use_cpu_where_no_cuda()
+        """Create every process group; initialises `torch.distributed` if need be (one rank by default).
+
+        Without CUDA, call it inside `device.third_parties`.
+        """
         initialize_distributed()
         from megatron.core import parallel_state
 

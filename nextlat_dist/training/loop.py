@@ -20,14 +20,20 @@ from nextlat_dist.training.engine.optimizer import learning_rate
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.bad_steps import BadSteps
 from nextlat_dist.training.health.guards import StepGuard
-from nextlat_dist.training.health.signals import StoppedBySignal, installed_request
+from nextlat_dist.training.health.signals import StopRequest
 from nextlat_dist.training.health.watchdog import Watchdog, slowest
-from nextlat_dist.training.metrics import MetricsLog, Throughput, format_duration
-from nextlat_dist.training.state.saving import Saver, TrainerState
+from nextlat_dist.training.metrics import MetricsLog, NoLog, Throughput, format_duration
+from nextlat_dist.training.state.saving import Saver
+from nextlat_dist.training.state.trainer_state import TrainerState
+from nextlat_dist.training.validation import ValidationSet
 
 
 class Trainer:
-    """One run on this rank. `log` is None on every rank but the first."""
+    """One run on this rank.
+
+    Attributes:
+        last_metrics: the loss terms that were reported last, and those of the last validation as `validation_…`.
+    """
 
     def __init__(
         self,
@@ -37,12 +43,13 @@ class Trainer:
         state: TrainerState,
         train: BatchSource,
         validation: ValidationSet | None,
-        log: MetricsLog | None,
+        log: MetricsLog | NoLog,
         saver: Saver,
+        stop: StopRequest,
     ) -> None:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
         self._train, self._validation, self._log, self._saver = train, validation, log, saver
-        self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, installed_request())
+        self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, stop)
         self._bad_steps = BadSteps(config, dims, engine, state, log)
         self._watchdog = Watchdog(Path(config.output_dir), dims.rank, dims.world_size, config.watchdog.timeout_seconds)
         self._throughput = Throughput(config, dims.world_size)
@@ -50,18 +57,18 @@ class Trainer:
         self._counts: Any = 0
         self._norm = self._rate = 0.0  # of the last applied step
         self._taken: dict[str, int] = {}  # rows of each source before the batch under way
+        self.last_metrics: dict[str, float] = {}
 
-    def run(self) -> None:
-        """Train from `state.step` to the end, then validate and save.
+    def run(self) -> bool:
+        """Train from `state.step` to the end, then validate and save. Whether a rank was asked to stop before the end.
 
         Raises:
-            StoppedBySignal: on every rank, when one was asked to stop; the run is saved.
             UserError: on every rank, when the last save failed or training diverged.
         """
         config, state = self.config, self.state
         total, stop = config.total_steps, False
-        if self._log is not None:
-            print(f"MFU is relative to {self._throughput.peak:.3g} TFLOP/s per device ({self._throughput.peak_source})")
+        throughput = self._throughput
+        self._log.say(f"MFU is relative to {throughput.peak:.3g} TFLOP/s per device ({throughput.peak_source})")
         with self._watchdog:
             self._restart_clocks()
             while state.step < total and not stop:
@@ -71,7 +78,7 @@ class Trainer:
                 # Also before a save, so that a checkpoint never falls inside an average.
                 if save or state.step == 1 or state.step % config.training.log_interval == 0:
                     self._report()
-                # Who asks to stop waits: a validation is not worth the checkpoint.
+                # Skip validation when a stop was requested: saving comes first.
                 if (done or not stop) and self._due(config.training.validation_interval, done):
                     self._validate()
                 self._report_saves(self._saver.outcomes())
@@ -80,21 +87,19 @@ class Trainer:
             last = self._finish_saves()
         if last and last[-1].error:
             raise UserError(last[-1].error, shared=True)
-        if state.step < total:
-            raise StoppedBySignal(state.step)
+        return state.step < total
 
     def _next_batch(self) -> GlobalBatch:
         """The next batch; what was lost in it, and its hash where asked for, are logged."""
         self._watchdog.beat(self.state.step + 1, "reading data")
         self._taken = self._rows_taken()
         batch = self._train.next()
-        if self._log is not None:
-            step, row = self.state.step + 1, self.state.step * self.config.training.global_batch_size
-            for loss in batch.losses:
-                print(f"step {step}  quarantined a record of source {loss.source}: {loss.reason}", flush=True)
-                self._log.write_event({"step": step, "quarantined": asdict(loss)})
-            if batch.digest:
-                self._log.write_batch_hash({"step": step, "row": row, "sha256": batch.digest})
+        step, row = self.state.step + 1, self.state.step * self.config.training.global_batch_size
+        for loss in batch.losses:
+            self._log.say(f"step {step}  quarantined a record of source {loss.source}: {loss.reason}")
+            self._log.write_event({"step": step, "quarantined": asdict(loss)})
+        if batch.digest:
+            self._log.write_batch_hash({"step": step, "row": row, "sha256": batch.digest})
         return batch
 
     def _step(self, batch: GlobalBatch) -> bool:
@@ -129,9 +134,10 @@ class Trainer:
         speed, utilisation = self._throughput.read()
         sums, counts = self._sums, self._counts
         self._sums = self._counts = 0
-        if self._log is None or isinstance(counts, int):
+        if isinstance(counts, int):
             return
         terms = named_terms(sums, counts, self.config.objective)
+        self.last_metrics |= terms
         state, total = self.state, self.config.total_steps
         self._log.write(
             {
@@ -149,16 +155,16 @@ class Trainer:
         )
         left = (total - state.step) * self.config.tokens_per_step / speed
         text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        print(
+        self._log.say(
             f"step {state.step}/{total}  {text}  grad norm {self._norm:.3f}  lr {self._rate:.2e}  "
-            f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}",
-            flush=True,
+            f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}"
         )
 
     def _data_progress(self) -> dict[str, float]:
-        """Passes over each source, its share of the rows to come, and how many records padding stands for."""
+        """On a reader: passes over each source, its share of the rows to come, and records replaced by padding."""
         loader = self._train.loader
-        assert loader is not None
+        if loader is None:
+            return {}
         quarantined = sum(len(records) for records in loader.cursor.quarantined.values())
         progress = {f"epoch/{name}": epochs for name, epochs in loader.epochs().items()}
         shares = loader.shares if len(progress) > 1 else {}
@@ -169,11 +175,11 @@ class Trainer:
             return
         self._watchdog.beat(self.state.step, "validation")
         terms = self._validation.evaluate(self.engine, self.config, self.dims)
-        if self._log is not None:
-            entry = {f"validation_{name}": value for name, value in terms.items()}
-            self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
-            text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
-            print(f"step {self.state.step}  validation  {text}", flush=True)
+        entry = {f"validation_{name}": value for name, value in terms.items()}
+        self.last_metrics |= entry
+        self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
+        text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        self._log.say(f"step {self.state.step}  validation  {text}")
         self._restart_clocks()
 
     def _restart_clocks(self) -> None:
@@ -198,36 +204,11 @@ class Trainer:
         for outcome in outcomes:
             if not outcome.error:
                 self._bad_steps.last_saved = outcome.step
-            if self._log is None:
-                continue
             if outcome.error:
-                print(f"warning: {outcome.error}", flush=True)
+                self._log.say(f"warning: {outcome.error}")
                 self._log.write_event({"step": self.state.step, "failed_save": asdict(outcome)})
             else:
-                print(f"step {outcome.step}  checkpoint saved", flush=True)
-
-
-class ValidationSet:
-    """The same batches every time, kept in memory: the first rows of the validation dataset in stored order."""
-
-    def __init__(self, source: BatchSource, batches: int) -> None:
-        self._batches = [source.next() for _ in range(batches)]
-
-    def evaluate(self, engine: Engine, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
-        """Loss terms over all batches together, each a mean over what counts. Collective."""
-        sums: Any = 0
-        counts: Any = 0
-        for batch in self._batches:
-            sums = sums + engine.evaluate(batch.micro_batches)
-            counts = counts + batch.counts
-        return named_terms(_over_all_ranks(sums, dims), counts, config.objective)
-
-
-def _over_all_ranks(sums: torch.Tensor, dims: ParallelDims) -> torch.Tensor:
-    """Global term sums from every rank's; tensor-parallel ranks all hold the same ones."""
-    group = dist.group.WORLD
-    assert group is not None
-    return all_reduce_sum(sums.clone(), group) / dims.tensor_size
+                self._log.say(f"step {outcome.step}  checkpoint saved")
 
 
 def _of_all_ranks(value: float, dims: ParallelDims, device: torch.device) -> list[float]:

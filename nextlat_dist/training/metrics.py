@@ -10,11 +10,29 @@ from typing import Any
 
 from nextlat_dist.config.load import config_to_dict
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.files import BATCH_HASHES_FILE, METRICS_FILE, write_whole
 from nextlat_dist.parallel.device import peak_tflops
 from nextlat_dist.plan.counting import flops_per_token
+from nextlat_dist.reporting.console import say
 
-METRICS_FILE = "metrics.jsonl"
-BATCH_HASHES_FILE = "batch_hashes.jsonl"
+
+class NoLog:
+    """The log of every rank but the first: of nothing. Its methods are those of `MetricsLog`."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def write_event(self, entry: dict[str, Any]) -> None:
+        pass
+
+    def write_batch_hash(self, entry: dict[str, Any]) -> None:
+        pass
+
+    def write(self, entry: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class MetricsLog:
@@ -32,6 +50,10 @@ class MetricsLog:
     @property
     def wandb_id(self) -> str | None:
         return self._wandb.id if self._wandb is not None else None
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches the run."""
+        say(text)
 
     def write_event(self, entry: dict[str, Any]) -> None:
         """Something that happened at a step, into the file only."""
@@ -56,7 +78,7 @@ class MetricsLog:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             if not self._complained:
-                print(f"warning: {path} cannot be written ({error}); training goes on without these lines", flush=True)
+                say(f"warning: {path} cannot be written ({error}); training continues without these lines")
             self._complained = True
 
 
@@ -66,9 +88,7 @@ def _keep_until(path: Path, step: int) -> None:
     steps = [_step_of(line) for line in lines]
     kept = [line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     # A kill in between must not cost the lines of the run so far.
-    whole = path.with_name(f".{path.name}.tmp")
-    whole.write_text("".join(kept))
-    whole.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def _step_of(line: str) -> int | None:

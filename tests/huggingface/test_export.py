@@ -26,7 +26,8 @@ def save_given_weights(raw: dict[str, Any], root: str) -> None:
     from nextlat_dist.model.sharding import shard, sharding_of
     from nextlat_dist.training.engine.build import build_engine
     from nextlat_dist.training.engine.master_state import local_fragments
-    from nextlat_dist.training.state.saving import Saver, TrainerState
+    from nextlat_dist.training.state.saving import Saver
+    from nextlat_dist.training.state.trainer_state import TrainerState
 
     config, dims = jobs.set_up(raw)
     engine = build_engine(config, dims)

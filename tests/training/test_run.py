@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.kit.harness import Ranks
 from tests.kit.training.runs import logged, run_training, training_config
+
+FROM_PYTHON = """
+import json, logging, sys, warnings
+from pathlib import Path
+import torch
+
+def seen():
+    return [
+        torch.cuda.current_device, torch.cuda.synchronize, list(warnings.filters), logging.getLogger("DeepSpeed").level
+    ]
+
+before = seen()
+from nextlat_dist import train
+from nextlat_dist.config import load_config
+result = train(load_config(Path(sys.argv[1])))
+print("RESULT", json.dumps([
+    str(result.run_directory), str(result.checkpoints), result.steps, result.tokens, result.stopped, result.metrics,
+    [one == other for one, other in zip(before, seen())], torch.distributed.is_initialized(),
+]))
+"""
 
 
 def _config(output: Path, dataset: Path, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -92,3 +116,20 @@ def test_offline_wandb_run_is_written_and_continued(tmp_path: Path, text_dataset
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 or files == [file]
     assert all(state["wandb_id"] in path.name for path in files)
+
+
+def test_from_python_a_result_comes_back_and_torch_is_as_before(tmp_path: Path, text_dataset: Path) -> None:
+    raw = _config(tmp_path / "run", text_dataset)
+    raw["training"] |= {"train_tokens": 2 * 4 * 48, "log_interval": 1}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-c", FROM_PYTHON, str(tmp_path / "run.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    run, checkpoints, steps, tokens, stopped, metrics, same, met = json.loads(ended.stdout.split("RESULT ")[1])
+    assert (run, checkpoints) == (str(tmp_path / "run"), str(tmp_path / "run" / "checkpoints"))
+    assert (steps, tokens, stopped, same, met) == (2, 2 * 4 * 48, False, [True] * 4, False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged_terms = {**lines[-2], **lines[-1]}
+    assert metrics == {name: logged_terms[name] for name in metrics}
+    assert {"loss", "hidden", "kl", "next_token", "validation_loss"} <= metrics.keys()

@@ -1,8 +1,7 @@
-"""What is done about steps that were not applied: they are written down, and too many in a row are answered by going
-back to the last checkpoint and on with the rows after them.
+"""Steps that were not applied: they are recorded, and too many in a row restore the last checkpoint's weights.
 
-Going back undoes the applied steps since that checkpoint too, which led to where nothing works any more; so their rows
-are left out as well. The data, the step number and the learning rate go on, only weights, optimizer and random state
+Restoring undoes the applied steps since that checkpoint too, which led to where nothing works any more; so their rows
+are left out as well. The data, the step number and the learning rate continue, only weights, optimizer and random state
 are the checkpoint's. Invariant: `TrainerState.skipped` lists all rows that are not in the weights; a run that is
 killed and resumed does the same again, because what it decides from is in the checkpoint.
 """
@@ -17,22 +16,24 @@ from typing import Any
 from nextlat_dist.checkpoint.commit import step_name, verify_together
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import CHECKPOINTS_FOLDER
 from nextlat_dist.parallel.dims import ParallelDims
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.guards import Verdict
-from nextlat_dist.training.metrics import MetricsLog
-from nextlat_dist.training.state.saving import TrainerState, read_state, resume_state
+from nextlat_dist.training.metrics import MetricsLog, NoLog
+from nextlat_dist.training.state.resume import resume_state
+from nextlat_dist.training.state.trainer_state import TrainerState, read_state
 
 
 class BadSteps:
-    """The bad steps of one run. `log` is None on every rank but the first.
+    """The bad steps of one run.
 
     Attributes:
         last_saved: step of the checkpoint to go back to; 0: there is none.
     """
 
     def __init__(
-        self, config: RunConfig, dims: ParallelDims, engine: Engine, state: TrainerState, log: MetricsLog | None
+        self, config: RunConfig, dims: ParallelDims, engine: Engine, state: TrainerState, log: MetricsLog | NoLog
     ) -> None:
         self._config, self._dims, self._engine, self._state, self._log = config, dims, engine, state, log
         self._rewound_to = 0
@@ -76,7 +77,7 @@ class BadSteps:
                 + f"; lower optimizer.lr, look at rows {first} to {end} (see metrics.jsonl), or change guards",
                 shared=True,
             )
-        checkpoint = Path(self._config.output_dir) / "checkpoints" / step_name(to)
+        checkpoint = Path(self._config.output_dir) / CHECKPOINTS_FOLDER / step_name(to)
         verify_together(checkpoint)
         saved = read_state(checkpoint)
         resume_state(self._dims, self._engine, checkpoint, saved)
@@ -96,9 +97,8 @@ class BadSteps:
         return rows
 
     def _tell(self, text: str, event: dict[str, Any]) -> None:
-        if self._log is not None:
-            print(f"step {self._state.step}  {text}", flush=True)
-            self._log.write_event({"step": self._state.step, **event})
+        self._log.say(f"step {self._state.step}  {text}")
+        self._log.write_event({"step": self._state.step, **event})
 
 
 def add_range(ranges: list[list[int]], first: int, end: int) -> None:

@@ -15,13 +15,13 @@ import signal
 import time
 from types import FrameType
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again to go on
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command resumes
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REPEAT_SECONDS = 5.0
 
 
 class StoppedBySignal(Exception):
-    """The run was saved at `step` because a rank was asked to stop. Raised on every rank."""
+    """The command's run was saved at `step` because a rank was asked to stop. Raised on every rank."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped at step {step} as asked by a signal; the same command goes on from there")
@@ -56,9 +56,3 @@ class StopRequest:
         elif now - self._first >= self._repeat_seconds:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-
-def installed_request() -> StopRequest:
-    """What handles SIGTERM in this process, or a request that never comes where nobody installed one."""
-    handler = signal.getsignal(signal.SIGTERM)
-    return handler if isinstance(handler, StopRequest) else StopRequest()

@@ -72,7 +72,7 @@ def save(config: Any, dims: Any, engine: Any, state: Any, root: Path) -> None:
 
 def train_and_save(raw: dict[str, Any], root: Path) -> list[dict[str, float]]:
     """Metrics of the steps after the checkpoint, without any reshaping."""
-    from nextlat_dist.training.state.saving import TrainerState
+    from nextlat_dist.training.state.trainer_state import TrainerState
 
     config, dims, engine = start(raw)
     jobs.train_steps(engine, config, dims, range(STEPS))
@@ -83,7 +83,8 @@ def train_and_save(raw: dict[str, Any], root: Path) -> list[dict[str, float]]:
 def go_on(raw: dict[str, Any], sources: list[Path], targets: list[Path]) -> list[list[dict[str, float]]]:
     """From each source: load it into this layout, save that, and train on."""
     from nextlat_dist.checkpoint.commit import find_checkpoint
-    from nextlat_dist.training.state.saving import read_state, resume_state
+    from nextlat_dist.training.state.resume import resume_state
+    from nextlat_dist.training.state.trainer_state import read_state
 
     metrics = []
     for source, target in zip(sources, targets, strict=True):

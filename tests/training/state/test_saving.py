@@ -57,7 +57,8 @@ def save_while_training(raw: dict[str, Any], root: Path) -> tuple[bool, list[boo
     from nextlat_dist.checkpoint.writer import Snapshot
     from nextlat_dist.training.engine.build import build_engine
     from nextlat_dist.training.engine.master_state import local_fragments
-    from nextlat_dist.training.state.saving import Saver, TrainerState
+    from nextlat_dist.training.state.saving import Saver
+    from nextlat_dist.training.state.trainer_state import TrainerState
 
     config, dims = jobs.set_up(raw)
     engine = build_engine(config, dims)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nextlat_dist.training.run import _stages
+from nextlat_dist.plan.describe import stage_contents
 from tests.kit.harness import Ranks
 
 LAYOUTS = [(1, 1), (4, 2), (4, 4), (5, 2), (7, 4), (8, 3), (22, 3), (22, 4), (22, 8), (23, 8)]  # layers, stages
@@ -26,6 +26,6 @@ def cut(after: int) -> list[list[int]]:
 def test_stages_are_deepspeeds(after: int, one_rank: Ranks) -> None:
     promised = []
     for layers, stages in LAYOUTS:
-        bounds = [text.split("decoder layers ")[1].split(",")[0].split("..") for text in _stages(layers, stages)]
+        bounds = [text.split("decoder layers ")[1].split(",")[0].split("..") for text in stage_contents(layers, stages)]
         promised.append([int(last) - int(first) + 1 for first, last in bounds])
     assert promised == one_rank.run(cut, after)[0]

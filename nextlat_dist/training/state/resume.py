@@ -1,0 +1,163 @@
+"""Resuming a run: which checkpoint, whether it is of this run and its data, and the state that it holds.
+
+A resume at the same topology continues bit-identically; any other topology can read the same state. The learning rate
+needs no state: it is a function of tokens.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from nextlat_dist.checkpoint.commit import committed, find_checkpoint, verify_together
+from nextlat_dist.checkpoint.rng import load_rng
+from nextlat_dist.checkpoint.tensors import TensorReader
+from nextlat_dist.config.load import config_to_dict
+from nextlat_dist.config.schema import DataConfig, RunConfig
+from nextlat_dist.data.loader import Cursor, RowLoader
+from nextlat_dist.data.mixture import Mixture
+from nextlat_dist.errors import UserError
+from nextlat_dist.parallel.dims import ParallelDims, raise_together
+from nextlat_dist.reporting.console import say
+from nextlat_dist.training.engine.master_state import load_state
+from nextlat_dist.training.engine.protocol import Engine
+from nextlat_dist.training.state.trainer_state import TrainerState, saved_config
+
+
+def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
+    """The newest checkpoint under `root` that every rank finds whole; None when there is none and none is required.
+
+    Collective.
+
+    Raises:
+        UserError: nothing to resume though `checkpoint.resume=must`; nothing whole; another model.
+    """
+    if config.checkpoint.resume == "never":
+        return None
+    found: list[Any] = [[], ""]
+    if dims.rank == 0:
+        try:
+            found = [_candidates(config, root), ""]
+        except UserError as caught:
+            found = [[], str(caught)]
+    dist.broadcast_object_list(found, src=0)
+    candidates, error = found
+    if error:
+        raise UserError(error, shared=True)
+    for number, candidate in enumerate(candidates):
+        try:
+            verify_together(candidate)
+        except UserError as caught:
+            last = number + 1 == len(candidates)
+            if last or not config.checkpoint.fallback:
+                raise
+            if dims.rank == 0:
+                say(f"warning: {caught}; resuming from {candidates[number + 1].name} instead")
+            continue
+        raise_together(_incompatible(config, candidate))
+        return Path(candidate)
+    return None
+
+
+def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path, state: TrainerState) -> None:
+    """Load what `find_resumable` found into `engine`, cut for this layout, and this rank's random state. Collective.
+
+    Raises:
+        UserError: on every rank, when the checkpoint is of another model.
+    """
+    error = ""
+    try:
+        with TensorReader(checkpoint, rules=engine.sharding) as reader:
+            load_state(engine, dims, reader, state.optimizer_step)
+    except UserError as caught:
+        error = str(caught)
+    raise_together(error)
+    load_rng(checkpoint, dims.rank)
+
+
+def check_same_weights(now: DataConfig, saved: DataConfig, state: TrainerState) -> None:
+    """That every source of the run is still there and had the same weights up to the checkpoint.
+
+    Sources may be added and weights may change from the checkpoint on.
+
+    Raises:
+        UserError: a source is gone, or a weight of the past is another one.
+    """
+    row = Cursor.from_json(state.cursor).row
+    gone = set(state.datasets) - {source.name for source in now.train_sources}
+    if gone:
+        raise UserError(
+            f"source {min(gone)}, which this run was trained on, is gone from data.sources; put it back (its weight "
+            f"may become 0 with a data.weight_changes entry at {row * now.sequence_length:,} tokens or later) or use "
+            "another output_dir"
+        )
+    before, after = _past_shares(saved, row), _past_shares(now, row)
+    if before != after:
+        raise UserError(
+            f"the weights of data.sources up to row {row:,} are not those that this run was trained with ({before}, "
+            f"now {after}); restore them, and change weights with a data.weight_changes entry at "
+            f"{row * now.sequence_length:,} tokens or later"
+        )
+
+
+def check_same_datasets(state: TrainerState, loader: RowLoader | None) -> None:
+    """That the sources are the datasets that the run was trained on. Collective.
+
+    Raises:
+        UserError: on every rank, when one is another.
+    """
+    manifests = loader.manifests if loader is not None else {}
+    errors = [
+        f"source {name} is not the dataset this run was trained on (manifest {manifests[name].digest[:12]}…, "
+        f"checkpoint {digest[:12]}…); restore data.train or data.sources, or use another output_dir"
+        for name, digest in state.datasets.items()
+        if name in manifests and manifests[name].digest != digest
+    ]
+    raise_together(errors[0] if errors else "")
+
+
+def _past_shares(data: DataConfig, row: int) -> dict[int, dict[str, float]]:
+    """{first row: {source: share}} of every phase that began before `row`, sources without a share left out."""
+    mixture = Mixture({source.name: source.weight for source in data.train_sources}, data.weight_changes_by_row)
+    begins = [0, *(begin for begin, _ in data.weight_changes_by_row)]
+    return {
+        begin: {name: share for name, share in zip(mixture.names, mixture.shares(begin), strict=True) if share}
+        for begin in begins
+        if begin < row
+    }
+
+
+def _candidates(config: RunConfig, root: Path) -> list[Path]:
+    """Committed checkpoints, the one to use first."""
+    newest = find_checkpoint(root)
+    if newest is None:
+        if config.checkpoint.resume == "must":
+            raise UserError(
+                f"checkpoint.resume=must, but there is no checkpoint under {root}; correct output_dir or set "
+                "checkpoint.resume=auto"
+            )
+        return []
+    if root.stat().st_mode & stat.S_IWOTH and not root.stat().st_mode & stat.S_ISVTX:
+        say(f"warning: every user of this machine can change {root}; take that away with chmod o-w")
+    return [newest, *(older for older in reversed(committed(root)) if older.name < newest.name)]
+
+
+def _incompatible(config: RunConfig, checkpoint: Path) -> str:
+    saved, current = config_to_dict(saved_config(checkpoint)), config_to_dict(config)
+    for section, keys in {
+        "model": list(current["model"]),
+        "predictor": ["hidden_size"],
+        "objective": ["name", "horizon"],
+        "data": ["sequence_length", "packing", "shuffle", "shuffle_window_records"],
+        "training": ["global_batch_size", "precision"],
+    }.items():
+        for key in keys:
+            if saved[section].get(key) != current[section][key]:
+                return (
+                    f"{checkpoint} was saved with {section}.{key}={saved[section].get(key)}, this run has "
+                    f"{current[section][key]}; change {section}.{key} back or use another output_dir"
+                )
+    return ""
