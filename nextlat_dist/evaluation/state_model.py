@@ -1,17 +1,16 @@
-"""An export opened for looking inside: hidden states of whole documents, the head on them, the latent predictor.
+"""The hidden states of an export's model on whole documents, the head on them, its latent predictor, its answers.
 
-    Latents(export: Path, device: str | None = None, dtype: torch.dtype = torch.float32)
+    ExportModel(export: OpenedExport | Path, device: str | None = None, dtype: torch.dtype = torch.float32)
 
-What a measurement of latents needs is the protocol `StateModel`, so that the same measures run on models whose answers
-are known (`belief_controls`). The states are the h of the method: behind the final norm, what the output head reads.
-What comes out is plain tensors without a gradient: probes may be fitted on them.
+A measurement of states takes the protocol `StateModel`, so that it also runs on models whose answers are known
+(`belief.controls`). The states are the h of the method: after the final norm, what the output head reads. They are
+plain tensors without a gradient: probes may be fitted on them.
 Invariant: `logits(states(tokens))` are those of `transformers` on the export, to rounding, at any length: rotary
-positions go on beyond the trained context.
+positions continue beyond the trained context.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.base import LlamaConfig, load_base_weights, weights_sha256
-from nextlat_dist.huggingface.drafters.latent_predictor import load_predictor
+from nextlat_dist.huggingface.opened import OpenedExport, open_export
+from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
-from nextlat_dist.inference.engine.llama import Llama
+from nextlat_dist.inference.loading import default_device, llama_of
 
 CHUNK_TOKENS = 16384  # of all rows of a chunk together; bounds the memory of activations
 
@@ -44,26 +43,31 @@ class StateModel(Protocol):
         """States [..., hidden] and the tokens [...] that come next → the predicted next states [..., hidden]."""
 
 
-class Latents:
-    """The base model and latent predictor of one export.
+class ExportModel:
+    """The base model and latent predictor of one export; a `StateModel`.
 
     Raises:
-        UserError: no export, no plain Llama, or a predictor of other base weights.
+        UserError: no export, no plain Llama, or a drafter of other base weights.
     """
 
-    def __init__(self, export: Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, export: OpenedExport | Path, device: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         """`device`: "cuda" if there is one, else "cpu". `dtype`: whatever the weights are stored in."""
-        self.export = export
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._opened = export if isinstance(export, OpenedExport) else open_export(export)
+        self.export = self._opened.path
+        self.device = device or default_device()
         self.dtype = dtype
-        self._weights = load_base_weights(export)
-        self._config = LlamaConfig.from_directory(export)
-        self._llama = Llama(self._config, self._weights, self.device, dtype)
-        stored = load_predictor(export, weights_sha256(self._weights))
-        self._predictor = None if stored is None else LatentPredictor(stored.config, stored.weights, self._llama)
-        self.predictor_hidden_size = None if stored is None else stored.config.predictor_hidden_size
-        self.vocab_size, self.hidden_size = self._config.vocab_size, self._config.hidden_size
+        self._llama = llama_of(self._opened, self.device, dtype)
+        stored = self._opened.drafter
+        drafter = None if stored is None else stored.kind.build(stored, self._llama, None)
+        self._predictor = drafter if isinstance(drafter, LatentPredictor) else None
         self.has_predictor = self._predictor is not None
+        self.predictor_hidden_size: int | None = None
+        if stored is not None and self.has_predictor:
+            self.predictor_hidden_size = stored.config.predictor_hidden_size
+        config = self._opened.config
+        self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
 
     @property
     def embedding(self) -> Tensor:
@@ -107,8 +111,14 @@ class Latents:
         flat = self._predictor.step(states.reshape(-1, self.hidden_size), tokens.to(self.device).reshape(-1))
         return flat.view(states.shape)
 
+    def decoder(self, context: int) -> Decoder:
+        """Plain decoding of `context` tokens at least, with the weights that are already here. A document of n tokens
+        trains a context of n - 1, which is one less than the decoder wants for it.
+        """
+        self._reach(context)
+        return Decoder(self._opened, self._llama, None)
+
     def _reach(self, length: int) -> None:
         """Rotary tables for `length` positions, where the context was trained shorter."""
         if length > self._llama.config.max_position_embeddings:
-            config = replace(self._config, max_position_embeddings=length)
-            self._llama = Llama(config, self._weights, self.device, self.dtype)
+            self._llama = llama_of(self._opened, self.device, self.dtype, context=length)

@@ -9,7 +9,7 @@ import torch
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation import state_model as module
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 from tests.kit.exports import random_predictor, random_weights, reference_model, tiny_config, write_export
 from tests.kit.reference import predict
 
@@ -20,7 +20,7 @@ HIDDEN = 32
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(max_position_embeddings=16)
     return write_export(
-        tmp_path_factory.mktemp("latents") / "export", config, random_weights(config), random_predictor(HIDDEN)
+        tmp_path_factory.mktemp("model") / "export", config, random_weights(config), random_predictor(HIDDEN)
     )
 
 
@@ -31,40 +31,40 @@ def some_tokens(rows: int, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("length", [1, 9, 16, 40])
 def test_states_and_logits_are_those_of_transformers_at_any_length(export: Path, length: int) -> None:
     tokens = some_tokens(3, length)
-    latents = Latents(export, "cpu", torch.float64)
+    model = ExportModel(export, "cpu", torch.float64)
     with torch.inference_mode():
         expected = reference_model(export, torch.float64)(tokens, output_hidden_states=True)
-    states = latents.states(tokens)
+    states = model.states(tokens)
     assert torch.allclose(states, expected.hidden_states[-1], atol=1e-10)
-    assert torch.allclose(latents.logits(states), expected.logits, atol=1e-10)
-    assert torch.allclose(latents.states(tokens[:, :1]), states[:, :1])  # short ones again, behind long ones
+    assert torch.allclose(model.logits(states), expected.logits, atol=1e-10)
+    assert torch.allclose(model.states(tokens[:, :1]), states[:, :1])  # short ones again, after long ones
 
 
 def test_rows_in_chunks_are_rows_together(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = some_tokens(7, 10)
-    latents = Latents(export, "cpu", torch.float64)
-    together = latents.states(tokens)
+    model = ExportModel(export, "cpu", torch.float64)
+    together = model.states(tokens)
     monkeypatch.setattr(module, "CHUNK_TOKENS", 25)
-    assert torch.allclose(latents.states(tokens), together, atol=1e-12)
+    assert torch.allclose(model.states(tokens), together, atol=1e-12)
 
 
 def test_advance_is_the_predictor_of_the_method(export: Path) -> None:
-    latents = Latents(export, "cpu", torch.float64)
+    model = ExportModel(export, "cpu", torch.float64)
     tokens = some_tokens(2, 4)
-    states = latents.states(tokens)
+    states = model.states(tokens)
     weights = {f"latent_predictor.{name}": tensor.double() for name, tensor in random_predictor(HIDDEN).items()}
-    found = latents.advance(states[:, :-1], tokens[:, 1:])
+    found = model.advance(states[:, :-1], tokens[:, 1:])
     for row in range(2):
         for t in range(3):
-            expected = predict(states[row, t], latents.embedding[tokens[row, t + 1]], weights)
+            expected = predict(states[row, t], model.embedding[tokens[row, t + 1]], weights)
             assert torch.allclose(found[row, t], expected, atol=1e-10)
 
 
 def test_an_export_without_a_predictor_has_states_only(tmp_path: Path) -> None:
     config = tiny_config()
-    latents = Latents(write_export(tmp_path / "gpt", config, random_weights(config), None), "cpu")
-    assert (latents.vocab_size, latents.hidden_size, latents.has_predictor) == (31, HIDDEN, False)
-    states = latents.states(some_tokens(2, 5))
+    model = ExportModel(write_export(tmp_path / "gpt", config, random_weights(config), None), "cpu")
+    assert (model.vocab_size, model.hidden_size, model.has_predictor) == (31, HIDDEN, False)
+    states = model.states(some_tokens(2, 5))
     assert states.dtype == torch.float32
     with pytest.raises(UserError, match="no latent predictor"):
-        latents.advance(states, some_tokens(2, 5))
+        model.advance(states, some_tokens(2, 5))

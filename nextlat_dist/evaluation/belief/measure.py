@@ -28,7 +28,7 @@ from nextlat_dist.evaluation.belief.probes import decoded
 from nextlat_dist.evaluation.belief.questions import Questions
 from nextlat_dist.evaluation.belief.rows import EXACT, FITTED, OWN, BeliefRow
 from nextlat_dist.evaluation.exports import named_exports
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.tasks import vocab_size
@@ -92,19 +92,19 @@ def evaluate_belief(
     return belief_report(options, rows, histories, geometry)
 
 
-def _opened(path: Path, histories: Histories) -> Latents:
-    latents = Latents(path)
+def _opened(path: Path, histories: Histories) -> ExportModel:
+    model = ExportModel(path)
     needed = vocab_size(histories.hmm)
-    if latents.vocab_size < needed:
+    if model.vocab_size < needed:
         raise UserError(
-            f"{path} knows {latents.vocab_size} tokens, but documents of the process {histories.hmm.process} have "
+            f"{path} knows {model.vocab_size} tokens, but documents of the process {histories.hmm.process} have "
             f"{needed}; give an export that was trained on this data"
         )
-    return latents
+    return model
 
 
 def _fit_data(
-    data: Path, fit_data: Path | None, count: int, histories: Histories, models: Sequence[Latents]
+    data: Path, fit_data: Path | None, count: int, histories: Histories, models: Sequence[ExportModel]
 ) -> Histories | None:
     """Documents to fit p_ψ on; None where there are none and every model has its own."""
     path = fit_data or data.parent / "train"

@@ -1,6 +1,6 @@
 """A p_ψ fitted afterwards, with which a model that has no latent predictor is rolled out, for a fair comparison.
 
-    fit_predictor(model: Latents, tokens: Tensor, width: int, seed: int) -> FittedPredictor
+    fit_predictor(model: ExportModel, tokens: Tensor, width: int, seed: int) -> FittedPredictor
 
 The architecture and the losses of the method at horizon 1 (smooth L1 to the next state, KL between the head's
 distributions), on frozen states of training documents; only p_ψ learns. Invariant: the model itself is not touched.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 
 STEPS, BATCH, LR = 1500, 512, 2e-3
 
@@ -43,7 +43,7 @@ class FittedPredictor:
 
     has_predictor = True
 
-    def __init__(self, model: Latents, predictor: _ResidualMLP) -> None:
+    def __init__(self, model: ExportModel, predictor: _ResidualMLP) -> None:
         self.model, self.predictor = model, predictor
         self.vocab_size, self.hidden_size = model.vocab_size, model.hidden_size
 
@@ -59,7 +59,7 @@ class FittedPredictor:
         return predicted
 
 
-def fit_predictor(model: Latents, tokens: Tensor, width: int, seed: int) -> FittedPredictor:
+def fit_predictor(model: ExportModel, tokens: Tensor, width: int, seed: int) -> FittedPredictor:
     """Fit on documents `tokens` int64 [n, length + 1] for `STEPS` steps of `BATCH` transitions."""
     states = model.states(tokens)
     tokens = tokens.to(states.device)

@@ -34,7 +34,7 @@ from nextlat_dist.evaluation.probes.linear_probes import (
     read_sequences,
 )
 from nextlat_dist.evaluation.probes.page import NO_STATE, ProbeRow, Ranks, probes_report
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 
@@ -87,14 +87,14 @@ def evaluate_probes(
     losses: dict[str, list[list[Tensor]]] = {name: [] for name in names}  # name → run → offset → [documents]
     ranks: dict[str, list[float]] = {name: [] for name in names}
     for export in named:
-        latents = Latents(export.path)
-        if latents.vocab_size < vocab_size:
+        model = ExportModel(export.path)
+        if model.vocab_size < vocab_size:
             raise UserError(
-                f"{export.path} knows {latents.vocab_size} token ids, but {data} has {vocab_size}; give data of its "
+                f"{export.path} knows {model.vocab_size} token ids, but {data} has {vocab_size}; give data of its "
                 "tokenizer"
             )
         watch = Progress(f"{export.name} {export.run}, probes", len(offsets), progress)
-        own, rank = _probe(latents, read, offsets, vocab_size, fitting, watch)
+        own, rank = _probe(model, read, offsets, vocab_size, fitting, watch)
         losses[export.name].append(own)
         ranks[export.name].append(rank)
     of_rank = read.first(RANK_SEQUENCES)
@@ -105,7 +105,7 @@ def evaluate_probes(
 
 
 def _probe(
-    latents: Latents,
+    model: ExportModel,
     sequences: Sequences,
     offsets: Sequence[int],
     vocab_size: int,
@@ -113,7 +113,7 @@ def _probe(
     watch: Progress,
 ) -> tuple[list[Tensor], float]:
     """Losses of the judged documents by offset, and the effective rank."""
-    states = latents.states(sequences.tokens).clone()  # no longer an inference tensor: heads are fitted on it
+    states = model.states(sequences.tokens).clone()  # no longer an inference tensor: heads are fitted on it
     first = sequences.first(RANK_SEQUENCES)
     rank = effective_rank(states[: len(first.lengths)][first.real()])
     losses = []

@@ -1,7 +1,7 @@
-"""Answers to tasks that put a question: teacher-forced and free-running, token by token and as a whole.
+"""Answers to tasks that ask a question: teacher-forced and free-running, token by token and as a whole.
 
-*Teacher-forced*: every token of the true answer is predicted behind the true ones before it. *Free-running*: the model
-writes the whole answer behind the question; a token is right when it is the true answer's token in that place.
+*Teacher-forced*: every token of the true answer is predicted after the true ones before it. *Free-running*: the model
+writes the whole answer after the question; a token is right when it is the true answer's token at that position.
 
 Invariant: the question is never scored, the token that ends the answer always is.
 """
@@ -10,27 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from nextlat_dist.evaluation.state_model import StateModel
 from nextlat_dist.evaluation.tasks.scores import Watch
-from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.loading import llama_of
 from nextlat_dist.tasks import EOS_ID, PAD_ID, Document
 
 ROWS = 128  # documents run together
-
-
-def open_decoder(export: Path, context: int) -> Decoder:
-    """Plain decoding in fp32 of `context` tokens at least: a document of n tokens trains a context of n - 1, which is
-    one less than the decoder wants for it.
-    """
-    opened = open_export(export)
-    return Decoder(opened, llama_of(opened, dtype=torch.float32, context=context), None)
 
 
 def answer_of(document: Document) -> np.ndarray:
@@ -70,7 +59,7 @@ def teacher_forced(model: StateModel, documents: Sequence[Document], watch: Watc
 def write_answers(
     decoder: Decoder, documents: Sequence[Document], temperature: float, seed: int, watch: Watch
 ) -> list[np.ndarray]:
-    """int64 [tokens] per document: what the model writes behind the question, up to EOS or the longest true answer."""
+    """int64 [tokens] per document: what the model writes after the question, up to EOS or the longest true answer."""
     longest = max(len(answer_of(document)) for document in documents)
     progress = watch(f"answering at temperature {temperature:g}", math.ceil(len(documents) / ROWS))
     written: list[np.ndarray] = []
@@ -85,7 +74,7 @@ def write_answers(
 
 
 def agreement(document: Document, written: np.ndarray) -> np.ndarray:
-    """bool [answer tokens]: whether the written token in each place is the true one; a missing one is not."""
+    """bool [answer tokens]: whether the written token at each position is the true one; a missing one is not."""
     answer = answer_of(document)
     right = np.zeros(len(answer), dtype=bool)
     shared = min(len(answer), len(written))

@@ -1,4 +1,4 @@
-"""The documents of a task's dataset, as its generator made them: what every evaluation on a task reads.
+"""The documents of a task's dataset, as its generator made them; every evaluation on a task reads them here.
 
     for document in documents(Path("data/path-star/test"), limit=1000): …
 

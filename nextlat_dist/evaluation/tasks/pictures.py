@@ -6,82 +6,58 @@ A line is the mean over the runs of a name; its band is their lowest and highest
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nextlat_dist.evaluation.tasks.city.map import draw_maps
-from nextlat_dist.evaluation.tasks.city.scores import CityScores
 from nextlat_dist.evaluation.tasks.scores import Curve, Runs
-from nextlat_dist.reporting import pictures
+from nextlat_dist.reporting.pictures import COLORS, panels
+from nextlat_dist.reporting.runs import over_runs
 from nextlat_dist.tasks import Task
-from nextlat_dist.tasks.city import City
-from nextlat_dist.tasks.path_star import PathStar
-from nextlat_dist.tasks.state_tracking import StateTracking
 
-TRACKING_STYLES = {"transformer": "--", "latent_rnn": "-"}
+POSITION_PICTURE = "accuracy_by_position.png"
 
 
-def draw_pictures(task: Task, runs: Runs, directory: Path) -> None:
-    """`accuracy_by_length.png` of state tracking, `accuracy_by_position.png` of the others; of a city also `map.png`,
-    the maps that the first runs believe in.
-    """
-    if isinstance(task, StateTracking):
-        _draw_tracking(task, runs, directory / "accuracy_by_length.png")
-        return
-    _draw_answers(task, runs, directory / "accuracy_by_position.png")
-    driven = {name: scores[0].driven for name, scores in runs.items() if isinstance(scores[0], CityScores)}
-    if isinstance(task, City):
-        draw_maps(task, driven, directory / "map.png")
+def answer_pictures(
+    task: Task, runs: Runs, guess: float | None = None, guessing: str = "guessing"
+) -> Mapping[str, Callable[[], Figure]]:
+    """`accuracy_by_position.png`; `guess`: a line for what `guessing` reaches."""
+    return {POSITION_PICTURE: lambda: _answers_figure(task, runs, guess, guessing)}
 
 
-def _draw_tracking(task: StateTracking, runs: Runs, path: Path) -> None:
-    figure, (axis,) = pictures.panels(1, f"State tracking, {task.group or 'a group'} of {task.world.order} elements")
-    for (name, scores), color in zip(runs.items(), _colors(runs), strict=True):
-        for curve in scores[0].curves:
-            style = {"color": color, "linestyle": TRACKING_STYLES[curve], "label": f"{name}, {curve.replace('_', ' ')}"}
-            _draw_curve(axis, [own.curves[curve] for own in scores], style)
-    axis.axvline(task.length, color="black", linewidth=0.8, linestyle=":", label="training length")
-    axis.axhline(1 / task.world.order, color="grey", linewidth=0.8, label="guessing")
-    axis.set(xlabel="elements read", ylabel="right products", ylim=(0, 1.02))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False, fontsize=7)
-    pictures.save_picture(figure, path)
-
-
-def _draw_answers(task: Task, runs: Runs, path: Path) -> None:
+def _answers_figure(task: Task, runs: Runs, guess: float | None, guessing: str) -> Figure:
     curves = list(next(iter(runs.values()))[0].curves)
-    figure, axes = pictures.panels(len(curves), f"Right answer tokens, {task.name}")
+    figure, axes = panels(len(curves), f"Right answer tokens, {task.name}")
     for curve, axis in zip(curves, axes, strict=True):
-        for (name, scores), color in zip(runs.items(), _colors(runs), strict=True):
+        for (name, scores), color in zip(runs.items(), colors(runs), strict=True):
             style = {"color": color, "label": name, "marker": "o", "markersize": 3.5}
-            _draw_curve(axis, [own.curves[curve] for own in scores], style)
-        if isinstance(task, PathStar):
-            axis.axhline(1 / task.arms, color="grey", linewidth=0.8, label="guessing an arm")
+            draw_curve(axis, [own.curves[curve] for own in scores], style)
+        if guess is not None:
+            axis.axhline(guess, color="grey", linewidth=0.8, label=guessing)
         axis.set(title=_title(curve), xlabel="answer token", ylabel="share right", ylim=(0, 1.02))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False)
-    pictures.save_picture(figure, path)
+    return figure
 
 
-def _draw_curve(axis: Any, runs: Sequence[Curve], style: Mapping[str, Any]) -> None:
+def draw_curve(axis: Any, runs: Sequence[Curve], style: Mapping[str, Any]) -> None:
+    """The curve of one name, as far as its shortest run goes."""
     last = min(curve.last for curve in runs)
     positions = list(range(runs[0].first, last + 1))
-    points = [[curve.at(position) for curve in runs] for position in positions]
-    axis.plot(positions, [statistics.mean(share.value for share in shares) for shares in points], **style)
-    bounds = [
-        shares[0].interval if len(shares) == 1 else (min(s.value for s in shares), max(s.value for s in shares))
-        for shares in points
-    ]
-    low, high = zip(*bounds, strict=True)
+    points = []
+    for position in positions:
+        shares = [curve.at(position) for curve in runs]
+        points.append(over_runs([share.value for share in shares], shares[0].interval))
+    axis.plot(positions, [point.mean for point in points], **style)
+    low, high = zip(*(point.bounds or (point.mean, point.mean) for point in points), strict=True)
     axis.fill_between(positions, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _colors(runs: Runs) -> list[str]:
-    return [pictures.COLORS[place % len(pictures.COLORS)] for place in range(len(runs))]
+def colors(runs: Runs) -> list[str]:
+    """One per name."""
+    return [COLORS[index % len(COLORS)] for index in range(len(runs))]
 
 
 def _title(curve: str) -> str:

@@ -1,4 +1,4 @@
-"""What scoring an export on a task gives: shares with their uncertainty, single ones and by position.
+"""Scores of an export on a task: shares with their uncertainty, single ones and by position.
 
 Invariant: a share keeps its counts, so pooling and intervals never depend on how documents were batched.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nextlat_dist.reporting.report import Progress
+from nextlat_dist.reporting.console import Progress
 
 Z_95 = 1.959963984540054  # two-sided 95% of the normal distribution
 Watch = Callable[[str, int], Progress]  # what is done and the number of its batches → what is told of each batch
@@ -61,7 +61,7 @@ class Curve:
     def of(cls, first: int, right: Sequence[np.ndarray]) -> Curve:
         """From one row of bools per document, all beginning at position `first`, of any lengths."""
         longest = max(map(len, right), default=0)
-        return cls(first, tuple(Share.of(row[place] for row in right if place < len(row)) for place in range(longest)))
+        return cls(first, tuple(Share.of(row[index] for row in right if index < len(row)) for index in range(longest)))
 
     def at(self, position: int) -> Share:
         """Raises IndexError outside the curve."""
@@ -87,6 +87,19 @@ class Scores:
     numbers: dict[str, Share | float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     guesses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How free-running answers are drawn."""
+
+    temperatures: tuple[float, ...]  # 0: greedy
+    seed: int
+
+
+def how(temperature: float) -> str:
+    """End of a number's name."""
+    return "greedy" if temperature == 0 else f"t{temperature:g}"
 
 
 Runs = Mapping[str, Sequence[Scores]]  # by name of the export

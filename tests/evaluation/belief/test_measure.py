@@ -26,7 +26,7 @@ from nextlat_dist.evaluation.belief.predictor import fit_predictor
 from nextlat_dist.evaluation.belief.questions import Questions
 from nextlat_dist.evaluation.belief.rows import BeliefRow
 from nextlat_dist.evaluation.belief.verdicts import PROPERTIES, Property, verdicts
-from nextlat_dist.evaluation.state_model import Latents, StateModel
+from nextlat_dist.evaluation.state_model import ExportModel, StateModel
 from nextlat_dist.tasks.hmm import Hmm
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import copying_model, random_weights, tiny_config, write_export
@@ -189,10 +189,10 @@ def test_a_model_with_its_own_predictor_needs_no_training_data(world: Path, tmp_
 
 def test_a_fitted_predictor_learns_the_transitions(world: Path) -> None:
     """The states of a copying model are the embedding of the last token: a lookup."""
-    latents = Latents(world / "copying", "cpu")
+    model = ExportModel(world / "copying", "cpu")
     tokens = torch.randint(4, 7, (200, 13), generator=torch.Generator().manual_seed(0))
-    fitted = fit_predictor(latents, tokens, 32, seed=0)
-    states = latents.states(tokens)
+    fitted = fit_predictor(model, tokens, 32, seed=0)
+    states = model.states(tokens)
     error = (fitted.advance(states[:, :-1], tokens[:, 1:]) - states[:, 1:]).square().mean()
     assert float(error) < 0.02 * float(states.var())
 

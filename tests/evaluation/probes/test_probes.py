@@ -27,7 +27,7 @@ from nextlat_dist.evaluation.probes.linear_probes import (
     read_sequences,
 )
 from nextlat_dist.evaluation.probes.measure import evaluate_probes
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
@@ -120,14 +120,14 @@ def test_from_exports_to_json_and_picture(
     counts = pair_counts(sequences, 3)
 
     def nats(export: Path) -> torch.Tensor:
-        return probe_losses(Latents(export).states(sequences.tokens).clone(), sequences, 3, 600, fitting)
+        return probe_losses(ExportModel(export).states(sequences.tokens).clone(), sequences, 3, 600, fitting)
 
     of_gpt, of_other = nats(gpt), (nats(other[0]) + nats(other[1])) / 2
     summary = content["summary"]
     assert summary["gpt_loss_3"] == pytest.approx(float(of_gpt.sum() / counts.sum()))
     assert summary["other_difference_3"] == pytest.approx(difference(of_other, of_gpt, counts)[0])
     assert "gpt_difference_3" not in summary
-    states = Latents(gpt).states(sequences.tokens)[sequences.real()]
+    states = ExportModel(gpt).states(sequences.tokens)[sequences.real()]
     assert summary["gpt_effective_rank"] == pytest.approx(effective_rank(states))
     assert summary["effective_rank_states"] == len(states)
     printed = capsys.readouterr().out

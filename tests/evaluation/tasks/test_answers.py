@@ -1,4 +1,4 @@
-"""Answers of models that always write the same token behind the same one, against counts by hand."""
+"""Answers of models that always write the same token after the same one, against counts by hand."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextlat_dist.evaluation.state_model import Latents
+from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks import answers as task_answers
-from nextlat_dist.evaluation.tasks.answers import agreement, before_end, open_decoder, teacher_forced, write_answers
-from nextlat_dist.evaluation.tasks.scores import Scores, Share, unwatched
-from nextlat_dist.evaluation.tasks.scoring import (
-    Sampled,
-    add_verdicts,
-    read_and_write,
-    score_countdown,
-    score_path_star,
-)
+from nextlat_dist.evaluation.tasks.answers import agreement, before_end, teacher_forced, write_answers
+from nextlat_dist.evaluation.tasks.scorers.answered import read_and_write
+from nextlat_dist.evaluation.tasks.scorers.countdown import add_verdicts, score_countdown
+from nextlat_dist.evaluation.tasks.scorers.path_star import score_path_star
+from nextlat_dist.evaluation.tasks.scores import Sampled, Scores, Share, unwatched
 from nextlat_dist.inference import Decoder
 from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
 from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict
@@ -47,13 +43,13 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_teacher_forced_answers_go_by_the_true_tokens(follower: Path) -> None:
-    right = [row.tolist() for row in teacher_forced(Latents(follower), DOCUMENTS, unwatched)]
+    right = [row.tolist() for row in teacher_forced(ExportModel(follower), DOCUMENTS, unwatched)]
     # Behind 7 comes 8, which is never right.
     assert right == [[True, True, True], [False, False, True], [True, True], [True, False, False, True]]
 
 
 def test_free_running_answers_go_by_their_own(follower: Path) -> None:
-    written = write_answers(open_decoder(follower, 0), DOCUMENTS, 0.0, 0, unwatched)
+    written = write_answers(ExportModel(follower).decoder(0), DOCUMENTS, 0.0, 0, unwatched)
     assert [row.tolist() for row in written] == [[5, 6, EOS_ID], [5, 6, EOS_ID], [6, EOS_ID], [4, 5, 6, EOS_ID]]
     agreed = [agreement(*pair).tolist() for pair in zip(DOCUMENTS, written, strict=True)]
     assert agreed == [[True, True, True], [False, True, True], [True, True], [True, False, True, True]]
@@ -66,7 +62,7 @@ def test_missing_tokens_are_wrong_and_further_ones_do_not_count_by_position() ->
 
 
 def test_answers_by_position(follower: Path) -> None:
-    scores, written = read_and_write(follower, DOCUMENTS, Sampled((0.0,), 0), unwatched)
+    scores, written = read_and_write(ExportModel(follower), DOCUMENTS, Sampled((0.0,), 0), unwatched)
     assert scores.numbers == {"tokens_teacher_forced": pytest.approx(8 / 12)}
     assert scores.curves["teacher_forced"].shares == (Share(3, 4), Share(2, 4), Share(2, 3), Share(1, 1))
     assert scores.curves["greedy"].shares == (Share(3, 4), Share(3, 4), Share(3, 3), Share(1, 1))
@@ -84,7 +80,9 @@ def test_a_paths_arm_is_its_second_node(tmp_path: Path) -> None:
     export = following_export(tmp_path, {10: 4, **FOLLOWING} | {9: 11})
     paths = [[4, 5, 6, EOS_ID], [4, 7, 6, EOS_ID], [4, 5, 8, EOS_ID]]
     documents = [question(10, answer=path) for path in paths]
-    scores = score_path_star(export, PathStar(arms=2, length=3, nodes=20), documents, Sampled((0.0,), 0), unwatched)
+    scores = score_path_star(
+        ExportModel(export), PathStar(arms=2, length=3, nodes=20), documents, Sampled((0.0,), 0), unwatched
+    )
     assert scores.numbers["exact_greedy"] == Share(1, 3)
     assert scores.numbers["arm_greedy"] == Share(2, 3)
     assert scores.numbers["arm_teacher_forced"] == Share(2, 3)
@@ -112,7 +110,7 @@ def test_countdown_is_judged_by_its_rules(tmp_path: Path) -> None:
     export = following_export(
         tmp_path, dict(itertools.pairwise(written)), vocab_size=FIRST_SYMBOL_ID + len(COUNTDOWN.symbols)
     )
-    scores = score_countdown(export, COUNTDOWN, documents, Sampled((0.0, 0.01), 0), unwatched)
+    scores = score_countdown(ExportModel(export), COUNTDOWN, documents, Sampled((0.0, 0.01), 0), unwatched)
     for name in ("greedy", "t0.01"):
         assert scores.numbers[f"solved_{name}"] == Share(1, 3)
         assert scores.numbers[f"valid_{name}"] == Share(2, 3)
@@ -141,13 +139,13 @@ def test_verdicts_are_counted_by_equation() -> None:
 def test_the_whole_document_fits_where_the_context_is_that_of_training(tmp_path: Path) -> None:
     document = question(10, 4, answer=[5, 6, EOS_ID])
     export = following_export(tmp_path, FOLLOWING, max_position_embeddings=len(document.tokens) - 1)
-    scores, _ = read_and_write(export, [document], Sampled((0.0,), 0), unwatched)
+    scores, _ = read_and_write(ExportModel(export), [document], Sampled((0.0,), 0), unwatched)
     assert scores.curves["greedy"].shares == (Share(1, 1),) * 3
 
 
 def test_samples_are_the_same_however_they_are_batched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    decoder = open_decoder(write_export(tmp_path, config, random_weights(config), None), 0)
+    decoder = ExportModel(write_export(tmp_path, config, random_weights(config), None)).decoder(0)
     documents = [question(10, 4, answer=[5] * 8)] * 7
     together = [row.tolist() for row in write_answers(decoder, documents, 1.0, 5, unwatched)]
     monkeypatch.setattr(task_answers, "ROWS", 3)
@@ -161,7 +159,7 @@ def test_teacher_forcing_is_the_same_however_it_is_batched(tmp_path: Path, monke
     export = write_export(tmp_path, config, random_weights(config), None)
     rng = np.random.default_rng(0)
     questions = [question(10, *rng.integers(3, 31, n), answer=rng.integers(3, 31, n + 2).tolist()) for n in range(9)]
-    decoder: Decoder = open_decoder(export, 0)
+    decoder: Decoder = ExportModel(export).decoder(0)
     answers = write_answers(decoder, questions, 0.0, 0, unwatched)
     documents = [
         question(*own.tokens[1 : own.prompt_tokens], answer=answer.tolist())
@@ -169,4 +167,4 @@ def test_teacher_forcing_is_the_same_however_it_is_batched(tmp_path: Path, monke
     ]
     monkeypatch.setattr(task_answers, "ROWS", 4)
     # What the model writes by itself it also says when forced along it.
-    assert all(row.all() for row in teacher_forced(Latents(export), documents, unwatched))
+    assert all(row.all() for row in teacher_forced(ExportModel(export), documents, unwatched))

@@ -5,7 +5,8 @@ probability, the turn that the model would take (greedily) is replaced by anothe
 be reached in time: a random one, or the one that the model holds least likely. The trip counts if all of the model's
 own tokens are legal and it stops at the drop-off within the city's `max_turns`. After Vafa et al. 2024.
 
-Invariant: which turns are replaced, and the luck of random ones, depend on the generator alone, not on the model.
+Invariant: which turns are replaced, and what is drawn for random ones, depends on the generator alone, not on the
+model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Kind = Literal["random", "least_likely"]
 
 
 @dataclass
-class _Trip:
+class _Drive:
     """A taxi on its way."""
 
     history: list[int]
@@ -51,15 +52,15 @@ def drive_with_detours(
         probability: of a detour, at every turn that has another way.
     """
     replaced = rng.random((len(problems), city.max_turns)) < probability
-    luck = rng.random((len(problems), city.max_turns))
-    trips = [_Trip(city.prompt(*problem), *problem) for problem in problems]
+    draws = rng.random((len(problems), city.max_turns))
+    trips = [_Drive(city.prompt(*problem), *problem) for problem in problems]
     driving = list(range(len(trips)))
     while driving:
         needed = max(_tokens_to_next_detour(trips[row], replaced[row]) for row in driving)
         written = walker.continuations([trips[row].history for row in driving], needed, temperature=0.0, seed=0)
         stopped: list[tuple[int, list[int]]] = []  # trips at a detour, and the tokens that may be taken there
         for row, tokens in zip(driving, written, strict=True):
-            choices = _drive(trips[row], city, tokens, replaced[row])
+            choices = _follow(trips[row], city, tokens, replaced[row])
             if choices:
                 stopped.append((row, choices))
         if kind == "least_likely" and stopped:
@@ -68,7 +69,7 @@ def drive_with_detours(
                 min(choices, key=last[-1].__getitem__) for (_, choices), last in zip(stopped, expected, strict=True)
             ]
         else:
-            chosen = [choices[int(luck[row, trips[row].turns] * len(choices))] for row, choices in stopped]
+            chosen = [choices[int(draws[row, trips[row].turns] * len(choices))] for row, choices in stopped]
         for (row, _), token in zip(stopped, chosen, strict=True):
             trips[row].detours += 1
             _turn(trips[row], city, token)
@@ -76,13 +77,13 @@ def drive_with_detours(
     return Share.of(bool(trip.arrived) for trip in trips), float(np.mean([trip.detours for trip in trips]))
 
 
-def _tokens_to_next_detour(trip: _Trip, replaced: np.ndarray) -> int:
+def _tokens_to_next_detour(trip: _Drive, replaced: np.ndarray) -> int:
     """How many of the model's tokens are wanted: up to the one to replace, or up to the EOS after the last turn."""
     ahead = np.flatnonzero(replaced[trip.turns :])
     return 1 + (int(ahead[0]) if len(ahead) else len(replaced) - trip.turns)
 
 
-def _drive(trip: _Trip, city: City, tokens: Sequence[int], replaced: np.ndarray) -> list[int]:
+def _follow(trip: _Drive, city: City, tokens: Sequence[int], replaced: np.ndarray) -> list[int]:
     """Follow the model's tokens to the trip's end or to a detour; the tokens that may be taken there, if it is one."""
     if not tokens:
         trip.arrived = False
@@ -103,7 +104,7 @@ def _drive(trip: _Trip, city: City, tokens: Sequence[int], replaced: np.ndarray)
     return []
 
 
-def _turn(trip: _Trip, city: City, token: int) -> None:
+def _turn(trip: _Drive, city: City, token: int) -> None:
     trip.history.append(token)
     trip.place = int(city.streets[trip.place, token - turn_id(0)])
     trip.turns += 1

@@ -1,12 +1,12 @@
-"""Distinction: does the model know apart what is different, and only by what makes it different?
+"""Distinction: does the model tell different situations apart, and only by what makes them different?
 
 Two histories with the same drop-off and of the same length that end at different intersections have *telling
 suffixes*: shortest continuations that the city's walks may take from the first and not from the second. A model
 accepts a suffix if every token of it has a probability above `EPSILON`; its own telling suffixes are the shortest that
 it accepts after the first and not after the second history. *Recall*: the share of the city's telling suffixes that the
 model accepts after the first history alone. *Precision*: the share of the model's telling suffixes that the city's
-walks may take from the first intersection alone. Both over suffixes of up to `LONGEST` tokens, as means over pairs. Who
-says the same whatever came before compresses perfectly and tells nothing apart.
+walks may take from the first intersection alone. Both over suffixes of up to `LONGEST` tokens, as means over pairs. A
+model that says the same whatever came before compresses perfectly and tells nothing apart.
 
 After Vafa et al. 2024 (the boundary of Myhill and Nerode); there, the model's suffixes are sampled, here all of them
 are tried.
@@ -25,7 +25,7 @@ from nextlat_dist.tasks import EOS_ID, Document
 from nextlat_dist.tasks.city import PROMPT_TOKENS, TURNS, City, turn_id
 
 EPSILON = 0.01  # as in Vafa et al.
-LONGEST = 3
+LONGEST = 3  # tokens of a suffix: all 5 + 5² + 5³ of them are tried, where Vafa et al. sample
 ANSWERS = (EOS_ID, *map(turn_id, range(len(TURNS))))
 Suffix = tuple[int, ...]
 
@@ -123,7 +123,7 @@ def telling_suffixes(city: City, pair: Apart) -> Iterator[Suffix]:
 
 
 def possible(city: City, place: int, pair: Apart, suffix: Suffix) -> bool:
-    """Whether a walk to the pair's drop-off, at `place` after its turns, may go on like this."""
+    """Whether a walk to the pair's drop-off, at `place` after its turns, may continue like this."""
     left = city.max_turns - pair.turns
     for number, token in enumerate(suffix):
         if place == pair.drop_off:

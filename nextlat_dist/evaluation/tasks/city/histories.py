@@ -1,8 +1,8 @@
 """Different ways to the same situation: histories of one length that end at one intersection with one drop-off.
 
-Invariant: a drawn history has the law of the city's walks, given its start, its end and its length: nothing tells it
-from one of the data. What the rest of a walk depends on (intersection, drop-off, turns left) is the same for all of
-them, so whoever knows the city goes on from all of them alike.
+Invariant: a drawn history has the distribution of the city's walks, given its start, its end and its length: nothing
+tells it from one of the data. What the rest of a walk depends on (intersection, drop-off, turns left) is the same for
+all of them, so a model that knows the city continues all of them alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.city import NO_STREET, PROMPT_TOKENS, City, turn_id
 
-TRIES = 20  # draws of another history before a situation is given up: it may have one history only
+TRIES = 20  # draws of another history before a situation is given up: it may have a single one
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Situation:
     turns: int
 
 
-class Histories:
+class HistorySampler:
     """Histories whose (pickup, drop-off) pairs are among those of `documents`, each pair as likely."""
 
     def __init__(self, city: City, documents: Sequence[Document]) -> None:

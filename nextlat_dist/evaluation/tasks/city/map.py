@@ -1,4 +1,4 @@
-"""The map a model believes in: streets that its trips drive, impossible ones in red.
+"""The map that a model believes in: streets that its trips drive, impossible ones in red.
 
 Every side of a street is an arrow on the right of its middle line, as traffic keeps right: black where trips went,
 grey where the city has a street that no trip took, red where a trip went and the city has none.
@@ -7,26 +7,26 @@ grey where the city has a street that no trip took, red where a trip went and th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from nextlat_dist.reporting import pictures
+from nextlat_dist.reporting.pictures import panels
 from nextlat_dist.tasks.city import MOVES, NO_STREET, City
 
 SIDE = 0.08  # how far a side keeps from the middle line, in blocks
 REAL, UNUSED, IMPOSSIBLE = "#222222", "#c8ccd0", "#d62728"
 
 
-def draw_maps(city: City, driven: Mapping[str, np.ndarray], path: Path) -> None:
+def map_figure(city: City, driven: Mapping[str, np.ndarray]) -> Figure:
     """A map for each named model, next to each other, from its `CityScores.driven` int64 [places, 4]."""
-    figure, axes = pictures.panels(len(driven), f"The map a model believes in, city of {city.rows} x {city.columns}")
+    figure, axes = panels(len(driven), f"The map a model believes in, city of {city.rows} x {city.columns}")
     for (name, counts), axis in zip(driven.items(), axes, strict=True):
         impossible = int((counts[city.streets == NO_STREET] > 0).sum())
         _draw_map(axis, city, counts)
         axis.set_title(f"{name}: {impossible} impossible street{'' if impossible == 1 else 's'}")
-    pictures.save_picture(figure, path)
+    return figure
 
 
 def _draw_map(axis: Any, city: City, counts: np.ndarray) -> None:

@@ -1,15 +1,15 @@
-"""What a model knows of a city: legal turns, trips that arrive, histories it takes for the same, detours, streets.
+"""Scores of the city: legal turns, trips that arrive, histories that a model takes for the same, detours, streets.
 
-    score_city(ExportWalker(export, context), city, documents, temperatures=(0.0, 1.0), seed=0) -> CityScores
+    score_city(ExportWalker(model, context), city, documents, temperatures=(0.0, 1.0), seed=0) -> CityScores
 
 - `legal_turns_teacher_forced`: share of turns, along the documents' walks, where the likeliest token is a street there.
   `legal_probability_teacher_forced`: the probability of legal tokens instead. `stops_teacher_forced`: walks at whose
   end EOS is the likeliest.
 - `valid_greedy`, `valid_t1`, …: trips written from (pickup, drop-off) that are legal and stop at the drop-off.
-- `compression_greedy`: pairs of histories of one situation (`city_histories`) with identical greedy continuations,
-  right or wrong: who says the same whatever came before compresses perfectly. So `valid_from_history_greedy` stands
-  beside it: the continuation of the pair's first history is legal and stops at the drop-off.
-- `distinction_…`: see `city_distinction`. `detours_…`: see `city_detours`.
+- `compression_greedy`: pairs of histories of one situation (`city.histories`) with identical greedy continuations,
+  right or wrong: a model that says the same whatever came before compresses perfectly. `valid_from_history_greedy` is
+  therefore shown with it: the continuation of the pair's first history is legal and stops at the drop-off.
+- `distinction_…`: see `city.distinction`. `detours_…`: see `city.detours`.
 - `streets_driven`: share of the city's streets (sides) that occur in the written trips; `impossible_streets`: how many
   do that are not there; `impossible_turns`: share of turns.
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from nextlat_dist.evaluation.tasks.city.detours import Kind, drive_with_detours
 from nextlat_dist.evaluation.tasks.city.distinction import distinction, histories_apart
-from nextlat_dist.evaluation.tasks.city.histories import Histories, Situation
+from nextlat_dist.evaluation.tasks.city.histories import HistorySampler, Situation
 from nextlat_dist.evaluation.tasks.city.walker import Walker
 from nextlat_dist.evaluation.tasks.scores import Curve, Scores, Share, Watch, unwatched
 from nextlat_dist.tasks import Document
@@ -81,7 +81,7 @@ def score_city(
         scores.numbers[name] = Share.of(trip.arrived for trip in trips)
         scores.driven += driven_streets(city, trips)
         progress.add(sum(len(trip.turns) for trip in trips))
-    situations = list(Histories(city, documents).situations(SITUATIONS, np.random.default_rng([seed, 1])))
+    situations = list(HistorySampler(city, documents).situations(SITUATIONS, np.random.default_rng([seed, 1])))
     continued = continue_situations(walker, city, situations)
     scores.numbers["compression_greedy"] = Share.of(first == second for first, second in continued)
     scores.numbers["valid_from_history_greedy"] = Share.of(
@@ -154,7 +154,7 @@ def continue_situations(
 def driven_streets(city: City, trips: Sequence[Trip]) -> np.ndarray:
     """int64 [places, 4]: how often they turned so there; a trip counts up to its first impossible turn, that included.
 
-    EOS in a wrong place, and turns behind the drop-off, are no streets.
+    EOS at a wrong intersection, and turns after the drop-off, are no streets.
     """
     driven = np.zeros((city.places, len(TURNS)), dtype=np.int64)
     for trip in trips:

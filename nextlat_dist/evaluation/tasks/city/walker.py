@@ -1,20 +1,19 @@
-"""What the city's scores ask of a model: what it expects next, and where it drives.
+"""A model as a walker through the city: the tokens that it expects next, and where it drives.
 
-Invariant: the scores see a model through `Walker` alone, so that a table of answers, the walk's own law and an export
-are scored by the same code, and the first two have scores that are known.
+Invariant: the scores see a model through `Walker` alone, so that a table of answers, the walk's own distribution and an
+export are scored by the same code, and the first two have scores that are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from nextlat_dist.evaluation.state_model import Latents
-from nextlat_dist.evaluation.tasks.answers import ROWS, open_decoder
+from nextlat_dist.evaluation.state_model import ExportModel
+from nextlat_dist.evaluation.tasks.answers import ROWS
 from nextlat_dist.tasks import PAD_ID
 
 
@@ -27,16 +26,15 @@ class Walker(Protocol):
     def continuations(
         self, histories: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
     ) -> list[list[int]]:
-        """Token ids behind each history, up to and with EOS; temperature 0 is greedy, and then the seed is unused."""
+        """Token ids after each history, up to and with EOS; temperature 0 is greedy, and then the seed is unused."""
 
 
 class ExportWalker:
-    """An export in fp32. `context` tokens at least can be read and written together."""
+    """An export. `context` tokens at least can be read and written together."""
 
-    def __init__(self, export: Path, context: int) -> None:
-        """Raises UserError: no export, or no plain Llama."""
-        self._latents = Latents(export)
-        self._decoder = open_decoder(export, context)
+    def __init__(self, model: ExportModel, context: int) -> None:
+        self._model = model
+        self._decoder = model.decoder(context)
 
     def log_probabilities(self, histories: Sequence[Sequence[int]]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
@@ -45,9 +43,9 @@ class ExportWalker:
             tokens = torch.full((len(batch), max(map(len, batch))), PAD_ID)
             for row, history in enumerate(batch):
                 tokens[row, : len(history)] = torch.tensor(history)
-            states = self._latents.states(tokens)
+            states = self._model.states(tokens)
             for row, history in enumerate(batch):
-                logits = self._latents.logits(states[row, : len(history)])
+                logits = self._model.logits(states[row, : len(history)])
                 found.append(logits.float().log_softmax(dim=-1).cpu().numpy())
         return found
 

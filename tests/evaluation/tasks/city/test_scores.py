@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextlat_dist.evaluation.tasks.city.histories import Histories, Situation
+from nextlat_dist.evaluation.tasks.city.histories import HistorySampler, Situation
 from nextlat_dist.evaluation.tasks.city.map import draw_maps
 from nextlat_dist.evaluation.tasks.city.scores import (
     CityScores,
@@ -153,7 +153,7 @@ def test_histories_follow_the_walk_given_where_they_end() -> None:
             seen[history] = seen.get(history, 0) + 1
     total = sum(seen.values())
     drawn: dict[tuple[int, ...], int] = {}
-    for history in map(tuple, Histories(city, walks).draw(drop_off, place, turns, 3000, rng)):
+    for history in map(tuple, HistorySampler(city, walks).draw(drop_off, place, turns, 3000, rng)):
         drawn[history] = drawn.get(history, 0) + 1
         assert city.problem(history) in starts
     assert total > 20
@@ -167,7 +167,7 @@ def test_histories_follow_the_walk_given_where_they_end() -> None:
 def test_situations_are_two_ways_to_the_same() -> None:
     rng = np.random.default_rng(0)
     walks = [SQUARE.sample(rng, "test") for _ in range(300)]
-    found = list(Histories(SQUARE, walks).situations(100, rng))
+    found = list(HistorySampler(SQUARE, walks).situations(100, rng))
     assert len(found) == 100
     lengths = set()
     for situation in found:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.city.walker import ExportWalker
 from nextlat_dist.tasks import EOS_ID
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export
@@ -22,7 +23,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_expects_what_transformers_computes(export: Path) -> None:
     model = reference_model(export, torch.float32)
-    found = ExportWalker(export, context=12).log_probabilities(HISTORIES)
+    found = ExportWalker(ExportModel(export), context=12).log_probabilities(HISTORIES)
     assert [len(own) for own in found] == [3, 7, 4]
     for own, history in zip(found, HISTORIES, strict=True):
         with torch.inference_mode():
@@ -31,7 +32,7 @@ def test_it_expects_what_transformers_computes(export: Path) -> None:
 
 
 def test_it_drives_as_it_expects_beyond_the_trained_context(export: Path) -> None:
-    walker = ExportWalker(export, context=12)
+    walker = ExportWalker(ExportModel(export), context=12)
     written = walker.continuations(HISTORIES, 5, temperature=0.0, seed=0)
     for history, tokens in zip(HISTORIES, written, strict=True):
         assert len(tokens) == 5 or tokens[-1] == EOS_ID

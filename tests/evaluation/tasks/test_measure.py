@@ -10,8 +10,10 @@ import pytest
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.tasks.command import add_command
-from nextlat_dist.evaluation.tasks.report import Summary, evaluate_task, pooled, rows_of, summarise
+from nextlat_dist.evaluation.tasks.measure import evaluate_task
+from nextlat_dist.evaluation.tasks.page import pooled, rows_of, summarise
 from nextlat_dist.evaluation.tasks.scores import Curve, Scores, Share
+from nextlat_dist.reporting.publish import write_pictures
 from nextlat_dist.tasks import vocab_size
 from nextlat_dist.tasks.city import City
 from nextlat_dist.tasks.hmm import Hmm
@@ -98,17 +100,21 @@ def test_city_end_to_end(tmp_path: Path) -> None:
     data = write_test_set(tmp_path / "test", city, 8)
     config = tiny_config(vocab_size=vocab_size(city), max_position_embeddings=24)
     export = write_export(tmp_path / "export", config, random_weights(config), None)
-    content = evaluate_task([f"a={export}", f"a={export}"], data, picture_dir=tmp_path, progress=False)
-    assert {"a_valid_greedy", "a_valid_t1_lowest", "a_compression_greedy"} <= content["summary"].keys()
+    report = evaluate_task([f"a={export}", f"a={export}"], data, progress=False)
+    assert {"a_valid_greedy", "a_valid_t1_lowest", "a_compression_greedy"} <= report.summary.keys()
+    assert report.pictures.keys() == {"accuracy_by_position.png", "map.png"}
+    write_pictures(report, tmp_path)
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
 def test_a_single_run_has_its_documents_interval_and_several_their_spread() -> None:
     runs = [Scores({"right": Share(8, 10), "plain": 2.0}), Scores({"right": Share(3, 10), "plain": 4.0})]
     alone = pooled(runs[:1], "right")
-    assert (alone.mean, alone.low, alone.high) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
-    assert pooled(runs, "right") == Summary(pytest.approx(0.55), 0.3, 0.8, 2)
-    assert pooled(runs[:1], "plain") == Summary(2.0, None, None, 1)
+    assert (alone.mean, *(alone.bounds or ())) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
+    both = pooled(runs, "right")
+    assert (both.mean, both.bounds, both.n) == (pytest.approx(0.55), (0.3, 0.8), 2)
+    plain = pooled(runs[:1], "plain")
+    assert (plain.mean, plain.bounds, plain.n) == (2.0, None, 1)
     assert summarise({"a": runs}) == pytest.approx(
         {
             "a_right": 0.55,
@@ -123,7 +129,7 @@ def test_a_single_run_has_its_documents_interval_and_several_their_spread() -> N
 
 def test_rows_tell_every_number_and_point() -> None:
     scores = Scores({"right": Share(1, 4), "plain": 2.0}, {"line": Curve(3, (Share(4, 4), Share(1, 2)))})
-    rows = rows_of({"a": [scores]})
+    rows = [row.to_json() for row in rows_of({"a": [scores]})]
     assert [{key: row[key] for key in row if key not in ("low", "high")} for row in rows] == [
         {"export": "a", "run": 0, "number": "right", "value": 0.25, "documents": 4},
         {"export": "a", "run": 0, "number": "plain", "value": 2.0},
@@ -146,7 +152,7 @@ def test_an_export_of_other_tokens_is_refused(tmp_path: Path, stars: Path) -> No
 
 
 def test_a_directory_that_is_no_export_is_refused(tmp_path: Path, stars: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"is not an export"):
         evaluate_task([str(tmp_path)], stars)
 
 

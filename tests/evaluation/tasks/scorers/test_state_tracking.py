@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.tasks import tracking as task_tracking
+from nextlat_dist.evaluation.tasks.scorers import state_tracking
+from nextlat_dist.evaluation.tasks.scorers.state_tracking import score_tracking
 from nextlat_dist.evaluation.tasks.scores import Scores, Share
-from nextlat_dist.evaluation.tasks.tracking import score_tracking
 from nextlat_dist.tasks import BOS_ID, EOS_ID, FIRST_SYMBOL_ID, Document
 from nextlat_dist.tasks.state_tracking import StateTracking
 
@@ -144,7 +144,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     words = [word(*rng.integers(3, size=rng.integers(3, 6))) for _ in range(20)]
     together = score_tracking(Counter(reach=2), words, TASK)
-    monkeypatch.setattr(task_tracking, "ROWS", 3)
+    monkeypatch.setattr(state_tracking, "ROWS", 3)
     assert score_tracking(Counter(reach=2), words, TASK) == together
 
 

@@ -1,0 +1,1 @@
+"""A module for each task that has scores or pictures of its own; `tasks.catalogue` lists them."""
