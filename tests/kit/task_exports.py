@@ -11,13 +11,13 @@ import torch
 
 from data_tools.shards.writer import DatasetWriter
 from nextlat_dist.data.tokenizer import Tokenizer
-from nextlat_dist.tasks import Task, vocab_size
+from nextlat_dist.tasks import BOS_ID, Document, Task, vocab_size
 from tests.kit.datasets import FakeTokenizer
 from tests.kit.exports import copying_model, tiny_config, write_export
 
 
 def following_export(directory: Path, following: Mapping[int, int], **changes: object) -> Path:
-    """Writes `following[x]` behind x, surely; what it does behind other tokens is anything else. No two tokens are
+    """Always writes `following[x]` after x; what it writes after other tokens is anything else. No two tokens are
     followed by the same one. Its latent predictor is right.
     """
     assert len(set(following.values())) == len(following)
@@ -28,6 +28,11 @@ def following_export(directory: Path, following: Mapping[int, int], **changes: o
         head[following_token] = weights["model.embed_tokens.weight"][token]
     weights["lm_head.weight"] = head
     return write_export(directory, config, weights, predictor)
+
+
+def question(*tokens: int, answer: list[int]) -> Document:
+    """BOS, the tokens that ask, the answer."""
+    return Document(np.array([BOS_ID, *tokens, *answer]), 1 + len(tokens), b"")
 
 
 def write_test_set(directory: Path, task: Task, count: int) -> Path:

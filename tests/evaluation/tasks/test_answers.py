@@ -20,13 +20,9 @@ from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
 from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import random_weights, tiny_config, write_export
-from tests.kit.task_exports import following_export
+from tests.kit.task_exports import following_export, question
 
 FOLLOWING = {4: 5, 5: 6, 6: EOS_ID, 7: 8, 9: 4}
-
-
-def question(*tokens: int, answer: list[int]) -> Document:
-    return Document(np.array([1, *tokens, *answer]), 1 + len(tokens), b"")
 
 
 DOCUMENTS = [

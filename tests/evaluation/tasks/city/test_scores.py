@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nextlat_dist.evaluation.tasks.city.histories import HistorySampler, Situation
-from nextlat_dist.evaluation.tasks.city.map import draw_maps
+from nextlat_dist.evaluation.tasks.city.map import map_figure
 from nextlat_dist.evaluation.tasks.city.scores import (
     CityScores,
     continue_situations,
@@ -24,6 +24,7 @@ from nextlat_dist.evaluation.tasks.city.scores import (
     write_trips,
 )
 from nextlat_dist.evaluation.tasks.scores import Share
+from nextlat_dist.reporting.pictures import save_picture
 from nextlat_dist.tasks import EOS_ID, Document, vocab_size
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City, Trip, turn_id
 from tests.kit.city_walkers import FunctionWalker, law_walker, reciting_walker
@@ -204,5 +205,5 @@ def test_who_knows_the_city_passes_and_who_recites_routes_is_found_out(tmp_path:
     assert shares["distinction_recall"] < 0.5
     assert 0.4 < shares["detours_random_0.1"] < 0.95
     assert max(shares["detours_random_0.5"], shares["detours_least_likely_0.5"]) < 0.4
-    draw_maps(city, {"knows": knows.driven, "recites": recites.driven}, tmp_path / "map.png")
+    save_picture(map_figure(city, {"knows": knows.driven, "recites": recites.driven}), tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
