@@ -70,10 +70,10 @@ MODULES = {
     "nextlat_dist.evaluation.task_data": "nextlat_dist.evaluation.tasks.data",
     "nextlat_dist.evaluation.task_exports": "nextlat_dist.evaluation.exports",
     "nextlat_dist.evaluation.task_pictures": "nextlat_dist.evaluation.tasks.pictures",
-    "nextlat_dist.evaluation.task_report": "nextlat_dist.evaluation.tasks.report",
+    "nextlat_dist.evaluation.task_report": "nextlat_dist.evaluation.tasks.measure",
     "nextlat_dist.evaluation.task_scores": "nextlat_dist.evaluation.tasks.scores",
-    "nextlat_dist.evaluation.task_scoring": "nextlat_dist.evaluation.tasks.scoring",
-    "nextlat_dist.evaluation.task_tracking": "nextlat_dist.evaluation.tasks.tracking",
+    "nextlat_dist.evaluation.task_scoring": "nextlat_dist.evaluation.tasks.scorers.answered",
+    "nextlat_dist.evaluation.task_tracking": "nextlat_dist.evaluation.tasks.scorers.state_tracking",
     "nextlat_dist.evaluation.turns": "nextlat_dist.evaluation.speculative.trials",
     "nextlat_dist.export": "nextlat_dist.huggingface",
     "nextlat_dist.export.draft_vocabulary": "nextlat_dist.huggingface.draft_vocabulary",
@@ -188,6 +188,12 @@ NAMES: dict[str, dict[str, str]] = {
         "POINTS": "nextlat_dist.evaluation.belief.pictures",
         "SMALLEST_SHOWN": "nextlat_dist.evaluation.belief.pictures",
     },
+    "nextlat_dist.evaluation.city_histories": {
+        "Histories": "nextlat_dist.evaluation.tasks.city.histories:HistorySampler",
+    },
+    "nextlat_dist.evaluation.latents": {
+        "Latents": "nextlat_dist.evaluation.state_model:ExportModel",
+    },
     "nextlat_dist.evaluation.lm": {
         "BOOTSTRAPS": "nextlat_dist.evaluation.lm.harness",
         "COMMAND": "nextlat_dist.evaluation.lm.measure",
@@ -293,6 +299,23 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nextlat_dist.evaluation.task_exports": {
         "PLAIN_NAME": "nextlat_dist.files:EXPORT_FOLDER",
+    },
+    "nextlat_dist.evaluation.task_pictures": {
+        "TRACKING_STYLES": "nextlat_dist.evaluation.tasks.scorers.state_tracking:STYLES",
+    },
+    "nextlat_dist.evaluation.task_report": {
+        "pooled": "nextlat_dist.evaluation.tasks.page",
+        "rows_of": "nextlat_dist.evaluation.tasks.page",
+        "summarise": "nextlat_dist.evaluation.tasks.page",
+        "Summary": "nextlat_dist.reporting.runs:OverRuns",
+    },
+    "nextlat_dist.evaluation.task_scoring": {
+        "ARM": "nextlat_dist.evaluation.tasks.scorers.path_star",
+        "Sampled": "nextlat_dist.evaluation.tasks.scores",
+        "add_verdicts": "nextlat_dist.evaluation.tasks.scorers.countdown",
+        "how": "nextlat_dist.evaluation.tasks.scores",
+        "score_countdown": "nextlat_dist.evaluation.tasks.scorers.countdown",
+        "score_path_star": "nextlat_dist.evaluation.tasks.scorers.path_star",
     },
     "nextlat_dist.objective.terms": {
         "LossRecorder": "nextlat_dist.training.engine.step_terms:StepTerms",

@@ -14,7 +14,7 @@ from nextlat_dist.evaluation.tasks.scores import Runs, Sampled, Scores, Watch
 from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.path_star import PathStar
 
-ARM = 2  # position in the answer of the first node that depends on the goal; before it comes the start
+ARM = 1  # index in the answer of the first node that depends on the goal; before it comes the start
 
 
 def score_path_star(
@@ -24,7 +24,7 @@ def score_path_star(
     scores, written = read_and_write(model, documents, sampled, watch)
     scores.numbers |= exact(documents, written)
     for name, curve in scores.curves.items():
-        scores.numbers[f"arm_{name}"] = curve.at(ARM)
+        scores.numbers[f"arm_{name}"] = curve.at(ARM + 1)
     scores.guesses = {name: 1 / task.arms for name in scores.numbers if name.startswith(("exact", "arm"))}
     return scores
 
