@@ -19,7 +19,7 @@ SMALLEST = 1e-12  # singular values below it are dropped
 def effective_rank(states: Tensor) -> float:
     """Effective rank of `states` [n, hidden], not centred; between 1 and min(n, hidden), and 0 for a matrix of zeros.
 
-    Computed in float64 whatever the dtype, where the states lie.
+    Computed in float64 whatever the dtype, on the device of the states.
 
     Raises:
         UserError: an element is not finite.

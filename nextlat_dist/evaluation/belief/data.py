@@ -23,7 +23,7 @@ from nextlat_dist.tasks.hmm import Hmm
 
 FEWEST_DOCUMENTS = 20  # ten fit the probes and ten judge them
 STEPS = 20  # of a rollout, or half a document where that is shorter
-STORED_TOLERANCE = 1e-5  # beliefs are stored in float32: 1e-7 of a number up to 1, with room for another machine's sums
+STORED_TOLERANCE = 1e-5  # beliefs are stored in float32: 1e-7 of a number up to 1, and sums differ between machines
 POOL = 2000  # histories among which pairs are looked for: tables of 2000 x 2000 take 16 MB each in float32
 SAME_BELIEF, OTHER_BELIEF = 0.01, 0.1  # total variation: at most, at least; a factor of ten between them
 FEWEST_PAIRS = 30  # the standard error of an AUC of 0.9 is 0.04 then (Hanley & McNeil 1982)

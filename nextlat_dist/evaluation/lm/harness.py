@@ -1,7 +1,7 @@
 """EleutherAI's lm-evaluation-harness: its tasks, loaded, and one export run on them.
 
 The harness does all of it: prompts, scoring, standard errors, data sets (from the Hugging Face Hub, or its cache). One
-thing is put right: running text (wikitext) has one BOS in front as in training, where the harness by itself would have
+thing is repaired: running text (wikitext) has one BOS in front as in training, where the harness by itself would have
 two.
 """
 

@@ -1,1 +1,1 @@
-"""`nextlat report`: what one run left behind, merged onto a page."""
+"""`nextlat report`: the measurements of one run, merged onto a page."""

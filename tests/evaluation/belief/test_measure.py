@@ -45,7 +45,7 @@ def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Collapsed:
-    """All states are one, and the head knows the stationary law: what a latent loss alone would like best."""
+    """All states are one, and the head knows the stationary distribution: what a latent loss alone would like best."""
 
     hidden_size, has_predictor = 3, True
 

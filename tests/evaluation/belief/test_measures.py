@@ -77,8 +77,8 @@ def test_kl_by_hand() -> None:
     histories = histories_of("z1r", length=8)
     model = Drifting(1.0)
     found = rollouts(model, model.states(torch.from_numpy(histories.tokens)), histories)
-    laws = histories.hmm.next_emission(histories.beliefs)
-    entropy = -(laws * np.log(np.maximum(laws, 1e-300))).sum(axis=-1)
+    true = histories.hmm.next_emission(histories.beliefs)
+    entropy = -(true * np.log(np.maximum(true, 1e-300))).sum(axis=-1)
     for step in range(1, 5):
         own = entropy[:, step - 1 : step + 4]
         assert found["kl"][step - 1] == pytest.approx(math.log(8) - own.mean())
@@ -96,7 +96,7 @@ def test_sum_of_kl_is_the_divergence_of_the_joint_future() -> None:
     model = Drifting(1.0)  # uniform over 8 ids, whatever the state
     found = rollouts(model, model.states(torch.from_numpy(tokens)), histories)["kl"]
     divergence = 0.0
-    for start in range(4):  # every start has its history's expectation; the joint law of tokens start + 1 … start + 3
+    for start in range(4):  # every start has its history's expectation; the joint one of tokens start + 1 … start + 3
         joint = {(): hmm.prior}
         for _ in range(start + 3):
             joint = {(*w, x): v @ hmm.transitions[x] for w, v in joint.items() for x in range(3)}
@@ -118,9 +118,9 @@ def test_counterfactuals_take_another_possible_token_behind_the_same_history() -
         belief = histories.hmm.beliefs(tokens[: cut + 1])[-1]
         assert cut + histories.steps <= 16
         assert histories.hmm.next_emission(belief)[tokens[cut + 1] - FIRST_SYMBOL_ID] >= POSSIBLE
-        for place in range(cut + 1, cut + 1 + histories.steps):  # what follows is possible too
-            law = histories.hmm.next_emission(histories.hmm.beliefs(tokens[:place])[-1])
-            assert law[tokens[place] - FIRST_SYMBOL_ID] > 0
+        for position in range(cut + 1, cut + 1 + histories.steps):  # what follows is possible too
+            following = histories.hmm.next_emission(histories.hmm.beliefs(tokens[:position])[-1])
+            assert following[tokens[position] - FIRST_SYMBOL_ID] > 0
         del row
     documents = {tuple(row) for row in histories.tokens.tolist()}
     came = [tuple(tokens[: cut + 2]) for tokens, cut in zip(other.tokens.tolist(), other.cuts.tolist(), strict=True)]
@@ -131,12 +131,13 @@ def test_counterfactuals_take_another_possible_token_behind_the_same_history() -
 
 
 def test_a_process_without_choice_has_no_counterfactuals_to_ask_about() -> None:
-    """Behind Z comes 0, behind that 1: only at R, and before synchronisation, could another token have come."""
+    """After Z comes 0, after that 1: only at R, and before synchronisation, could another token have come."""
     histories = histories_of("z1r", length=8)
     other = counterfactuals(histories, 0)
     assert other is not None
-    laws = [histories.hmm.next_emission(histories.hmm.beliefs(t[: c + 1])[-1]) for t, c in zip(*other, strict=True)]
-    assert all(law.max() < 1 for law in laws)
+    hmm = histories.hmm
+    following = [hmm.next_emission(hmm.beliefs(t[: c + 1])[-1]) for t, c in zip(*other, strict=True)]
+    assert all(probabilities.max() < 1 for probabilities in following)
 
 
 def test_counterfactual_error_by_hand() -> None:

@@ -80,7 +80,7 @@ class Reference:
         whole, start = self.tokenizer.encode(context + text), len(self.tokenizer.encode(context))
         assert whole[0] == self.tokenizer.bos_token_id
         logits = self.model(torch.tensor([whole])).logits[0].log_softmax(dim=-1)
-        return float(sum(logits[place - 1, whole[place]] for place in range(start, len(whole))))
+        return float(sum(logits[t - 1, whole[t]] for t in range(start, len(whole))))
 
     def accuracy(self) -> float:
         right = 0
@@ -120,7 +120,7 @@ def test_scores_are_those_of_the_model_side_by_side(
     heading, pick, *rest = capsys.readouterr().out.splitlines()
     assert heading.split() == ["task", "metric", "documents", "one", "two"]
     assert pick.split()[:3] == ["pick", "acc↑", "5"]
-    assert [pick.split()[place] for place in (3, 6)] == [f"{share:.4f}" for share in shares.values()]
+    assert [pick.split()[column] for column in (3, 6)] == [f"{share:.4f}" for share in shares.values()]
     assert any(line.split()[:2] == ["read", "bits_per_byte↓"] for line in rest)
 
 

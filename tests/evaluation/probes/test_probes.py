@@ -44,7 +44,7 @@ def drawn(documents: int = 60, length: int = 40, seed: int = 0) -> Sequences:
 
 
 def ahead(sequences: Sequences, steps: int) -> torch.Tensor:
-    """x_{t + steps} at place t, 0 where there is none."""
+    """x_{t + steps} at position t, 0 where there is none."""
     return functional.pad(sequences.tokens[:, steps:], (0, steps))
 
 
@@ -62,7 +62,7 @@ def test_a_state_that_shows_the_token_two_ahead_shows_that_one_only() -> None:
 
 
 def test_half_of_what_is_to_come_costs_one_bit() -> None:
-    """The state tells x_{t+1} up to its last bit, at any scale and place."""
+    """The state tells x_{t+1} up to its last bit, at any scale and offset."""
     sequences = drawn()
     states = 100 + 7 * functional.one_hot(ahead(sequences, 1) // 2, 2).float()
     assert loss(states, sequences, 1) == pytest.approx(math.log(2), abs=0.03)

@@ -1,4 +1,4 @@
-"""Documents read back are those that were written, with what lies beside them."""
+"""Documents read back are those that were written, with their labels and beliefs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write(directory: Path, *, labels: bool, beliefs: bool) -> None:
         overwrite=False,
     )
     for number, tokens in enumerate(numbered_documents(LENGTHS)):
-        beside = {}
+        extra = {}
         if labels:
-            beside["labels"] = (tokens + 100).astype(np.uint16)
+            extra["labels"] = (tokens + 100).astype(np.uint16)
         if beliefs:
-            beside["beliefs"] = np.stack([tokens / 64, 1 - tokens / 64], axis=1).astype(np.float32)
-        writer.add(tokens.astype(np.uint16), 1 + number % 2, beside)
+            extra["beliefs"] = np.stack([tokens / 64, 1 - tokens / 64], axis=1).astype(np.float32)
+        writer.add(tokens.astype(np.uint16), 1 + number % 2, extra)
     writer.flush()
     writer.finish({"task": TASK})
 

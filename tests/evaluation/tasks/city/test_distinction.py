@@ -17,7 +17,7 @@ from tests.kit.city_walkers import FunctionWalker, law_walker
 
 SQUARE = City(rows=3, columns=3, one_way=0, closed=0, wander=0.8, max_turns=8, test_share=0.25)
 N, E, S, W = (turn_id(turn) for turn in range(4))
-# To 8. Behind east the first stands at 1, behind south the second at 3.
+# To 8. After east the first stands at 1, after south the second at 3.
 PAIR = Apart([*SQUARE.prompt(0, 8), E], [*SQUARE.prompt(0, 8), S], 1, 3, 8, 1)
 
 
@@ -60,7 +60,7 @@ def test_who_always_says_the_same_tells_nothing() -> None:
 
 
 def test_recall_and_precision_by_hand() -> None:
-    # Knows the first turn's streets only: behind east (at 1) no north, behind south (at 3) no west; then anything goes.
+    # Knows the first turn's streets only: after east (at 1) no north, after south (at 3) no west; then anything goes.
     def expect(history: list[int]) -> np.ndarray:
         p = np.zeros(vocab_size(SQUARE))
         p[[N, E, S, W]] = 0.25
@@ -78,7 +78,7 @@ def test_recall_and_precision_by_hand() -> None:
             p[[N, E, S, W]] = (0.25, 0.25, 0.005, 0.25) if history[-1] == S else (0.25, 0.25, 0.25, 0.005)
         return p
 
-    # Behind east north, east, south; behind south north, east, west: (south) tells it, but is possible at 3.
+    # After east north, east, south; after south north, east, west: (south) tells it, but is possible at 3.
     # So do the city's four suffixes that begin with south.
     assert distinction(FunctionWalker(wrong_way_round), SQUARE, [PAIR]) == (pytest.approx(4 / 7), 0)
 

@@ -100,7 +100,7 @@ def test_compression_by_hand() -> None:
 
 
 def test_compression_looks_as_far_as_the_walk_may_go() -> None:
-    # Six turns taken: two more and EOS are left. The walkers differ in the second of them, or only behind.
+    # Six turns taken: two more and EOS are left. The walkers differ in the second of them, or only afterwards.
     def differs_at(place: int) -> FunctionWalker:
         def expect(history: list[int]) -> np.ndarray:
             p = np.zeros(vocab_size(SQUARE))
