@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from nextlat_dist.evaluation.state_model import ExportModel
 
+# Measured on mess3 in a model of random weights (hidden size and width 32): the error of a step, relative to the spread
+# of states, is 0.85, 0.79, 0.74 and 0.71 after 375, 750, 1500 and 3000 steps.
 STEPS, BATCH, LR = 1500, 512, 2e-3
 
 

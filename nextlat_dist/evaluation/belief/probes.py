@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from nextlat_dist.evaluation.belief.data import Histories
 
+# Measured on 200 documents of mess3 in a model of random weights (hidden size 32): the linear R² is 0.702 for any
+# RIDGE from 1e-8 to 1e-3; that of the MLP is 0.772, 0.805, 0.828, 0.837 and 0.829 after 100 to 1600 steps.
 RIDGE = 1e-6  # times the number of rows, on features of variance one
 MLP_WIDTH, MLP_STEPS, MLP_BATCH, MLP_LR = 64, 400, 512, 5e-3
 

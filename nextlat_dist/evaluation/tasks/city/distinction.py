@@ -25,7 +25,7 @@ from nextlat_dist.tasks import EOS_ID, Document
 from nextlat_dist.tasks.city import PROMPT_TOKENS, TURNS, City, turn_id
 
 EPSILON = 0.01  # as in Vafa et al.
-LONGEST = 3  # tokens of a suffix: all 5 + 5² + 5³ of them are tried, where Vafa et al. sample
+LONGEST = 3  # tokens of a suffix: up to 5 + 4·5 + 4²·5 = 105 are tried
 ANSWERS = (EOS_ID, *map(turn_id, range(len(TURNS))))
 Suffix = tuple[int, ...]
 

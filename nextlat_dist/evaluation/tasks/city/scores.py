@@ -32,9 +32,9 @@ from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.city import NO_STREET, PROMPT_TOKENS, TURNS, City, Trip, turn_id
 
 READ_TOGETHER = 256  # documents
-SITUATIONS = 500
-PAIRS_APART = 200
-DETOUR_TRIPS = 300
+SITUATIONS = 500  # a share of them has a standard error of 0.022 at most
+PAIRS_APART = 200  # each tries up to 105 suffixes after both histories
+DETOUR_TRIPS = 300  # 0.029 at most
 DETOURS: tuple[tuple[Kind, float], ...] = (
     ("random", 0.1),
     ("random", 0.5),
