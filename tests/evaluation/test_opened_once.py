@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from nextlat_dist.huggingface.opened import open_export
 
 from data_tools.tasks import TaskOptions, write_task
 from nextlat_dist.cli import main
 from nextlat_dist.evaluation.belief import predictor as belief_predictor
 from nextlat_dist.evaluation.belief import probes as belief_probes
+from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.tasks import vocab_size
 from nextlat_dist.tasks.city import City
 from nextlat_dist.tasks.hmm import Hmm
