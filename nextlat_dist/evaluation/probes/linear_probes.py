@@ -67,11 +67,11 @@ def read_sequences(dataset: Path, count: int, length: int) -> Sequences:
     Raises:
         UserError: no dataset, or a damaged one, or it has fewer than four such documents.
     """
-    place = open_storage(dataset)
-    storage = Records(place, read_manifest(place))
+    storage = open_storage(dataset)
+    records = Records(storage, read_manifest(storage))
     starts: list[np.ndarray] = []
-    for number in range(len(storage)):
-        starts += [start for start in _starts(storage.read(number), length) if len(start) > 1]
+    for number in range(len(records)):
+        starts += [start for start in _starts(records.read(number), length) if len(start) > 1]
         if len(starts) >= count:
             break
     starts = starts[:count]

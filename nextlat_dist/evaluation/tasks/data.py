@@ -34,18 +34,18 @@ def documents(dataset: Path, limit: int | None) -> Iterator[Document]:
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of documents is {limit}, but must be ≥ 1; raise --documents")
-    place = open_storage(dataset)
-    manifest = read_manifest(place)
+    storage = open_storage(dataset)
+    manifest = read_manifest(storage)
     task_of(manifest)
-    storage = Records(place, manifest)
-    ranges = [(shard.name, *row) for shard in manifest.shards for row in read_index(place, shard).tolist()]
+    records = Records(storage, manifest)
+    ranges = [(shard.name, *row) for shard in manifest.shards for row in read_index(storage, shard).tolist()]
     left = manifest.documents if limit is None else limit
     for number, (shard, offset, length, _, _, crc32) in enumerate(ranges):
-        record = storage.read(number)
-        beliefs = _beliefs(place.read_range(shard, offset, length, crc32), crc32)
+        record = records.read(number)
+        beliefs = _beliefs(storage.read_range(shard, offset, length, crc32), crc32)
         if beliefs is not None and len(beliefs) != len(record.tokens):
             raise UserError(
-                f"{storage.describe(number)} has {len(record.tokens)} tokens, but the beliefs after {len(beliefs)}; "
+                f"{records.describe(number)} has {len(record.tokens)} tokens, but the beliefs after {len(beliefs)}; "
                 "write the data again with `nextlat-data task`"
             )
         for index, end in enumerate(record.ends[:left].tolist()):
