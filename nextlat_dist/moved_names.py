@@ -156,6 +156,9 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.ablation.grid": {
         "Cell": "nextlat_dist.experiments.grid:GridCell",
     },
+    "nextlat_dist.bench.data": {
+        "Sizes": "nextlat_dist.bench.data:DataSizes",
+    },
     "nextlat_dist.bench.gpu_decoding": {
         "COLUMNS": "nextlat_dist.experiments.budget",
         "Scale": "nextlat_dist.experiments.gpu_decoding:DecodingScale",

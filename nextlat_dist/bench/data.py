@@ -37,7 +37,7 @@ COMMAND = "python -m nextlat_dist.bench.data"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class DataSizes:
     """How much is measured.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sizes:
     text_characters: int = 6_000_000
 
 
-QUICK = Sizes(
+QUICK = DataSizes(
     rounds=2,
     vocab_size=600,
     dataset_tokens=1 << 20,
@@ -69,7 +69,7 @@ QUICK = Sizes(
 )
 
 
-def bench_data(sizes: Sizes, directory: Path) -> Report:
+def bench_data(sizes: DataSizes, directory: Path) -> Report:
     """Writes what it measures on below `directory`."""
     trials = (sizes.rounds + 1) * (len(settings()) + 3) + 2 * sizes.rounds
     with tqdm(total=trials + 2, desc="bench data", file=sys.stderr, unit="trial") as bar:
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
             # What was verified of temporary files is not worth remembering.
             os.environ["NEXTLAT_CACHE"] = str(Path(directory) / "cache")
-            report = bench_data(QUICK if options.quick else Sizes(), Path(directory))
+            report = bench_data(QUICK if options.quick else DataSizes(), Path(directory))
     except UserError as error:
         say(f"error: {error}", error=True)
         return 2

@@ -67,7 +67,7 @@ def test_the_command_prints_a_table_and_writes_the_same_as_json(tmp_path: Path) 
 
 
 def test_the_sizes_reach_sample_ten_million_of_two_billion_tokens() -> None:
-    sizes = data.Sizes()
+    sizes = data.DataSizes()
     assert sizes.resume_tokens == 2_000_000_000
     assert sizes.resume_sample == 10_000_000
     assert sizes.resume_tokens // (SETTING.sequence_length + 1) > sizes.resume_sample
