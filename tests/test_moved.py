@@ -47,6 +47,7 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.task_report.table": REPORT,
     "nextlat_dist.evaluation.task_scoring.score_export": "tasks.catalogue.scorer_of names the function of a task",
     "nextlat_dist.bench.path_star.train_steps": "a helper of one caller",
+    "nextlat_dist.bench.gpu_decoding.costs": "named_costs reads the costs' own row",
     "nextlat_dist.evaluation.speculative_pictures.draw_pictures": "reporting.publish draws the pictures of a report",
     "nextlat_dist.evaluation.speculative_summary.CELL_KEYS": "a cell is a record",
     "nextlat_dist.evaluation.speculative_summary.CLAIMS": "summary.claims gives records",

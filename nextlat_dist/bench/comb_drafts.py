@@ -1,8 +1,8 @@
-"""Would tree drafts pay? A comb (the drafted chain, and at each depth the drafter's second choice) against the chain.
+"""Tree drafts against chains. A comb is the drafted chain and at each depth the drafter's second choice: would it pay?
 
     python -m nextlat_dist.bench.comb_drafts --export DIR --prompts FILE|DIR … [--json FILE] [--quick]
 
-`comb_to_chain`   tokens/s of the best comb over the best chain: greedy, batch 1, all lengths taking turns
+`comb_to_chain`   tokens/s of the best comb over the best chain: greedy, batch 1, all lengths alternating
 `second_choice`   share of the rejections, at the best comb's length, where the second choice was the token
 
 A comb's second choices are read off logits that the chain needs anyway; what they cost is a verification of 1 + 2k
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.engine.llama import Block
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import load_prompts
-from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import Progress, say
+from nextlat_dist.reporting.options import add_outputs
+from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.report import Report
+from nextlat_dist.reporting.tables import table
 
 COMMAND = "python -m nextlat_dist.bench.comb_drafts"
 COLUMNS = {
@@ -38,6 +43,7 @@ COLUMNS = {
     "tokens/cycle": "{tokens_per_cycle:.2f}",
     "second choice": "{second_choice:.2f}",
 }
+KINDS = ("chain", "comb")
 FULL = {"rounds": 6, "prompts_per_domain": 4, "tokens": 96, "depths": 8}
 QUICK = {"rounds": 1, "prompts_per_domain": 1, "tokens": 16, "depths": 2}
 
@@ -53,7 +59,7 @@ class CombLoop:
 
     @torch.inference_mode()
     def run(self, prompt: list[int], tokens: int) -> list[int]:
-        """`tokens` greedy tokens behind `prompt`; stop tokens do not count."""
+        """`tokens` greedy tokens after `prompt`; stop tokens do not count."""
         cache = self.llama.new_cache(1, len(prompt) + tokens + 2 * self.depth)
         memory = self.drafter.start(1, cache.capacity)
         for states, counts in self.llama.prefill([prompt], cache):
@@ -102,7 +108,7 @@ class CombLoop:
 
     @staticmethod
     def _layout(depth: int, teeth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of a block's tokens behind the first, and which of them each sees; the second choice at depth j + 1
+        """Positions of a block's tokens after the first, and which of them each sees; the second choice at depth j + 1
         stands where the chain's token does and sees what that sees, without it.
         """
         positions = torch.tensor([*range(depth + 1), *range(1, teeth + 1)])
@@ -123,8 +129,31 @@ class CombLoop:
         return Block(1, width, self.llama.rotations[at][:, None], mask, length, length + width, None, None)
 
 
-def bench_comb_drafts(export: Path, prompts: list[Path], sizes: dict[str, int]) -> dict[str, Any]:
-    """The content of the JSON file.
+@dataclass(frozen=True)
+class Shape:
+    """What is drafted: a chain or a comb of `depth` tokens; plain decoding is a chain of none."""
+
+    drafts: str
+    depth: int
+
+
+PLAIN = Shape("plain", 0)
+
+
+@dataclass(frozen=True)
+class ShapeRow:
+    """How fast one shape decodes; `second_choice` is a share of the rejections."""
+
+    drafts: str
+    depth: int
+    tokens_per_second: float
+    speedup: float
+    tokens_per_cycle: float
+    second_choice: float
+
+
+def bench_comb_drafts(export: Path, prompts: list[Path], sizes: dict[str, int]) -> Report:
+    """A row per shape, and the best comb over the best chain.
 
     Raises:
         UserError: bad prompts, an export without a latent predictor.
@@ -135,46 +164,46 @@ def bench_comb_drafts(export: Path, prompts: list[Path], sizes: dict[str, int]) 
             f"{export} has no latent predictor; give the export of a run trained with objective.name=nextlat"
         )
     texts = [decoder.encode(prompt.text) for prompt in load_prompts(prompts, sizes["prompts_per_domain"])]
-    loops = {("plain", 0): CombLoop(decoder, 0, 0)}
+    loops = {PLAIN: CombLoop(decoder, 0, 0)}
     for depth in range(1, sizes["depths"] + 1):
-        loops["chain", depth] = CombLoop(decoder, depth, 0)
-        loops["comb", depth] = CombLoop(decoder, depth, depth)
+        loops[Shape("chain", depth)] = CombLoop(decoder, depth, 0)
+        loops[Shape("comb", depth)] = CombLoop(decoder, depth, depth)
 
-    def side(loop: CombLoop) -> int:
+    def decode(loop: CombLoop) -> int:
         return sum(len(loop.run(ids, sizes["tokens"])) - 1 for ids in texts)
 
-    sides: dict[str, Callable[[], int]] = {
-        f"{kind} {depth}": partial(side, loop) for (kind, depth), loop in loops.items()
-    }
-    shown = report.Progress("comb drafts", len(sides) * (sizes["rounds"] + 1), True)
+    shown = Progress("comb drafts", len(loops) * (sizes["rounds"] + 1), True)
     with cores(1):
-        rates = alternate(sides, sizes["rounds"], lambda _: shown.add(len(texts) * sizes["tokens"]))
-    rows = [_row(kind, depth, loop, rates, len(texts) * (sizes["rounds"] + 1) * (sizes["tokens"] - 1))
-            for (kind, depth), loop in loops.items()]  # fmt: skip
+        rates = alternate(
+            {shape: partial(decode, loop) for shape, loop in loops.items()},
+            sizes["rounds"],
+            lambda _: shown.add(len(texts) * sizes["tokens"]),
+        )
+    tokens = len(texts) * (sizes["rounds"] + 1) * (sizes["tokens"] - 1)
+    rows = {shape: _row(shape, loop, rates, tokens) for shape, loop in loops.items()}
     chain, comb = (
-        max((row for row in rows if row["drafts"] == kind), key=lambda row: row["speedup"])
-        for kind in ("chain", "comb")
+        max((shape for shape in rows if shape.drafts == kind), key=lambda shape: rows[shape].speedup) for kind in KINDS
     )
-    ratio = rates[f"comb {comb['depth']}"].ratio_to(rates[f"chain {chain['depth']}"])
+    ratio = rates[comb].ratio_to(rates[chain])
     summary = {
         "comb_to_chain": ratio,
-        "chain_depth": chain["depth"],
-        "comb_depth": comb["depth"],
-        "second_choice": comb["second_choice"],
+        "chain_depth": chain.depth,
+        "comb_depth": comb.depth,
+        "second_choice": rows[comb].second_choice,
     }
-    return report.envelope(COMMAND, dict(sizes), summary, rows)
+    text = f"{table(COLUMNS, list(rows.values()))}\nbest comb / best chain: {ratio:.3f}"
+    return Report(COMMAND, sizes, summary, list(rows.values()), text=text)
 
 
-def _row(kind: str, depth: int, loop: CombLoop, rates: dict[str, Rates], tokens: int) -> dict[str, Any]:
-    own = rates[f"{kind} {depth}"]
-    return {
-        "drafts": kind,
-        "depth": depth,
-        "tokens_per_second": own.median,
-        "speedup": own.ratio_to(rates["plain 0"]),
-        "tokens_per_cycle": tokens / loop.cycles,
-        "second_choice": loop.hits / loop.rejections if loop.rejections else 0.0,
-    }
+def _row(shape: Shape, loop: CombLoop, rates: Mapping[Shape, Rates], tokens: int) -> ShapeRow:
+    return ShapeRow(
+        drafts=shape.drafts,
+        depth=shape.depth,
+        tokens_per_second=rates[shape].median,
+        speedup=rates[shape].ratio_to(rates[PLAIN]),
+        tokens_per_cycle=tokens / loop.cycles,
+        second_choice=loop.hits / loop.rejections if loop.rejections else 0.0,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,18 +212,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--export", type=Path, required=True, help="written by `nextlat export`, with a latent predictor"
     )
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders of them")
-    parser.add_argument("--json", type=Path, help="where to write the measurements")
+    add_outputs(parser)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the ratio means little then")
     options = parser.parse_args(arguments)
     try:
-        content = bench_comb_drafts(options.export, options.prompts, QUICK if options.quick else FULL)
+        report = bench_comb_drafts(options.export, options.prompts, QUICK if options.quick else FULL)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
-    print(report.table(COLUMNS, content["rows"]))
-    print(f"best comb / best chain: {content['summary']['comb_to_chain']:.3f}")
-    if options.json is not None:
-        report.write_json(options.json, content)
+    publish(report, options.json)
     return 0
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from nextlat_dist.reporting.tables import Columns, table
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @contextmanager
@@ -54,13 +56,15 @@ class Rates:
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
-def alternate(methods: Mapping[str, Callable[[], int]], rounds: int, done: Callable[[str], None]) -> dict[str, Rates]:
+def alternate(
+    methods: Mapping[Name, Callable[[], int]], rounds: int, done: Callable[[Name], None]
+) -> dict[Name, Rates]:
     """Run every method `rounds` times after one trial that does not count; each returns how many units it handled.
 
     `done` is told the name of a method after each of its `rounds + 1` trials.
     """
     names = list(methods)
-    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    rates: dict[Name, list[tuple[float, float]]] = {name: [] for name in names}
     for trial in range(rounds + 1):
         first = trial % len(names)
         for name in names[first:] + names[:first]:

@@ -1,4 +1,4 @@
-"""Self-speculative decoding on one GPU, from nothing, within a few minutes: what does it buy?
+"""Self-speculative decoding on one GPU, from nothing, within a few minutes: training, calibration, speed.
 
     python -m nextlat_dist.experiments.gpu_decoding [--minutes 9] [--output DIR] [--json FILE]
                                                [--scale gpu|tiny] [key=value]
@@ -24,7 +24,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def bench_gpu_decoding(
         own = ["--prompts-per-domain", scale.prompts_per_domain, "--draft-length", lengths]
         nextlat("evaluate", "speculative", *measured, *own, "--json", output / SPECULATIVE_REPORT_FILE)
     decoding = json.loads((output / SPECULATIVE_REPORT_FILE).read_text())
-    summary = decoding["summary"]
+    (costs,) = decoding["costs"]  # of one export at one batch size
     return Report(
         COMMAND,
         {
@@ -149,7 +149,7 @@ def bench_gpu_decoding(
             "draft_vocabulary": draft_vocabulary,
             "overrides": [*scale.overrides, *overrides],
         },
-        trained(run) | {"seconds": stages.passed} | summary | costs(summary),
+        trained(run) | {"seconds": stages.passed} | decoding["summary"] | named_costs(costs),
         decoding["rows"],
         extra={"stages": stages.rows, "costs": decoding["costs"]},
         text=stages.table(),
@@ -202,9 +202,10 @@ def trained(run: Path) -> dict[str, int | float]:
     }
 
 
-def costs(summary: dict[str, Any]) -> dict[str, Any]:
-    """c and v(n) at batch size 1 by the names of this command."""
-    return {name.removeprefix("b1_"): value for name, value in summary.items() if name.startswith("b1_")}
+def named_costs(costs: Mapping[str, Any]) -> dict[str, float]:
+    """c and v(n) by the names of this command."""
+    named = {"plain_step_seconds": costs["plain_step_seconds"], "draft_cost": costs["draft"]}
+    return named | {f"verify_cost_{n}": cost for n, cost in costs["verify"].items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

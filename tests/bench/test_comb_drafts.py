@@ -48,7 +48,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert comb_drafts.main(arguments) == 0
     assert "best comb / best chain" in capsys.readouterr().out
     content = json.loads(json_path.read_text())
-    assert {row["drafts"] for row in content["rows"]} == {"plain", "chain", "comb"}
+    depths = comb_drafts.QUICK["depths"]
+    drafted = [(kind, depth) for depth in range(1, depths + 1) for kind in comb_drafts.KINDS]
+    assert [(row["drafts"], row["depth"]) for row in content["rows"]] == [("plain", 0), *drafted]
     assert content["summary"]["comb_to_chain"] > 0
     (export / "latent_predictor" / "config.json").unlink()
     for file in (export / "latent_predictor").iterdir():

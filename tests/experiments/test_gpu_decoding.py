@@ -54,6 +54,8 @@ def test_everything_at_toy_scale(tmp_path: Path) -> None:
     summary = content["summary"]
     assert {"speedup_adaptive", "sampled_speedup_adaptive", "draft_cost", "verify_cost_2", "seconds"} <= set(summary)
     assert summary["draft_cost"] == summary["b1_draft_cost"]
+    assert summary["verify_cost_4"] == summary["b1_verify_cost_4"]
+    assert summary["plain_step_seconds"] == summary["b1_plain_step_seconds"]
     assert summary["train_tokens"] >= SCALES["tiny"].least_steps * 4 * 32
     assert summary["greedy_identical"]
     assert str(tmp_path) not in json.dumps(content)

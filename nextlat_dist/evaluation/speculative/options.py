@@ -1,4 +1,4 @@
-"""What a measurement of self-speculative decoding is asked for."""
+"""Options of a measurement of self-speculative decoding, with their flags and bounds."""
 
 from __future__ import annotations
 
