@@ -56,6 +56,8 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.evaluation.speculative_words.verdicts": "Claim.sentence, of summary.claims",
     "nextlat_dist.evaluation.calibrate.drafter_directory": "`calibration.calibrate.drafter_of` says it",
     "nextlat_dist.export.layout.Config": "a type variable; a drafter's kind says the type of its config",
+    "nextlat_dist.doctor.examine.show": "shown returns the text, the command says it",
+    "nextlat_dist.doctor.software.CONSTRAINTS": "config.shipped finds them, in a wheel too",
 }
 
 

@@ -22,7 +22,7 @@ from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import ParallelConfig, RunConfig
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, require_extra
 from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters.catalogue import drafter_kind
@@ -63,6 +63,9 @@ def export_checkpoint(
         )
     if output.exists() and any(output.iterdir()) and not (output / INDEX_FILE).is_file():
         raise UserError(f"{output} exists and is not an export, it will not be replaced; choose another --output")
+    if check_logits:
+        purpose = "comparing logits with the training forward pass (--no-verify leaves it out)"
+        require_extra("train", "megatron.core", purpose=purpose)
     verify(source, lambda name: "/" not in name)
     config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
     drafter = config.objective.entry.drafter

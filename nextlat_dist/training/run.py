@@ -17,7 +17,7 @@ from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor, RowLoader
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, require_extra
 from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, write_whole
 from nextlat_dist.parallel.device import third_parties
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, shutdown, world_size_from_environment
@@ -79,6 +79,7 @@ def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
             "data.train is not set; give it a directory written by `nextlat-data shard`, or set data.sources"
         )
     deepspeed_config(config, data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
+    require_extra("train", "deepspeed", "megatron.core", purpose="training")
     with third_parties():
         ranks_had_met = dist.is_initialized()
         result = _train(config, ParallelDims.initialize(config.parallel), stop or StopRequest())
