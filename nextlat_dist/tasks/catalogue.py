@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
+from nextlat_dist.config.read import build
 from nextlat_dist.data.shard_format import Manifest
 from nextlat_dist.errors import UserError
 from nextlat_dist.tasks.base import Task
@@ -48,17 +49,16 @@ def make_task(name: str, parameters: Mapping[str, Any]) -> Task:
     """The task of these parameters, which may be `Task.parameters` read back from JSON.
 
     Raises:
-        UserError: the name or a parameter is unknown, one is missing, or they make no task.
+        UserError: the name or a parameter is unknown, one is missing or of another type, or they make no task.
     """
     cls = task_class(name)
     known = [parameter.name for parameter in fields(cls)]  # type: ignore[arg-type]
     unknown = [parameter for parameter in parameters if parameter not in known]
     if unknown:
         raise UserError(f"task {name} has no parameter {unknown[0]!r}; its parameters are {', '.join(known)}")
-    try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()})
-    except TypeError as error:
-        raise UserError(f"task {name} cannot be made of {dict(parameters)} ({error}); give what is missing") from None
+    raw = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
+    task: Task = build(cls, raw, f"task {name}")  # type: ignore[arg-type]
+    return task
 
 
 def task_of(manifest: Manifest) -> Task:

@@ -57,8 +57,12 @@ def test_what_makes_no_task() -> None:
         make_task("star", {})
     with pytest.raises(UserError, match="path-star has no parameter 'arm'; its parameters are arms, length, nodes"):
         make_task("path-star", {"arm": 3})
-    with pytest.raises(UserError, match=r"path-star cannot be made of \{'arms': 3\} .*'length'"):
+    with pytest.raises(UserError, match=r"^length is missing; the task path-star needs one$"):
         make_task("path-star", {"arms": 3})
+    with pytest.raises(UserError, match=r"^arms is 'many', it must be a number$"):
+        make_task("path-star", {"arms": "many", "length": 4})
+    with pytest.raises(UserError, match=r"^test_length\[1\] is 2\.5, it must be of type int$"):
+        make_task("state-tracking", {"length": 5, "group": "S3", "test_length": [8, 2.5]})
 
 
 def test_tasks_need_no_torch() -> None:
