@@ -25,13 +25,15 @@ def add_command(commands: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     from nextlat_dist.config.load import load_config
-    from nextlat_dist.doctor.examine import examine, shown
+    from nextlat_dist.doctor.examine import description, examine, shown
     from nextlat_dist.doctor.findings import problems, to_json
     from nextlat_dist.reporting.console import say
     from nextlat_dist.reporting.report import write_json
 
     config = None if options.config is None else load_config(options.config, options.overrides)
     findings = examine(config, options.hostfile, options.quick)
+    if config is not None and not options.quick and os.environ.get("RANK", "0") == "0":
+        say(description(config, options.hostfile) + "\n")
     for text in shown(findings, options.quick):
         say(text, error=text.startswith("error: "))
     if options.json is not None and os.environ.get("RANK", "0") == "0":

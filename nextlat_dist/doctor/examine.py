@@ -19,6 +19,7 @@ from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import hosts, machine, software
 from nextlat_dist.doctor.findings import Finding, problems, table
+from nextlat_dist.plan.describe import describe
 
 MEETING = timedelta(seconds=60)
 
@@ -57,6 +58,15 @@ def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> lis
     if world_size > 1 and "RANK" in os.environ:
         findings += hosts.check_ranks(int(os.environ["RANK"]), world_size, output_dir, MEETING)
     return findings
+
+
+def description(config: RunConfig, hostfile: Path | None) -> str:
+    """What the run is, as `nextlat train` prints it, on the ranks of the hostfile or the launcher, or the fewest."""
+    parallel = config.parallel
+    ranks = (
+        sum(hosts.read_hostfile(hostfile).values()) if hostfile is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    )
+    return describe(config, max(ranks, parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size))
 
 
 def _under_launcher_on_several_hosts(world_size: int) -> bool:

@@ -5,6 +5,7 @@ Command: `pytest tests/doctor/test_this_host.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -156,6 +157,20 @@ def test_command_prints_a_table_and_writes_it(
     assert output.out == ""
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
+
+
+def test_a_run_is_described_as_train_describes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"output_dir: {tmp_path / 'run'}\nparallel: {{tensor_model_parallel_size: 2}}\n")
+    cli.main(["train", "--config", str(config), "--dry-run"])
+    described = capsys.readouterr().out.split("\nstage 0 ")[0]
+    assert "layout      2 ranks = tensor 2 x pipeline 1 x data 1" in described
+    with contextlib.suppress(SystemExit):  # this host may lack something
+        cli.main(["doctor", "--config", str(config)])
+    assert capsys.readouterr().out.startswith(f"{described}\n\n")
 
 
 def test_a_mistake_in_the_config_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
