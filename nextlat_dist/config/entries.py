@@ -127,6 +127,7 @@ class PredictorEntry:
             next h [rows, h], on one device.
         parameters: (hidden size, width) -> number of parameters.
         sharding: {pattern of names within the predictor: rule}.
+        norm_epsilon: of its norms; an export records it.
     """
 
     name: str
@@ -134,6 +135,7 @@ class PredictorEntry:
     drafting: str
     parameters: Callable[[int, int], int]
     sharding: Mapping[str, Sharding]
+    norm_epsilon: float = 1e-5
 
 
 class Named(Protocol):

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LAYER_NORM_EPSILON = 1e-5
+from nextlat_dist.model.predictors import CONCAT
+
+LAYER_NORM_EPSILON = CONCAT.norm_epsilon
 
 
 class LatentPredictor(nn.Module):

@@ -49,14 +49,13 @@ class LatentPredictorConfig:
 
 def _from_checkpoint(canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[LatentPredictorConfig, Tensors]:
     from nextlat_dist.huggingface.weights import predictor_tensors
-    from nextlat_dist.model.latent_predictor import LAYER_NORM_EPSILON
 
     config = LatentPredictorConfig(
         hidden_size=run.model.hidden_size,
         predictor_hidden_size=run.predictor_hidden_size,
         vocab_size=run.model.vocab_size,
         horizon=run.objective.horizon,
-        layer_norm_epsilon=LAYER_NORM_EPSILON,
+        layer_norm_epsilon=run.predictor.entry.norm_epsilon,
         base_weights_sha256=base_sha256,
         fusion=run.predictor.fusion,
     )
