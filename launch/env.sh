@@ -4,6 +4,10 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
+# Scripts that were copied from an installed wheel have no checkout: they use the environment that nextlat is in.
+if [[ ! -f "$ROOT/pyproject.toml" ]] && command -v nextlat >/dev/null; then
+    VENV="$(cd "$(dirname "$(command -v nextlat)")/.." && pwd)"
+fi
 
 # deepspeed starts ranks with bare command names, and its just-in-time builds look for ninja on the PATH.
 case ":$PATH:" in

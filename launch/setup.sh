@@ -18,6 +18,11 @@ case "${1-}" in
     *) fail "setup.sh takes no argument but --dev, got $1 (--help shows the usage)" ;;
 esac
 
+if [[ ! -f pyproject.toml ]]; then
+    require_venv
+    echo "nothing to set up: these scripts are a copy from an installed package, of $VENV"
+    exit 0
+fi
 stamp_file="$VENV/setup.stamp" # a digest of what decides the versions, and the extra that was installed
 extension_dir="$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm"
 

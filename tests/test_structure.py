@@ -5,16 +5,67 @@ The contracts stand in pyproject.toml; `lint-imports` checks them. Here they are
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 LINT = Path(sys.executable).with_name("lint-imports")
+
+
+PACKAGES = ("nextlat_dist", "data_tools")
+CATALOGUE = "nextlat_dist/objective/catalogue.py"
+
+
+def modules(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((CHECKOUT / folder).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def test_files_and_folders_are_small() -> None:
+    """Of the packages: a file above 400 lines or a folder above 12 files is a missing folder."""
+    sizes = {path: len(path.read_text().splitlines()) for path in modules(*PACKAGES) if path.name != "__init__.py"}
+    assert {name_of(path): size for path, size in sizes.items() if size > 400} == {}
+    assert statistics.median(sizes.values()) <= 150
+    folders = [path.parent for path in sizes]
+    assert {name_of(folder) for folder in folders if folders.count(folder) > 12} == set()
+
+
+def test_packages_say_what_they_are() -> None:
+    packages = [path for path in modules(*PACKAGES) if path.name == "__init__.py"]
+    assert [name_of(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def comparisons_of_objectives(source: str) -> Iterator[int]:
+    """Lines that compare `objective.name`, or the name of an objective called otherwise, with ==, != or in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare) and any(
+            isinstance(side, ast.Attribute) and side.attr == "name" and "objective" in ast.unparse(side.value)
+            for side in (node.left, *node.comparators)
+        ):
+            yield node.lineno
+
+
+def test_only_the_catalogue_compares_names_of_objectives() -> None:
+    planted = "a = config.objective.name == 'mtp'\nb = self.objective.name in ('x',)\nc = task.name == 'hmm'\n"
+    assert list(comparisons_of_objectives(planted)) == [1, 2]
+    found = {
+        f"{name_of(path)}:{line}"
+        for path in modules(*PACKAGES)
+        for line in comparisons_of_objectives(path.read_text())
+        if name_of(path) != CATALOGUE
+    }
+    assert found == set()
 
 
 def lint(root: Path) -> subprocess.CompletedProcess[str]:

@@ -165,6 +165,18 @@ def test_second_set_up_waits_for_the_first(fresh: Project) -> None:
     assert "up to date" in output
 
 
+def test_scripts_copied_from_a_wheel_use_its_environment(project: Project) -> None:
+    (project.root / "pyproject.toml").unlink()
+    commands = f"{project.root}/commands:/usr/bin:/bin"
+    assert_one_sentence(project.run("launch/setup.sh", PATH=commands), "no virtual environment")
+    for name in ("nextlat", "python"):
+        project.add_command(name, "#!/bin/sh\n", folder="elsewhere/bin")
+    result = project.run("launch/setup.sh", PATH=f"{project.root}/elsewhere/bin:{commands}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"of {project.root}/elsewhere\n")
+    assert not (project.root / ".venv").exists()
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.10"])
 def test_old_python(project: Project, version: str) -> None:
     old = project.add_command("old-python", f"#!/bin/sh\necho {version}\n")

@@ -1,0 +1,1 @@
+"""Drafters: what proposes tokens from verified hidden states, one module per kind."""

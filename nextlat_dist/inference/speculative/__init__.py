@@ -1,0 +1,1 @@
+"""Speculative decoding: how drafts are verified, and how many tokens are worth drafting."""

@@ -1,0 +1,1 @@
+"""Losses over a vocabulary that is sharded over tensor-parallel ranks."""

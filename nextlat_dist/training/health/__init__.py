@@ -1,0 +1,1 @@
+"""A run's health: bad steps, stalled ranks, and requests to stop."""
