@@ -19,16 +19,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_tools import inspect, mix_preview, task_command, verify
-from data_tools.shards import command as shard_command
-from data_tools.shards import reshard
-from data_tools.tars import index
-from data_tools.text.source_options import input_options, open_source
-from data_tools.text.stdlib import write_stdlib
-from data_tools.text.tokenizer import sample, train_tokenizer
+from data_tools.shards import command as shards
+from data_tools.tars import command as tars
+from data_tools.text import command as text
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.console import say
+
+COMMANDS = (text, shards, tars, verify, inspect, mix_preview, task_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,50 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
-
-
-def _stdlib(options: argparse.Namespace) -> None:
-    for domain, counts in write_stdlib(options.output, options.validation_fraction).items():
-        print("{}: {documents} documents, {held_out} of them held out, {prompts} prompts".format(domain, **counts))
-
-
-def _tokenizer(options: argparse.Namespace) -> None:
-    texts = sample(open_source(options).documents(), options.input_bytes, options.seed)
-    size = sum(len(text.encode()) for text in texts)
-    print(f"training on {len(texts)} documents, {size / 1e6:.1f} MB", file=sys.stderr)
-    tokenizer = train_tokenizer(texts, options.output, options.vocab_size)
-    print(f"{options.output}: {tokenizer.vocab_size} ids, sha256 {tokenizer.sha256[:12]}…")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nextlat-data", description="From text to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    inputs = input_options()
-
-    stdlib = commands.add_parser("stdlib", help="write the Python standard library as documents and held-out prompts")
-    stdlib.add_argument("--output", type=Path, required=True, metavar="DIR")
-    stdlib.add_argument("--validation-fraction", type=float, default=0.05, metavar="F")
-    stdlib.set_defaults(run=_stdlib)
-
-    tokenizer = commands.add_parser("tokenizer", parents=[inputs], help="train a sentencepiece tokenizer")
-    tokenizer.add_argument("--output", type=Path, required=True, metavar="FILE")
-    tokenizer.add_argument("--vocab-size", type=int, required=True)
-    tokenizer.add_argument("--input-bytes", type=int, default=1 << 24, help="train on a sample of about this size")
-    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample")
-    tokenizer.set_defaults(run=_tokenizer)
-
-    shard_command.add_command(commands, inputs)
-    index.add_command(commands)
-    verify.add_command(commands)
-    inspect.add_command(commands)
-    reshard.add_command(commands)
-    mix_preview.add_command(commands)
-    task_command.add_command(commands)
+    for package in COMMANDS:
+        package.add_command(commands)
     return parser
 
 

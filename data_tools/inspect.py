@@ -25,6 +25,7 @@ from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
+from nextlat_dist.reporting.console import say
 
 BAR_WIDTH = 50
 
@@ -188,10 +189,12 @@ def _marked(tokens: np.ndarray, masked: int, tokenizer: Tokenizer, limit: int) -
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("inspect", help="counts, document lengths and decoded samples of a dataset")
     parser.add_argument("dataset", help="directory or URL")
-    parser.add_argument("--samples", type=int, default=3)
-    parser.add_argument("--sample-tokens", type=int, default=200, help="show no more of a sample")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the histogram of lengths")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed")
+    parser.add_argument("--samples", type=int, default=3, help="documents to show (default: %(default)s)")
+    parser.add_argument(
+        "--sample-tokens", type=int, default=200, help="show no more of a sample (default: %(default)s)"
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the histogram of lengths (default: nowhere)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed (default: nowhere)")
     parser.set_defaults(run=_run)
 
 
@@ -204,4 +207,4 @@ def _run(options: argparse.Namespace) -> None:
         inspection.png(options.png)
     if options.json is not None:
         write_whole(options.json, (json.dumps(inspection.to_json(), indent=1) + "\n").encode())
-    print(inspection.text())
+    say(inspection.text())

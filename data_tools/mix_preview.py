@@ -3,7 +3,7 @@
     nextlat-data mix-preview --source web=data/web:0.8 --source code=s3://bucket/code:0.2 --tokens 10_000_000_000
     nextlat-data mix-preview --config run.yaml --png mix.png
 
-For the tokens of a run: the share of each source beside its target at several places, the largest deviation at any row,
+For the tokens of a run: the share of each source and its target at several points, the largest deviation at any row,
 how many epochs of each source that takes, and where a source first repeats. Only manifests are read.
 
 Invariant: the rows are counted with the mixture that training uses, row by row; nothing is estimated.
@@ -30,6 +30,7 @@ from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
+from nextlat_dist.reporting.console import say
 
 CHUNK_ROWS = 1 << 15
 CURVE_POINTS = 200
@@ -67,7 +68,7 @@ class Preview:
         return epochs
 
     def table_points(self) -> list[int]:
-        """Indices into `points` of the places that are worth a line."""
+        """Indices into `points` of those that are worth a line."""
         wanted = [max(round(fraction * self.rows), 1) for fraction in TABLE_FRACTIONS]
         return sorted({int(np.searchsorted(self.points, row)) for row in wanted})
 
@@ -155,7 +156,7 @@ def open_preview(data: DataConfig, tokens: int) -> Preview:
 
 
 def table(found: Preview) -> str:
-    """Shares and targets at several places, then what becomes of each source."""
+    """Shares and targets at several points, then what becomes of each source."""
     width = max(17, *(len(name) for name in found.names))
     lines = ["tokens".rjust(18) + "".join(name.rjust(width + 2) for name in found.names)]
     for point in found.table_points():
@@ -178,7 +179,7 @@ def table(found: Preview) -> str:
 
 
 def to_json(found: Preview) -> dict[str, Any]:
-    """All of the preview at the places of the table."""
+    """All of the preview at the points of the table."""
     final = len(found.points) - 1
     sources = [
         {
@@ -258,8 +259,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--tokens", type=int, metavar="N", help="of the run (default: the config's)")
     parser.add_argument("--sequence-length", type=int, metavar="N", help="(default: the config's)")
     parser.add_argument("--packing", choices=("concat", "pad"), help="(default: the config's)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw shares and epochs over tokens")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="draw shares and epochs over tokens (default: nowhere)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed (default: nowhere)")
     parser.set_defaults(run=_run)
 
 
@@ -284,4 +287,4 @@ def _run(options: argparse.Namespace) -> None:
         draw(found, options.png)
     if options.json is not None:
         write_whole(options.json, (json.dumps(to_json(found), indent=1) + "\n").encode())
-    print(table(found))
+    say(table(found))

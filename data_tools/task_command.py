@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from data_tools.options import add_sizes
 from data_tools.shards.shard_report import describe
 from data_tools.tasks import TaskOptions, write_task
+from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.options import add_fields, given
 from nextlat_dist.tasks import make_task, task_class, task_names
 
@@ -27,9 +29,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets DIR/train and DIR/test")
         parser.add_argument("--train", type=int, required=True, metavar="N", help="documents of the training set")
         parser.add_argument("--test", type=int, required=True, metavar="N", help="documents of the test set")
-        parser.add_argument("--seed", type=int, default=TaskOptions.seed, metavar="N", help="of the documents")
-        parser.add_argument("--record-tokens", type=int, default=TaskOptions.record_tokens)
-        parser.add_argument("--shard-tokens", type=int, default=TaskOptions.shard_tokens)
+        parser.add_argument(
+            "--seed", type=int, default=TaskOptions.seed, metavar="N", help="of the documents (default: %(default)s)"
+        )
+        add_sizes(parser)
         parser.add_argument("--overwrite", action="store_true", help="replace finished datasets in DIR")
         parser.set_defaults(run=_run, task=name)
 
@@ -46,4 +49,4 @@ def _run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     for split, manifest in write_task(make_task(options.task, parameters), plan).items():
-        print(describe(manifest, plan.output / split))
+        say(describe(manifest, plan.output / split))

@@ -1,8 +1,8 @@
 """Draw the documents of a task and write them as a train and a test dataset.
 
 Invariant: no content of the test set is in the training set (asserted over hashes of 16 bytes) and no document is twice
-in a set; the same task, seed and numbers give the same bytes, and more training documents go on after the same first
-ones.
+in a set; the same task, seed and counts give the same bytes, and a larger training set begins with the documents of a
+smaller one.
 
     nextlat-data task path-star --arms 2 --length 5 --nodes 50 --output data/star --train 100_000 --test 1000
 """
@@ -138,10 +138,10 @@ def _writer(task: Task, split: Split, tokenizer: Tokenizer, options: TaskOptions
 def _add(writer: DatasetWriter, documents: Iterable[Document], count: int, dtype: np.dtype[Any]) -> None:
     for document in tqdm(documents, desc=writer.split, total=count, unit="doc", file=sys.stderr, mininterval=0.5):
         assert document.tokens[0] == BOS_ID, "a document without BOS"
-        beside = {}
+        extra = {}
         if document.labels is not None:
-            beside["labels"] = document.labels.astype(dtype)
+            extra["labels"] = document.labels.astype(dtype)
         if document.beliefs is not None:
-            beside["beliefs"] = document.beliefs.astype(np.float32)
-        writer.add(document.tokens.astype(dtype), document.prompt_tokens, beside)
+            extra["beliefs"] = document.beliefs.astype(np.float32)
+        writer.add(document.tokens.astype(dtype), document.prompt_tokens, extra)
     writer.flush()

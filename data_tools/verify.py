@@ -32,6 +32,7 @@ from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
+from nextlat_dist.reporting.console import say
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Problem:
     record: int | None = None
 
     def __str__(self) -> str:
-        place = f"shard {self.shard}: " if self.shard else ""
-        return place + (f"record {self.record}: " if self.record is not None else "") + self.problem
+        where = f"shard {self.shard}: " if self.shard else ""
+        return where + (f"record {self.record}: " if self.record is not None else "") + self.problem
 
 
 @dataclass
@@ -203,7 +204,7 @@ def _plain_reader(reader: TarReader) -> Iterator[dict[str, Any]]:
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("verify", help="check every byte of datasets and list all problems")
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help="directories or URLs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found (default: nowhere)")
     parser.set_defaults(run=_run)
 
 
@@ -212,13 +213,13 @@ def _run(options: argparse.Namespace) -> int:
     problems = 0
     for result in results:
         for problem in result.problems:
-            print(f"{result.dataset}: {problem}")
+            say(f"{result.dataset}: {problem}")
         problems += len(result.problems)
         if result.shards is not None and result.bytes is not None:
             counts = f"{result.shards:,} shards, {result.records:,} records, {result.documents:,} documents, "
             counts += f"{result.tokens:,} tokens, {result.bytes / 1e6:,.1f} MB"
-            print(f"{result.dataset}: {counts}: {len(result.problems) or 'no'} problems")
-    print(f"{problems} problems" if problems else "everything is as it was written")
+            say(f"{result.dataset}: {counts}: {len(result.problems) or 'no'} problems")
+    say(f"{problems} problems" if problems else "everything is as it was written")
     if options.json is not None:
         report = {"clean": not problems, "datasets": [asdict(result) for result in results]}
         write_whole(options.json, (json.dumps(report, indent=1) + "\n").encode())

@@ -114,6 +114,9 @@ NAMES: dict[str, dict[str, str]] = {
         "write_file": "nextlat_dist.files:write_whole",
         "writing_to": "data_tools.shards.journal",
     },
+    "data_tools.adopt": {"merged": "data_tools.shards.shard_report"},
+    "data_tools.index": {"add_command": "data_tools.tars.command"},
+    "data_tools.reshard": {"add_command": "data_tools.shards.command"},
     "data_tools.shard_report": {"Report": "data_tools.shards.shard_report:ShardReport"},
     "data_tools.sources": {
         "Document": "data_tools.text.sources:TextDocument",
@@ -123,6 +126,7 @@ NAMES: dict[str, dict[str, str]] = {
     "data_tools.tape": {"Tape": "data_tools.tars.tar_reader:TarReader"},
     "data_tools.remaining": {"Remaining": "data_tools.shards.pending:PendingDocuments"},
     "data_tools.journal": {"Journal": "data_tools.shards.journal:ShardJournal"},
+    "nextlat_dist.checkpoint.tensors": {"rank_place": "nextlat_dist.checkpoint.tensors:rank_name"},
     "nextlat_dist.checkpoint.writer": {"Outcome": "nextlat_dist.checkpoint.writer:SaveOutcome"},
     "nextlat_dist.data.order": {"Span": "nextlat_dist.data.order:WindowPart"},
     "nextlat_dist.data.packing": {"Block": "nextlat_dist.data.packing:ArrangedDocuments"},

@@ -1,0 +1,1 @@
+"""Shards: documents to tokens, written so that an interrupted run resumes."""

@@ -1,7 +1,7 @@
 """Turn documents into tokens, in this process or in several, in the order in which they came.
 
 Invariant: the result does not depend on the number of workers. What was not encoded exactly as found (empty, not UTF-8,
-binary, changed by the tokenizer) is marked on each document, so that nothing is lost in silence.
+binary, changed by the tokenizer) is marked on each document, so that nothing is lost silently.
 """
 
 from __future__ import annotations

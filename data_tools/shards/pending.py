@@ -1,4 +1,4 @@
-"""The documents of a source that are still to be encoded, each with its place in the input.
+"""The documents of a source that are still to be encoded, each with its position in the input.
 
 Invariant: documents that an interrupted run has in finished shards are passed over, and only if they are the same ones.
 """
@@ -32,7 +32,7 @@ class PendingDocuments:
         done: for each split, up to where its finished shards reach.
 
     Attributes:
-        start: up to here every split is done: where the work goes on.
+        start: up to here every split is done: where the work continues.
         position: how far the source was read.
     """
 

@@ -1,9 +1,10 @@
-"""`nextlat-data reshard`: one dataset of several, with records and shards of other sizes.
+"""One dataset of several, with records and shards of other sizes.
 
     nextlat-data reshard adopted/ data/books --output data/all --record-tokens 32768 --shard-tokens 67108864
 
 The sources may be local or remote, adopted tars of text or tokens too; they must have been made with the same tokenizer
-and the same settings of BOS and EOS. A run that was stopped goes on behind its last finished shard.
+and the same settings of BOS and EOS. An interrupted run resumes after its last finished
+shard.
 
 Invariant: every document comes over with its tokens and its prompt, in the order of the sources; the manifest is
 written last.
@@ -11,7 +12,6 @@ written last.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
 from data_tools.shards.shard import ShardOptions
-from data_tools.shards.shard_report import MEANINGS, describe
+from data_tools.shards.shard_report import MEANINGS, merged
 from data_tools.shards.writer import DatasetWriter
-from data_tools.tars.adopt import merged
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
 from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest, Record, read_manifest, token_dtype
@@ -33,6 +32,7 @@ from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer
+from nextlat_dist.reporting.console import say
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Sources:
                 )
             if "task" in manifest.report:
                 raise UserError(
-                    f"{url} is the dataset of a task, whose labels and beliefs would be lost; write it anew by "
+                    f"{url} is the dataset of a task, whose labels and beliefs would be lost; write it again by "
                     "`nextlat-data task` with other --record-tokens and --shard-tokens, the same --seed"
                 )
             if split is None and manifest.split != first.split:
@@ -176,7 +176,7 @@ def _write(sources: _Sources, options: ReshardOptions, journal: ShardJournal) ->
         )
     skipped = sum(shard.documents for shard in writer.shards)
     if skipped:
-        print(f"resuming: {len(writer.shards):,} shards kept, {skipped:,} documents skipped", file=sys.stderr)
+        say(f"resuming: {len(writer.shards):,} shards kept, {skipped:,} documents skipped", error=True)
 
     def note_finished(documents: int) -> None:
         if len(writer.shards) > len(journal.finished):
@@ -212,25 +212,3 @@ def _write(sources: _Sources, options: ReshardOptions, journal: ShardJournal) ->
     assert manifest.documents == sum(source.documents for source in sources.manifests)
     assert manifest.tokens == total
     return manifest
-
-
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("reshard", help="write datasets anew, as one with records and shards of other sizes")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="directories or URLs of datasets")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--record-tokens", type=int, default=ReshardOptions.record_tokens)
-    parser.add_argument("--shard-tokens", type=int, default=ReshardOptions.shard_tokens)
-    parser.add_argument("--split", choices=("train", "validation"), help="of the result (default: the sources')")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset in OUTPUT")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    plan = ReshardOptions(
-        output=options.output,
-        record_tokens=options.record_tokens,
-        shard_tokens=options.shard_tokens,
-        split=options.split,
-        overwrite=options.overwrite,
-    )
-    print(describe(reshard(options.sources, plan), options.output))

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import sentencepiece
 from tqdm import tqdm
 
+from data_tools.options import RECORD_TOKENS, SHARD_TOKENS
 from data_tools.shards.encode import OnInvalid, encode_all
 from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
 from data_tools.shards.pending import PendingDocuments
@@ -28,6 +29,7 @@ from nextlat_dist.data.shard_format import FORMAT_VERSION, Manifest
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer
+from nextlat_dist.reporting.console import say
 
 PROGRESS_BYTES = 1 << 18
 
@@ -46,8 +48,8 @@ class ShardOptions:
     bos: bool = True
     eos: bool = True
     on_invalid: OnInvalid = "replace"
-    record_tokens: int = 32768
-    shard_tokens: int = 1 << 26
+    record_tokens: int = RECORD_TOKENS
+    shard_tokens: int = SHARD_TOKENS
     workers: int = 1
     overwrite: bool = False
 
@@ -92,7 +94,7 @@ class ShardOptions:
 def shard(source: TextSource, options: ShardOptions) -> list[Manifest]:
     """Encode the documents of the source and write the dataset or datasets.
 
-    Goes on where an interrupted run with the same source and options stopped, and keeps its finished shards.
+    An interrupted run with the same source and options is resumed; its finished shards are kept.
 
     Raises:
         UserError: an output exists or cannot be written, a document is refused, or a split would be empty.
@@ -136,10 +138,10 @@ class _Run:
                 )
             self._reports[name] = ShardReport(options.on_invalid, kept[-1].report if kept else None)
             done[name] = kept[-1].mark if kept else Mark()
-        self._remaining = PendingDocuments(source, options.split_of, done)
+        self._pending = PendingDocuments(source, options.split_of, done)
         if journal.finished:
             documents = sum(shard.entry.documents for shard in journal.finished)
-            print(f"resuming: {len(journal.finished):,} shards kept, {documents:,} documents skipped", file=sys.stderr)
+            say(f"resuming: {len(journal.finished):,} shards kept, {documents:,} documents skipped", error=True)
 
     def finish(self) -> list[Manifest]:
         """Do what is left to do."""
@@ -150,7 +152,7 @@ class _Run:
                     before = len(writer.shards)
                     writer.flush()
                     if len(writer.shards) > before:
-                        self._note_finished(name, self._remaining.position)
+                        self._note_finished(name, self._pending.position)
             self._refuse_empty_splits()
             with self._writing:
                 manifests = [writer.finish(self._reports[name].to_json()) for name, writer in self._writers.items()]
@@ -164,7 +166,7 @@ class _Run:
     def _add_documents(self) -> None:
         options = self._options
         encoding = encode_all(
-            self._remaining.documents(),
+            self._pending.documents(),
             options.tokenizer,
             bos=options.bos,
             eos=options.eos,
@@ -172,9 +174,9 @@ class _Run:
             workers=options.workers,
         )
         # Closing ends the workers at once, also when the error comes from this loop.
-        with closing(encoding), _Progress(self._source, self._remaining.start) as progress:
+        with closing(encoding), _Progress(self._source, self._pending.start) as progress:
             for encoded in encoding:
-                document = self._remaining.next_passed()
+                document = self._pending.next_passed()
                 if encoded.remark is not None:
                     self._reports[document.split].add(encoded.remark, document.name)
                 if encoded.tokens is not None:

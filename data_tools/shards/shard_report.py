@@ -5,7 +5,7 @@ Invariant: every such document is counted; the first of each kind are named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class ShardReport:
     """Counts and first names of the documents of one split that were left out or changed.
 
     Args:
-        before: `to_json` of the report to go on with.
+        before: `to_json` of the report to continue.
     """
 
     def __init__(self, on_invalid: OnInvalid, before: Mapping[str, Any] | None = None) -> None:
@@ -43,6 +43,12 @@ class ShardReport:
         for remark in MEANINGS:
             report[remark] = {"count": self._counts[remark], "names": list(self._names[remark])}
         return report
+
+
+def merged(lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One {"count", "names"} of several."""
+    names = [name for found in lists for name in found["names"]]
+    return {"count": sum(found["count"] for found in lists), "names": names[:REPORTED_NAMES]}
 
 
 def describe(manifest: Manifest, directory: Path | str) -> str:

@@ -48,11 +48,11 @@ class _Shard:
         self._file: BinaryIO = self._stack.enter_context(whole_file(path))
         self._tar = TarWriter(self._file, user="nextlat", group="nextlat", mode=0o444, encoder=False, mtime=0)
 
-    def write(self, record: Record, beside: Mapping[str, bytes]) -> None:
-        """Append a record; `beside` are members of it that training does not read."""
+    def write(self, record: Record, extra: Mapping[str, bytes]) -> None:
+        """Append a record; `extra` are members of it that training does not read."""
         key = f"{self.path.stem}-{len(self.entries):06d}"
         begin = self._tar.tarstream.offset
-        self._tar.write({"__key__": key, **record.members(), **beside})
+        self._tar.write({"__key__": key, **record.members(), **extra})
         length = self._tar.tarstream.offset - begin
         self.entries.append(IndexEntry(begin, length, len(record.ends), len(record.tokens), 0))
         self.tokens += len(record.tokens)
@@ -135,7 +135,7 @@ class DatasetWriter:
         self._shard: _Shard | None = None
         self._documents: list[np.ndarray] = []
         self._prompts: list[int] = []
-        self._beside: dict[str, list[np.ndarray]] = {}
+        self._extra: dict[str, list[np.ndarray]] = {}
         self._buffered_tokens = 0
         self._prepare(overwrite)
 
@@ -154,11 +154,11 @@ class DatasetWriter:
                 if stale.name not in kept:
                     stale.unlink()
 
-    def add(self, tokens: np.ndarray, prompt_tokens: int, beside: Mapping[str, np.ndarray] | None = None) -> bool:
+    def add(self, tokens: np.ndarray, prompt_tokens: int, extra: Mapping[str, np.ndarray] | None = None) -> bool:
         """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted.
 
         Args:
-            beside: arrays with a row for every token, the same ones for every document: `labels` in the stored type
+            extra: arrays with a row for every token, the same ones for every document: `labels` in the stored type
                 are what is predicted, any other is written as the member of that name, for evaluation.
 
         Returns:
@@ -166,9 +166,9 @@ class DatasetWriter:
         """
         self._documents.append(tokens)
         self._prompts.append(prompt_tokens)
-        for name, array in (beside or {}).items():
+        for name, array in (extra or {}).items():
             assert len(array) == len(tokens), f"{len(array)} {name} for {len(tokens)} tokens"
-            self._beside.setdefault(name, []).append(array)
+            self._extra.setdefault(name, []).append(array)
         self._buffered_tokens += len(tokens)
         if self._buffered_tokens < self._record_tokens:
             return False
@@ -176,19 +176,19 @@ class DatasetWriter:
         return self._shard is None
 
     def _flush_record(self) -> None:
-        beside = {name: np.concatenate(arrays) for name, arrays in self._beside.items()}
+        extra = {name: np.concatenate(arrays) for name, arrays in self._extra.items()}
         record = Record(
             tokens=np.concatenate(self._documents),
             ends=np.cumsum([len(document) for document in self._documents], dtype=np.int64),
             prompts=np.array(self._prompts, dtype=np.int64) if self._has_prompts else None,
-            labels=beside.pop("labels", None),
+            labels=extra.pop("labels", None),
         )
-        assert all(len(array) == len(record.tokens) for array in beside.values()), "a document without them"
+        assert all(len(array) == len(record.tokens) for array in extra.values()), "a document without them"
         assert 0 <= int(record.tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
-        self._documents, self._prompts, self._beside, self._buffered_tokens = [], [], {}, 0
+        self._documents, self._prompts, self._extra, self._buffered_tokens = [], [], {}, 0
         if self._shard is None:
             self._shard = _Shard(self.directory / shard_name(self.split, len(self.shards)))
-        self._shard.write(record, {f"{name}.npy": _npy_bytes(array) for name, array in beside.items()})
+        self._shard.write(record, {f"{name}.npy": _npy_bytes(array) for name, array in extra.items()})
         if self._shard.tokens >= self._shard_tokens:
             self._finish_shard()
 

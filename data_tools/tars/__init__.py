@@ -1,0 +1,1 @@
+"""Tars that others wrote: read once, indexed, never copied."""

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from data_tools.shards.shard_report import REPORTED_NAMES
 from data_tools.tars.tar_reader import TarDamage, TarMember, TarReader, tar_members
 from nextlat_dist.data.members import EmptyDocument, load_tokenizer, record_decoder, text_of
 from nextlat_dist.data.shard_format import IndexEntry, Manifest, ShardEntry, index_bytes
 from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.errors import UserError
 
-REPORTED_NAMES = 20
 NO_EXTENSION = "(no extension)"
 META_FILE = re.compile(r"__[^/]*__($|/)")  # webdataset skips these
 OPTIONS = "--tokenizer, --text-member, --token-member or --text-field"
@@ -106,7 +106,7 @@ class Adopter:
 
     def _index(self, member: TarMember, reader: TarReader, path: str) -> tuple[IndexEntry | None, str | None]:
         """Entry of a document (None if it is empty) and remark on it. The range is that of this one member, so that
-        pictures beside it are never read."""
+        pictures next to it are never read."""
         try:
             record = self._decode({self._entry.member: member.content})
         except EmptyDocument:
@@ -177,12 +177,6 @@ class _Records:
             f"record {self._key!r} in {self._path} has no member {self._wanted}, only "
             f"{', '.join(self._files)}; name another one with --text-member or --token-member"
         )
-
-
-def merged(lists: list[dict[str, Any]]) -> dict[str, Any]:
-    """One {"count", "names"} of several."""
-    names = [name for found in lists for name in found["names"]]
-    return {"count": sum(found["count"] for found in lists), "names": names[:REPORTED_NAMES]}
 
 
 def left_out(manifest: Manifest) -> dict[str, int]:

@@ -1,19 +1,18 @@
-"""`nextlat-data index`: adopt WebDataset tars that others wrote, without copying them.
+"""Adopt WebDataset tars that others wrote, without copying them.
 
     nextlat-data index tars/ --tokenizer tokenizer.model                                  text in .txt members
     nextlat-data index tars/ --tokenizer tokenizer.model --text-field text                a field of .json members
     nextlat-data index "tars/{000..099}.tar" --tokenizer tokenizer.model --token-member npy --output data
 
 One record is one document. The tars stay where they are: an output directory elsewhere gets symbolic links. Run again,
-it reads only tars whose size or time of change differs, or whose index is missing or damaged; a run that was stopped
-goes on behind its last finished tar.
+it reads only tars whose size or time of change differs, or whose index is missing or damaged; an
+interrupted run resumes after its last finished tar.
 
 Invariant: the manifest is written last and vouches for every index below it.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -26,8 +25,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.shards.journal import Journal, writing_to
-from data_tools.shards.shard_report import describe
-from data_tools.tars.adopt import AdoptedTar, Adopter, merged
+from data_tools.shards.shard_report import merged
+from data_tools.tars.adopt import AdoptedTar, Adopter
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -43,6 +42,7 @@ from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer, write_whole
+from nextlat_dist.reporting.console import say
 
 JOURNAL_FILE = ".index-journal.jsonl"
 
@@ -159,7 +159,7 @@ def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
         del known[name]
     stale = [name for name in tars.names if name not in known]
     if known:
-        print(f"{len(known)} of {len(tars.names)} tars are indexed already", file=sys.stderr)
+        say(f"{len(known)} of {len(tars.names)} tars are indexed already", error=True)
     adopt = Adopter(template, model)
     total = sum(sizes[name] for name in stale)
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", file=sys.stderr, mininterval=0.5) as bar:
@@ -239,41 +239,3 @@ class _Adopted:
     def finish(self) -> None:
         """The manifest is written."""
         self._journal.remove()
-
-
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("index", help="adopt existing WebDataset tars of text or tokens, without copying")
-    parser.add_argument("tars", nargs="+", metavar="DIR|TAR", help="folders, tars, URLs of tars, a-{000..099}.tar")
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="of the dataset (default: where the tars are)")
-    member = parser.add_mutually_exclusive_group()
-    member.add_argument("--text-member", metavar="EXT", help="of the text (default: txt, with --text-field json)")
-    member.add_argument("--token-member", metavar="EXT", help="of .npy token ids of any integer type")
-    parser.add_argument("--text-field", metavar="F", help="the member is JSON and the text is this field of it")
-    parser.add_argument("--split", choices=("train", "validation"), default="train", help="name of the dataset")
-    parser.add_argument("--bos", action=argparse.BooleanOptionalAction, default=True, help="documents start with BOS")
-    parser.add_argument("--eos", action=argparse.BooleanOptionalAction, default=True, help="documents end with EOS")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.token_member is not None and options.text_field is not None:
-        raise UserError("--text-field does not go with --token-member; tokens have no fields")
-    if options.token_member is not None:
-        members = MembersEntry("tokens", _extension(options.token_member))
-    else:
-        default = "txt" if options.text_field is None else "json"
-        members = MembersEntry("text", _extension(options.text_member or default), options.text_field)
-    tokenizer = Tokenizer(options.tokenizer)
-    tars = find_tars(options.tars, options.output)
-    manifest = index(tars, tokenizer, members, split=options.split, bos=options.bos, eos=options.eos)
-    print(describe(manifest, tars.output))
-    ignored = manifest.report["ignored_members"]
-    if ignored:
-        print(f"  other members, not read: {', '.join(f'{count:,} {name}' for name, count in ignored.items())}")
-    if tars.storage.url != str(tars.output):
-        print(f"  copy the files in {tars.output} to {tars.storage.url}, beside the tars, and open the dataset there")
-
-
-def _extension(given: str) -> str:
-    return given.lstrip(".").lower()

@@ -81,20 +81,20 @@ class TarReader:
         return self._sha256.hexdigest()
 
     def check_end(self, offset: int) -> None:
-        """Raises TarDamage unless there are two zero blocks at `offset` and nothing but zeros behind them.
+        """Raises TarDamage unless there are two zero blocks at `offset` and nothing but zeros after them.
 
         Tar readers take one zero block, a damaged header and a missing rest alike for the end.
         """
         if self._size - offset < END_BYTES:
             raise TarDamage(f"it is cut off at byte {self._size}: a tar ends in two zero blocks")
         if any(self.span(offset, offset + END_BYTES)):
-            raise TarDamage(f"the header at offset {offset} is damaged, and readers stop there without a word")
+            raise TarDamage(f"the header at offset {offset} is damaged, and readers silently stop there")
         at = offset
         while at < self._size:
             self._forget(at)
             data = self.span(at, at + CHUNK_BYTES)
             if data.count(0) != len(data):
-                raise TarDamage(f"data follows its end at offset {offset}, and readers stop there without a word")
+                raise TarDamage(f"data follows its end at offset {offset}, and readers silently stop there")
             at += len(data)
 
 

@@ -1,0 +1,1 @@
+"""Text: where documents come from, how they are split, and the tokenizer."""

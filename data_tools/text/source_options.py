@@ -27,14 +27,22 @@ def input_options() -> argparse.ArgumentParser:
         metavar=f"{SCHEME}NAME",
         help="a dataset of the Hugging Face hub, a local folder of one, or a format with --hf-data-files; streamed",
     )
-    inputs.add_argument("--glob", nargs="+", default=[], metavar="PATTERN", help="take only these files of a folder")
-    inputs.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="leave out these files of a folder")
+    inputs.add_argument(
+        "--glob", nargs="+", default=[], metavar="PATTERN", help="take only these files of a folder (default: all)"
+    )
+    inputs.add_argument(
+        "--exclude", nargs="+", default=[], metavar="PATTERN", help="leave out these files of a folder (default: none)"
+    )
     inputs.add_argument("--field", default="text", help="text field of JSONL and Parquet (default: text)")
-    inputs.add_argument("--format", choices=("lines", "jsonl"), default="lines", help="of standard input")
-    inputs.add_argument("--hf-config", metavar="NAME", help="configuration of the dataset of --source")
+    inputs.add_argument(
+        "--format", choices=("lines", "jsonl"), default="lines", help="of standard input (default: lines)"
+    )
+    inputs.add_argument(
+        "--hf-config", metavar="NAME", help="configuration of the dataset of --source (default: its own)"
+    )
     inputs.add_argument("--hf-split", default="train", metavar="NAME", help="its split (default: train)")
     inputs.add_argument(
-        "--hf-data-files", nargs="+", default=[], metavar="PATTERN", help="take only these of its files"
+        "--hf-data-files", nargs="+", default=[], metavar="PATTERN", help="take only these of its files (default: all)"
     )
     return inputs
 

@@ -270,20 +270,20 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
     return raw
 
 
-def _json_fields(line: bytes, place: str, fields: Fields) -> tuple[bytes, bytes | None, str | None]:
+def _json_fields(line: bytes, line_name: str, fields: Fields) -> tuple[bytes, bytes | None, str | None]:
     try:
         # surrogateescape carries bytes that are no UTF-8 through the parser, to be treated like those of a text file.
         raw = json.loads(line.decode("utf-8", "surrogateescape"))
     except ValueError as error:
-        raise UserError(f"{place} is not JSON ({error}); each line must be one JSON object") from None
+        raise UserError(f"{line_name} is not JSON ({error}); each line must be one JSON object") from None
     values: dict[str, str] = {}
     for name in fields.names:
         if not isinstance(raw, dict) or name not in raw:
             raise UserError(
-                f"{place} has no field {name!r}; name the fields with --field, --prompt-field, --split-field"
+                f"{line_name} has no field {name!r}; name the fields with --field, --prompt-field, --split-field"
             )
         if not isinstance(raw[name], str | None):
-            raise UserError(f"field {name!r} of {place} is a {type(raw[name]).__name__}; it must be a string")
+            raise UserError(f"field {name!r} of {line_name} is a {type(raw[name]).__name__}; it must be a string")
         values[name] = raw[name] or ""
     return (
         text_bytes(values[fields.text]),

@@ -121,31 +121,31 @@ def pages(text: Text) -> list[Text]:
 
 
 def cut_prompts(texts: Sequence[Text]) -> list[HeldOutPrompt]:
-    """Up to `PROMPTS_PER_DOMAIN` prompts from validation documents; a second place of one only after a place of each.
+    """Up to `PROMPTS_PER_DOMAIN` prompts from validation documents; a second window of one only after one of each.
 
     A prompt starts at a line and ends before a space or a line end.
     """
     assert all(text.split == "validation" for text in texts)
     candidates: list[tuple[int, float, HeldOutPrompt]] = []
     for text in texts:
-        places = {f"{text.name}@{at}": at for at in range(0, len(text.text), WINDOW_CHARACTERS)}
+        windows = {f"{text.name}@{at}": at for at in range(0, len(text.text), WINDOW_CHARACTERS)}
         found = 0
-        for name in sorted(places, key=unit_hash):
-            prompt = _prompt_at(text.text, places[name], unit_hash(f"length of {name}"))
+        for name in sorted(windows, key=unit_hash):
+            prompt = _prompt_at(text.text, windows[name], unit_hash(f"length of {name}"))
             if prompt is not None:
                 candidates.append((found, unit_hash(name), HeldOutPrompt(name, prompt)))
                 found += 1
     return [prompt for _, _, prompt in sorted(candidates, key=lambda c: c[:2])[:PROMPTS_PER_DOMAIN]]
 
 
-def _prompt_at(text: str, at: int, place: float) -> str | None:
-    """The prompt of the window at `at`, None where there is too little text; `place` in [0, 1) chooses its length."""
+def _prompt_at(text: str, at: int, fraction: float) -> str | None:
+    """The prompt of the window at `at`, None where there is too little text; `fraction` in [0, 1) sets its length."""
     begin = at if at == 0 else text.find("\n", at) + 1
     shortest, longest = PROMPT_CHARACTERS
     window = text[begin : at + WINDOW_CHARACTERS]
     if (at and not begin) or len(window) < longest:
         return None
-    end = shortest + int(place * (longest - shortest))
+    end = shortest + int(fraction * (longest - shortest))
     space = re.compile(r"\s").search(window, end, longest)
     if space is None or not window[: space.start()].strip():
         return None

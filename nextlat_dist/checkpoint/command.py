@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.console import say
 
 
 def add_command(commands: Any) -> None:
@@ -34,7 +35,9 @@ def add_command(commands: Any) -> None:
         kind.set_defaults(run_command=run)
         if name == "prune":
             kind.add_argument("--keep-last", type=int, required=True, help="newest checkpoints to keep, at least 1")
-            kind.add_argument("--keep-every", type=int, default=0, metavar="STEPS", help="keep multiples of this step")
+            kind.add_argument(
+                "--keep-every", type=int, default=0, metavar="STEPS", help="keep multiples of this step (default: none)"
+            )
         if name == "reshape":
             kind.add_argument("--output", type=Path, required=True, help="directory for the new checkpoint")
 
@@ -58,15 +61,15 @@ def _list(options: argparse.Namespace) -> None:
     found = _found(options.path)
     pointer = options.path / LATEST
     latest = pointer.read_text().strip() if pointer.is_file() else ""
-    print(f"{'checkpoint':<16}{'GB':>10}  {'saved by':<48}")
+    say(f"{'checkpoint':<16}{'GB':>10}  {'saved by':<48}")
     for checkpoint in found:
         manifest = read_manifest(checkpoint)
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         topology = manifest["topology"]
         layout = "tensor {tensor} x pipeline {pipeline} x data {data}, ZeRO {zero_stage}".format(**topology)
-        print(f"{checkpoint.name:<16}{size / 1e9:>10.3f}  {layout:<46}{'latest' if checkpoint.name == latest else ''}")
+        say(f"{checkpoint.name:<16}{size / 1e9:>10.3f}  {layout:<46}{'latest' if checkpoint.name == latest else ''}")
     for abandoned in sorted(options.path.glob(f"*{UNCOMMITTED}")):
-        print(f"{abandoned.name}: never committed; the next save removes it")
+        say(f"{abandoned.name}: never committed; the next save removes it")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -78,15 +81,15 @@ def _verify(options: argparse.Namespace) -> None:
             manifest = verify(checkpoint)
         except UserError as error:
             wrong += 1
-            print(f"{checkpoint.name}: {error}")
+            say(f"{checkpoint.name}: {error}")
         else:
             size = sum(entry["bytes"] for entry in manifest["files"].values())
-            print(f"{checkpoint.name}: {len(manifest['files'])} files, {size / 1e9:.3f} GB, whole")
+            say(f"{checkpoint.name}: {len(manifest['files'])} files, {size / 1e9:.3f} GB, whole")
     try:
         find_checkpoint(options.path)
     except UserError as error:
         wrong += 1
-        print(error)
+        say(str(error))
     if wrong:
         sys.exit(1)
 
@@ -107,7 +110,7 @@ def _prune(options: argparse.Namespace) -> None:
     before = _found(options.path)
     prune(options.path, options.keep_last, options.keep_every)
     for checkpoint in before:
-        print(f"{checkpoint.name}: {'kept' if checkpoint.exists() else 'deleted'}")
+        say(f"{checkpoint.name}: {'kept' if checkpoint.exists() else 'deleted'}")
 
 
 def _reshape(options: argparse.Namespace) -> None:
@@ -120,7 +123,7 @@ def _reshape(options: argparse.Namespace) -> None:
         WEIGHT,
         Fragment,
         TensorReader,
-        rank_place,
+        rank_name,
         write_fragments,
     )
     from nextlat_dist.config.load import config_from_dict
@@ -143,7 +146,7 @@ def _reshape(options: argparse.Namespace) -> None:
                 values = {key: reader.full(name, key) for key in (WEIGHT, *MOMENTS)}
                 flat = {key: value.flatten() for key, value in values.items()}
                 fragments.append(Fragment(name, tuple(values[WEIGHT].shape), 0, flat))
-        names = write_fragments(directory, fragments, rank_place(0, 0, 0))
+        names = write_fragments(directory, fragments, rank_name(0, 0, 0))
         for name in manifest["files"]:
             if "/" not in name or name == rng_file(0):
                 (directory / name).parent.mkdir(exist_ok=True)
@@ -153,4 +156,4 @@ def _reshape(options: argparse.Namespace) -> None:
 
     topology = {"tensor": 1, "pipeline": 1, "data": 1, "zero_stage": 0}
     target = write_alone(options.output, manifest["step"], {"topology": topology}, write)
-    print(json.dumps({"checkpoint": str(target), "step": manifest["step"]}))
+    say(json.dumps({"checkpoint": str(target), "step": manifest["step"]}))

@@ -72,7 +72,7 @@ def commit(
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"checkpoint {final} cannot be written ({error}); make room or mend the access: older checkpoints are as "
+            f"checkpoint {final} cannot be written ({error}); make room or repair the access: older checkpoints are as "
             "they were",
             shared=True,
         ) from None
@@ -88,7 +88,7 @@ def write_alone(root: Path, step: int, description: dict[str, Any], write: Calla
         _publish(root, temporary, final, manifest)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"checkpoint {final} cannot be written ({error}); make room or mend the access") from None
+        raise UserError(f"checkpoint {final} cannot be written ({error}); make room or repair the access") from None
     return final
 
 

@@ -52,7 +52,7 @@ class Fragment:
     values: dict[str, torch.Tensor]
 
 
-def rank_place(tensor_rank: int, pipeline_rank: int, data_rank: int) -> str:
+def rank_name(tensor_rank: int, pipeline_rank: int, data_rank: int) -> str:
     """Name of a rank's files, without suffix."""
     return f"tp{tensor_rank}_pp{pipeline_rank}_dp{data_rank}"
 
@@ -74,15 +74,15 @@ class HostCopies:
             for f in fragments
         ]
 
-    def _copy(self, place: tuple[str, str, int], value: torch.Tensor) -> torch.Tensor:
-        memory = self._memory.get(place)
+    def _copy(self, key: tuple[str, str, int], value: torch.Tensor) -> torch.Tensor:
+        memory = self._memory.get(key)
         if memory is None or memory.shape != value.shape:
-            memory = self._memory[place] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            memory = self._memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         return memory.copy_(value.detach())
 
 
-def write_fragments(directory: Path, fragments: Sequence[Fragment], place: str) -> list[str]:
-    """Write the fragments of the rank at `place` ("tp0_pp1_dp0"); names of the files, relative to `directory`."""
+def write_fragments(directory: Path, fragments: Sequence[Fragment], rank: str) -> list[str]:
+    """Write the fragments of the rank named `rank` ("tp0_pp1_dp0"); names of the files, relative to `directory`."""
     files: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for fragment in fragments:
         for key, value in fragment.values.items():
@@ -91,7 +91,7 @@ def write_fragments(directory: Path, fragments: Sequence[Fragment], place: str) 
     names = []
     for folder, tensors in files.items():
         (directory / folder).mkdir(exist_ok=True)
-        names.append(f"{folder}/{place}.safetensors")
+        names.append(f"{folder}/{rank}.safetensors")
         save_file(tensors, directory / names[-1], metadata=metadata)
     return names
 

@@ -1,4 +1,4 @@
-"""Saving beside training: the state is copied to host memory, then written and committed by a background thread.
+"""Saving during training: the state is copied to host memory, then written and committed by a background thread.
 
 Invariant: at most one save is under way; what it writes was copied before training went on; a save that fails leaves
 older checkpoints as they were and says so at the next step.
@@ -24,17 +24,17 @@ class Snapshot:
     """Everything that this rank adds to a checkpoint, in host memory.
 
     Attributes:
-        place: of this rank, "tp0_pp0_dp0".
+        name: of this rank's files, "tp0_pp0_dp0".
         fragments: of weights and optimizer state.
         files: {relative name: content} of everything else.
     """
 
-    place: str
+    name: str
     fragments: Sequence[Fragment]
     files: dict[str, bytes]
 
     def write(self, directory: Path) -> list[str]:
-        names = write_fragments(directory, self.fragments, self.place)
+        names = write_fragments(directory, self.fragments, self.name)
         for name, content in self.files.items():
             path = directory / name
             path.parent.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ class CheckpointWriter:
 
     Args:
         keep_last, keep_every: what `prune` keeps.
-        background: go on while files are written.
+        background: train on while files are written.
     """
 
     def __init__(self, root: Path, *, keep_last: int, keep_every: int, background: bool) -> None:

@@ -52,7 +52,7 @@ class Cursor:
 
     Attributes:
         row: rows that all ranks together have taken.
-        taken: rows of each source, by name; where it is empty they are counted anew from the weights.
+        taken: rows of each source, by name; where it is empty they are counted again from the weights.
         quarantined: records of each source that padding stands for, by name.
     """
 
@@ -84,7 +84,7 @@ class _Plan:
 
     row: int
     taken_after: tuple[int, ...]
-    ranges: tuple[tuple[int, int, np.ndarray], ...]  # (source, first row of its stream, places in this rank's rows)
+    ranges: tuple[tuple[int, int, np.ndarray], ...]  # (source, first row of its stream, positions in this rank's rows)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class RowLoader:
             document its own row, padded or cut to length.
         global_batch_size: rows of a global batch; divisible by `data_parallel_size`.
         seed: of the order; used with `shuffle` only.
-        shuffle: permute records over the dataset and documents inside windows of records, anew every epoch.
+        shuffle: permute records over the dataset and documents inside windows of records, differently every epoch.
         shuffle_window_records: records whose documents are shuffled together; a reader reads whole windows.
-        cursor: where to go on.
+        cursor: where to continue.
         workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
         vocab_size: of the model; every token id must be below it.
         tokenizer_sha256: of the tokenizer that the datasets must have been made with.
         verify: when to check the sha256 of whole shards; the crc32 of a record is checked whenever it is read.
-        on_damage: "fail" stops at a damaged record; "quarantine" puts padding, which is no target, in its place.
+        on_damage: "fail" stops at a damaged record; "quarantine" puts padding, which is no target, there.
         max_quarantined_fraction: of a source's tokens; more is an error.
         cache: where records of remote datasets are kept.
 
@@ -274,7 +274,8 @@ class RowLoader:
 
     def _make(self, plan: _Plan) -> _Made:
         parts = [
-            (source, self._streams[source].rows(first, first + len(places))) for source, first, places in plan.ranges
+            (source, self._streams[source].rows(first, first + len(positions)))
+            for source, first, positions in plan.ranges
         ]
         if len(parts) == 1:
             return _Made(plan, parts[0][1].batch, tuple(parts))
@@ -285,8 +286,8 @@ class RowLoader:
         for name in names:
             pieces = [getattr(rows.batch, name) for _, rows in parts]
             whole = np.empty((self._rank_rows, pieces[0].shape[1]), pieces[0].dtype)
-            for piece, (_, _, places) in zip(pieces, plan.ranges, strict=True):
-                whole[places] = piece
+            for piece, (_, _, positions) in zip(pieces, plan.ranges, strict=True):
+                whole[positions] = piece
             arrays.append(whole)
         return _Made(plan, RowBatch(*arrays), tuple(parts))
 

@@ -29,7 +29,7 @@ class Mixture:
         changes: (row, weights of all sources from this row on), rows increasing.
 
     Attributes:
-        names: of the sources, in the order of `weights`; a source's number is its place here.
+        names: of the sources, in the order of `weights`; a source's number is its position here.
 
     Raises:
         UserError: a negative weight, no positive one, unknown or missing names, or rows out of order.
@@ -50,7 +50,7 @@ class Mixture:
         self._rates = [[int(share * self._one) for share in shares] for _, shares in phases]
 
     def start(self, row: int = 0, taken: Sequence[int] | None = None) -> MixState:
-        """Go on at `row`, where `taken` rows of each source were taken; without it the rows before are replayed."""
+        """Continue at `row`, where `taken` rows of each source were taken; without it the rows before are replayed."""
         if taken is not None:
             return MixState(self, row, taken)
         state = MixState(self, 0, [0] * len(self.names))
@@ -97,7 +97,7 @@ class Mixture:
 
 
 class MixState:
-    """A place in a mixture.
+    """A position in a mixture.
 
     Attributes:
         row: rows taken so far.

@@ -1,8 +1,8 @@
 """Make rows of tokens from documents: `concat` cuts the stream into full rows, `pad` gives every document its own row.
 
-Invariant: whether a token is a training target depends on its place in its *document* alone, so a document that goes on
-in the next row keeps its mask. The first token of a document and its prompt are never targets; padding never is. Units
-that could not be read keep their place, as padding: what comes after them does not move.
+Invariant: whether a token is a training target depends on its position in its *document* alone, so one that goes over
+to the next row keeps its mask. The first token of a document and its prompt are never targets; padding never is. Units
+that could not be read are padding of the same length: what comes after them does not move.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RowBatch:
             padding.
         loss_mask: bool [rows, sequence_length + 1]; True where this token is a training target: no padding, and its
             index inside its document is at least max(prompt length, 1).
-        labels: int32 [rows, sequence_length + 1], what is predicted in each token's place, or None for the tokens.
+        labels: int32 [rows, sequence_length + 1], what is predicted instead of each token, or None for the tokens.
     """
 
     tokens: np.ndarray
@@ -60,7 +60,7 @@ class ArrangedDocuments:
         tokens: [tokens], as stored.
         ends: int64 [documents], cumulative and exclusive.
         masked: int64 [documents], leading tokens of each that are never a training target, or None for one each.
-        labels: as tokens, what is predicted in their place, or None for the tokens themselves.
+        labels: as tokens, what is predicted instead of them, or None for the tokens themselves.
     """
 
     tokens: np.ndarray
@@ -89,9 +89,9 @@ def arrange(records: Sequence[Record], order: np.ndarray | None) -> ArrangedDocu
         labels = np.concatenate([r.tokens if r.labels is None else r.labels for r in records])
     if order is not None:
         ends = np.cumsum(lengths)
-        places = list(zip((ends - lengths)[order].tolist(), ends[order].tolist(), strict=True))
-        tokens = np.concatenate([tokens[begin:end] for begin, end in places])
-        labels = None if labels is None else np.concatenate([labels[begin:end] for begin, end in places])
+        bounds = list(zip((ends - lengths)[order].tolist(), ends[order].tolist(), strict=True))
+        tokens = np.concatenate([tokens[begin:end] for begin, end in bounds])
+        labels = None if labels is None else np.concatenate([labels[begin:end] for begin, end in bounds])
         lengths = lengths[order]
         masked = None if masked is None else masked[order]
     return ArrangedDocuments(tokens, np.cumsum(lengths), masked, labels)
@@ -121,7 +121,7 @@ def concat_rows(pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tokens
             # Of the documents in the piece: the first may have begun before it, the others begin inside.
             begins = np.concatenate([[block.ends[first - 1] if first else 0], block.ends[first:last]])
             _mask(targets, block, first, begins, at - begin, (at, at + kept - begin))
-            if begins[0] < begin:  # a document goes on: no border, but that the first row begins here
+            if begins[0] < begin:  # a document continues: no border, but that the first row begins here
                 begins = begins[1:] if at else np.maximum(begins, begin)
             borders.append(begins + (at - begin))
             padding.append(np.zeros(len(begins), bool))
@@ -146,12 +146,12 @@ def _mask(
 ) -> None:
     """Unmark the leading tokens of the documents from number `first` on, which begin at `begins` of the block."""
     low, high = limits
-    places = begins + shift
+    positions = begins + shift
     if block.masked is None:
-        targets[places[places >= low]] = False
+        targets[positions[positions >= low]] = False
         return
-    for place, masked in zip(places.tolist(), block.masked[first : first + len(places)].tolist(), strict=True):
-        targets[max(place, low) : max(min(place + masked, high), low)] = False
+    for position, masked in zip(positions.tolist(), block.masked[first : first + len(positions)].tolist(), strict=True):
+        targets[max(position, low) : max(min(position + masked, high), low)] = False
 
 
 def _document_ids(borders: np.ndarray, padding: np.ndarray, total: int, row_tokens: int) -> np.ndarray:
@@ -192,8 +192,8 @@ def pad_rows(
             if labels is not None:
                 labels[number, : cut - first] = block.targets[first:cut]
         row += end - begin
-    place = np.arange(row_tokens)
-    inside = place < lengths[:, None]
+    position = np.arange(row_tokens)
+    inside = position < lengths[:, None]
     document_ids = inside.astype(np.int32) - 1
     truncated = int((lengths > row_tokens).sum())
-    return RowBatch(tokens, document_ids, inside & (place >= masked[:, None]), labels), truncated
+    return RowBatch(tokens, document_ids, inside & (position >= masked[:, None]), labels), truncated

@@ -67,7 +67,7 @@ class Record:
         tokens: uint16 or uint32 [tokens].
         ends: int64 [documents], cumulative and exclusive; strictly increasing, the last one is `len(tokens)`.
         prompts: int64 [documents] or None; leading tokens of each document that are never a training target.
-        labels: as tokens, or None; what the state before a token is trained to predict in its place.
+        labels: as tokens, or None; what the state before a token is trained to predict instead of it.
     """
 
     tokens: np.ndarray

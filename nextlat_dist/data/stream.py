@@ -1,7 +1,7 @@
 """The endless rows of one dataset.
 
 Invariant: row k is a pure function of (manifest, seed, packing, row_tokens, window, lost records, k). A lost record
-keeps its place in the order, filled with padding, so that losing it moves no other token.
+keeps its position in the order, filled with padding, so that losing it moves no other token.
 """
 
 from __future__ import annotations

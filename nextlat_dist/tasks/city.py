@@ -7,8 +7,8 @@ Vafa et al. 2024, "Evaluating the World Model Implicit in a Generative Model", a
 seed draws.
 
 The walk: at every intersection, with probability `wander` any turn that still allows to arrive within `max_turns`,
-each as likely, else the turn of the one preferred shortest route. It ends where it first meets the drop-off. So the law
-of the rest depends on (intersection, drop-off, turns left) alone, and `turn_distribution` is that law.
+each as likely, else the turn of the one preferred shortest route. It ends where it first meets the drop-off. What
+comes next depends on (intersection, drop-off, turns left) alone: `turn_distribution`.
 
 The invariant: a (pickup, drop-off) pair belongs to one split, decided by `map_seed` alone.
 
@@ -41,7 +41,7 @@ class Trip:
     Attributes:
         places: the intersections visited, pickup first, up to the first illegal token.
         turns: the legal turns taken, one fewer than places.
-        illegal: the first token that the city does not allow (no street that way, going on at the drop-off, stopping
+        illegal: the first token that the city does not allow (no street that way, continuing at the drop-off, stopping
             elsewhere, no turn at all), None if there was none.
         arrived: the tokens end with an EOS at the drop-off.
     """
@@ -166,10 +166,10 @@ class City:
         """
         allowed = self._open & (self.distances[self.streets, drop_off] < turns_left)
         allowed[drop_off] = False
-        law = self.wander * allowed / np.maximum(allowed.sum(axis=1, keepdims=True), 1)
+        p = self.wander * allowed / np.maximum(allowed.sum(axis=1, keepdims=True), 1)
         walking = allowed.any(axis=1)
-        law[walking, self.preferred[walking, drop_off]] += 1 - self.wander
-        return law
+        p[walking, self.preferred[walking, drop_off]] += 1 - self.wander
+        return p
 
     def sample(self, rng: np.random.Generator, split: Split) -> Document:
         """A walk between a pickup and a drop-off drawn evenly from the pairs of the split."""
@@ -205,7 +205,7 @@ class City:
         return [turn_id(int(turn)) for turn in np.flatnonzero(self._open[place])]
 
     def follow(self, pickup: int, drop_off: int, answer: Sequence[int]) -> Trip:
-        """Drive by answer tokens; what stands behind an EOS is not read."""
+        """Drive by answer tokens; what comes after an EOS is not read."""
         places = [pickup]
         turns: list[int] = []
         for token in map(int, answer):

@@ -24,7 +24,7 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.tasks.base import require_at_least
 from nextlat_dist.tasks.documents import BOS_ID, FIRST_SYMBOL_ID, Document, Split, id_array
 
-OPTIONS: dict[str, dict[str, float]] = {  # those of each process beside its length, with their defaults
+OPTIONS: dict[str, dict[str, float]] = {  # those of each process besides its length, with their defaults
     "mess3": {"x": 0.15, "alpha": 0.6},
     "z1r": {},
     "rrxor": {},
@@ -47,11 +47,13 @@ class Hmm:
 
     process: str = field(default="mess3", metadata={"help": f"one of {', '.join(OPTIONS)}"})
     length: int = field(default=64, metadata={"help": "tokens of a document, BOS not counted"})
-    x: float | None = field(default=None, metadata={"help": "mess3: chance to go to each other state"})
-    alpha: float | None = field(default=None, metadata={"help": "mess3: chance that a state emits its own token"})
-    states: int | None = field(default=None, metadata={"help": "random: hidden states"})
-    emissions: int | None = field(default=None, metadata={"help": "random: different tokens"})
-    process_seed: int | None = field(default=None, metadata={"help": "random: which process"})
+    x: float | None = field(default=None, metadata={"help": "mess3: chance to go to each other state", "default": 0.15})
+    alpha: float | None = field(
+        default=None, metadata={"help": "mess3: chance that a state emits its own token", "default": 0.6}
+    )
+    states: int | None = field(default=None, metadata={"help": "random: hidden states", "default": 4})
+    emissions: int | None = field(default=None, metadata={"help": "random: different tokens", "default": 4})
+    process_seed: int | None = field(default=None, metadata={"help": "random: which process", "default": 0})
 
     name = "hmm"
 

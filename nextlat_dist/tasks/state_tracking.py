@@ -33,11 +33,19 @@ class StateTracking:
     """
 
     length: int = field(metadata={"help": "elements of a training document"})
-    group: str | None = field(default=None, metadata={"help": "Sn, An, Zn or Dn, such as S3, A5, Z60"})
-    generators: tuple[str, ...] = field(
-        default=(), metadata={"help": "of any permutation group, in cycle notation: '(0 1 2)(3 4)' '(0 1)'"}
+    group: str | None = field(
+        default=None, metadata={"help": "Sn, An, Zn or Dn, such as S3, A5, Z60", "default": "that of --generators"}
     )
-    test_length: tuple[int, ...] = field(default=(), metadata={"help": "elements of a test document, any of these"})
+    generators: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "of any permutation group, in cycle notation: '(0 1 2)(3 4)' '(0 1)'",
+            "default": "those of --group",
+        },
+    )
+    test_length: tuple[int, ...] = field(
+        default=(), metadata={"help": "elements of a test document, any of these", "default": "as in training"}
+    )
 
     name = "state-tracking"
 

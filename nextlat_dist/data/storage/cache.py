@@ -5,7 +5,7 @@
 
 Invariant: a range is handed out only when its bytes have the crc32 asked for, and the ranges together never stay above
 the bound. A process killed at any point, or a file deleted by hand, costs at most a new download: the count is raised
-before a file appears, and counted anew whenever it says that the cache is full.
+before a file appears, and counted again whenever it says that the cache is full.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import sys
 import time
 import uuid
 import zlib
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.console import say
 
 LOCK_FILE = "lock"
 COUNT_DIGITS = 20
@@ -160,9 +160,8 @@ class RangeCache:
     def _give_up(self, error: OSError) -> None:
         if not self._given_up:
             self._given_up = True
-            print(
-                f"warning: cache directory {self._directory} cannot be used ({error.strerror}); going on without "
+            say(
+                f"warning: cache directory {self._directory} cannot be used ({error.strerror}); continuing without "
                 "keeping anything more in it",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nextlat_dist.checkpoint.rng import rng_file, rng_state
-from nextlat_dist.checkpoint.tensors import HostCopies, rank_place
+from nextlat_dist.checkpoint.tensors import HostCopies, rank_name
 from nextlat_dist.checkpoint.writer import CheckpointWriter, SaveOutcome, Snapshot
 from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.schema import RunConfig
@@ -54,7 +54,7 @@ class Saver:
             files[CONFIG_FILE] = dump_config(self._config).encode()
             if self._tokenizer is not None:
                 files[TOKENIZER_FILE] = self._tokenizer
-        name = rank_place(dims.tensor_rank, dims.pipeline_rank, dims.data_rank)
+        name = rank_name(dims.tensor_rank, dims.pipeline_rank, dims.data_rank)
         return Snapshot(name, self._copies.take(own_fragments(self._engine, dims)), files)
 
 

@@ -246,8 +246,8 @@ def test_a_full_disk_is_one_warning_and_no_error(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        f"warning: cache directory {tmp_path} cannot be used (File too large); going on without keeping anything more "
-        "in it\n"
+        f"warning: cache directory {tmp_path} cannot be used (File too large); continuing without keeping anything "
+        "more in it\n"
     )
     assert len(kept_files(tmp_path)) == 1
 

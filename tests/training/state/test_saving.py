@@ -120,7 +120,7 @@ def test_a_last_save_that_fails_is_the_runs_end(run: Path, text_dataset: Path, t
     (run / "checkpoints" / "step_00000006.writing").write_text("in the way")
     first, second = two_ranks.run(refused, config(run, text_dataset))
     assert first == second
-    assert re.search(r"step_00000006 cannot be written .* make room or mend the access: older checkpoints", first)
+    assert re.search(r"step_00000006 cannot be written .* make room or repair the access: older checkpoints", first)
     assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
 
 
