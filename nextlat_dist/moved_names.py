@@ -268,6 +268,18 @@ NAMES: dict[str, dict[str, str]] = {
         "plan_turns": "nextlat_dist.evaluation.speculative.trials:plan_trials",
         "take_turns": "nextlat_dist.evaluation.speculative.trials:run_trials",
     },
+    "nextlat_dist.evaluation.calibrate": {
+        "FEWEST_OBSERVATIONS": "nextlat_dist.calibration.observations",
+        "Observations": "nextlat_dist.calibration.observations",
+        "RELIABILITY_BINS": "nextlat_dist.calibration.observations",
+        "draw_picture": "nextlat_dist.calibration.page",
+    },
+    "nextlat_dist.evaluation.cycle_costs": {
+        "FEWEST_TURNS": "nextlat_dist.calibration.cycle_costs:FEWEST_ROUNDS",
+        "MOST_TURNS": "nextlat_dist.calibration.cycle_costs:MOST_ROUNDS",
+        "TURN_ROWS": "nextlat_dist.calibration.cycle_costs:ROUND_ROWS",
+        "WARM_UP_TURNS": "nextlat_dist.calibration.cycle_costs:WARM_UP_ROUNDS",
+    },
     "nextlat_dist.export.layout": {
         "INDEX_FILE": "nextlat_dist.huggingface.base",
         "MTPConfig": "nextlat_dist.huggingface.drafters.mtp",

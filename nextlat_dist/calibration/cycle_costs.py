@@ -19,12 +19,12 @@ from nextlat_dist.inference.generation import Cycle, Request
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Costs
 from nextlat_dist.inference.stopping import Stops
-from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import Progress
 
 DRAFTS = (0, 1, 2, 4, 8)  # per cycle
 PROMPT_TOKENS = 128  # of each row, or less
-WARM_UP_TURNS = 1
-MOST_TURNS, FEWEST_TURNS, TURN_ROWS = 25, 4, 200  # of each number of drafts; large batches are slow and need fewer
+WARM_UP_ROUNDS = 1
+MOST_ROUNDS, FEWEST_ROUNDS, ROUND_ROWS = 25, 4, 200  # of each number of drafts; large batches are slow and need fewer
 
 
 def increasing(values: Sequence[float]) -> list[float]:
@@ -39,7 +39,7 @@ def increasing(values: Sequence[float]) -> list[float]:
     return [mean for mean, count in pools for _ in range(count)]
 
 
-class _Turns:
+class _TakingTurnsPace:
     """A pace that drafts another number of tokens in each cycle, whatever they are."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -65,14 +65,14 @@ class _Turns:
         return self.lengths[self.cycles % len(self.lengths)]
 
 
-class _TakeTurns:
+class _TakingTurns:
     """All rows of a batch draft the same number of tokens in a cycle."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
 
-    def pace(self) -> _Turns:
-        return _Turns(self.lengths)
+    def pace(self) -> _TakingTurnsPace:
+        return _TakingTurnsPace(self.lengths)
 
 
 def measure_cycle_costs(
@@ -84,7 +84,7 @@ def measure_cycle_costs(
     longest = decoder.drafter.longest if decoder.drafter else None
     lengths = sorted({min(drafts, longest or drafts) for drafts in DRAFTS})
     cycles: dict[int, dict[int, list[Cycle]]] = {}
-    shown = report.Progress("calibrate, costs", len(batch_sizes), progress)
+    shown = Progress("calibrate, costs", len(batch_sizes), progress)
     for size in batch_sizes:
         rows = [prompts[row % len(prompts)][-longest_prompt:] for row in range(size)]
         cycles[size] = cycles_in_turn(decoder, rows, lengths, seed)
@@ -130,21 +130,21 @@ def median_costs(cycles: dict[int, dict[int, list[Cycle]]]) -> Costs:
 def cycles_in_turn(
     decoder: Decoder, rows: list[list[int]], lengths: Sequence[int], seed: int
 ) -> dict[int, list[Cycle]]:
-    """Cycles of the whole batch by their number of drafts, ascending, without the first turns."""
-    turns = WARM_UP_TURNS + min(max(TURN_ROWS // len(rows), FEWEST_TURNS), MOST_TURNS)
-    tokens = turns * sum(length + 1 for length in lengths) + 1
+    """Cycles of the whole batch by their number of drafts, ascending, without the first round."""
+    rounds = WARM_UP_ROUNDS + min(max(ROUND_ROWS // len(rows), FEWEST_ROUNDS), MOST_ROUNDS)
+    tokens = rounds * sum(length + 1 for length in lengths) + 1
     seen: list[Cycle] = []
     request = Request(tokens, "adaptive", Sampling(), Stops(frozenset()))
-    policy = _TakeTurns(lengths)
+    policy = _TakingTurns(lengths)
     seeds = range(seed, seed + len(rows))
     batch = DecodingEngine(decoder.llama, decoder.drafter, rows, request, policy, seeds, seen.append)
     pieces = batch.run()
-    while len(batch.rows) == len(rows) and len(seen) < turns * len(lengths):
+    while len(batch.rows) == len(rows) and len(seen) < rounds * len(lengths):
         next(pieces)
     cycles: dict[int, list[Cycle]] = {}
     for number, cycle in enumerate(seen):
         length = lengths[number % len(lengths)]
         whole = len(cycle.rows) == len(rows) and all(len(drafted) == length for drafted in cycle.confidences)
-        if number >= WARM_UP_TURNS * len(lengths) and whole:
+        if number >= WARM_UP_ROUNDS * len(lengths) and whole:
             cycles.setdefault(length, []).append(cycle)
     return cycles

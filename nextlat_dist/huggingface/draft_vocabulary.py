@@ -1,9 +1,9 @@
 """The reduced draft vocabulary: the most frequent token ids of the training data.
 
 A draft step costs one pass over the output head, which for a small model with a large vocabulary is most of it. Drafts
-may come from fewer ids: whatever they come from, verification keeps the base model's own law, and an id that is never
-drafted is still written when the base model picks it. Counting is deterministic: the same data and settings give the
-same ids.
+may come from fewer ids: whatever they come from, verification keeps the base model's own distribution, and an id that
+is never drafted is still written when the base model picks it. Counting is deterministic: the same data and settings
+give the same ids.
 
 Command: `nextlat export … --draft-vocabulary N`, or `nextlat calibrate … --draft-vocabulary N --data DATASET`.
 """
@@ -95,7 +95,7 @@ def most_frequent(counted: TokenCounts, size: int) -> torch.Tensor:
     """int64 [size], ascending: the ids that must be there and the most frequent others (ties: the lower id).
 
     Raises:
-        UserError: a size that reduces nothing or leaves no room.
+        UserError: a size that reduces nothing or holds less than two ids.
     """
     check_size(size, len(counted.counts))
     ranked = counted.counts.copy()

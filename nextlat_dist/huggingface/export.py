@@ -1,7 +1,7 @@
-"""`nextlat export`: a checkpoint of any layout becomes a plain Llama directory with what drafts for it beside it.
+"""`nextlat export`: a checkpoint of any layout becomes a plain Llama directory, with what drafts for it in a folder.
 
 Neither DeepSpeed nor the training package is needed. The result is compared with the training forward pass before it
-is put in place, and appears under its name only when it is whole.
+appears under its name, and it appears only when it is whole.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def export_checkpoint(
     if (source / "tokenizer.model").is_file() and loader is not None:
         report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
     if kind is not None:
-        save_drafter(temporary, kind, *kind.from_checkpoint(canonical, config, base_sha256))
+        save_drafter(temporary, kind, *kind.of_checkpoint(canonical, config, base_sha256))
     if kind is not None and draft_ids is not None:
         write_draft_vocabulary(temporary / kind.name, draft_ids)
         report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
@@ -168,7 +168,7 @@ def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, token
 
 
 def _loader(config: RunConfig) -> RowLoader | None:
-    """The run's validation (or training) data if it is still where the config says; else None, and export goes on."""
+    """The run's validation (or training) data if it is still where the config says, else None."""
     datasets = [config.data.validation, *(source.path for source in config.data.train_sources)]
     for dataset in datasets:
         if dataset is None:

@@ -32,7 +32,7 @@ def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
         "split_special_tokens": True,  # "<s>" in a text is text, as in training; BOS is put in front all the same
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
-        "padding_side": "left",  # a batch of prompts goes on at its right
+        "padding_side": "left",  # a batch of prompts continues at its right
         **special,
     }
     (output / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

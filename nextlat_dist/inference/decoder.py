@@ -69,7 +69,7 @@ class Decoder:
         return [*([] if self.bos_token_id is None else [self.bos_token_id]), *ids]
 
     def continuation_text(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        """The text that `token_ids` add behind the prompt (its leading space included, special tokens left out)."""
+        """The text that `token_ids` add after the prompt (its leading space included, special tokens left out)."""
         prefix: str = self.tokenizer.decode(list(prompt_ids), skip_special_tokens=True)
         whole: str = self.tokenizer.decode([*prompt_ids, *token_ids], skip_special_tokens=True)
         if not whole.startswith(prefix):  # the prompt ends inside a character
@@ -102,8 +102,8 @@ class Decoder:
                 None is adaptive for a calibrated export, else 3, else 0 if there is no drafter.
             seed: row r of a call with seed s draws the numbers of row 0 of a call with seed s + r, so a row does not
                 depend on its neighbours. (How much an adaptive row drafts depends on the batch size, whose costs it
-                weighs: its law is the same at every size, its tokens at temperature > 0 are not.)
-            stop_token_ids: further ids that end a continuation, beside the export's EOS (unless `ignore_eos`).
+                weighs: its distribution is the same at every size, its tokens at temperature > 0 are not.)
+            stop_token_ids: further ids that end a continuation, besides the export's EOS (unless `ignore_eos`).
             stop_strings: texts that end a continuation; the result's text ends before the first one.
             batch_size: prompts decoded together; None: all of them.
             on_piece: called with new tokens as they are settled.
@@ -236,7 +236,7 @@ class Decoder:
             )
         if len(ids) >= config.max_position_embeddings:
             raise UserError(
-                f"prompt {row} has {len(ids)} tokens, which leaves no room in the model's context of "
+                f"prompt {row} has {len(ids)} tokens, which fills the model's context of "
                 f"{config.max_position_embeddings}; shorten the prompt"
             )
         return ids

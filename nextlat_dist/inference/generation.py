@@ -18,7 +18,7 @@ class Generation:
     `token_ids` includes the token that ended it, if one did; `from_draft` says of each whether it was drafted and
     accepted or picked by the base model; `text` ends before a stop string and is None for prompts given as ids. A
     *cycle* is one forward after the prefill: it emits the drafted tokens that were accepted and one more, which costs
-    no draft. `drafted_by_position` and `accepted_by_position` count drafted tokens (an accepted one that falls behind
+    no draft. `drafted_by_position` and `accepted_by_position` count drafted tokens (an accepted one that falls after
     the end is not counted). Seconds are those of the whole batch until this row had its first, and its last token.
     """
 

@@ -1,6 +1,6 @@
 """Where a continuation ends: at a stop token, or at the token that completes a stop string.
 
-New tokens come in blocks; what lies behind the end is cut off, so the result does not depend on how blocks fall.
+New tokens come in blocks; what lies after the end is cut off, so the result does not depend on how blocks fall.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# (context ids, ids) -> the text that the ids add behind the context
+# (context ids, ids) -> the text that the ids add after the context
 ContinuationText = Callable[[Sequence[int], Sequence[int]], str]
 CONTEXT_TOKENS = 8  # enough for a tokenizer to know whether it is at the beginning, and inside which character
 
@@ -22,7 +22,7 @@ class Stops:
     text: ContinuationText | None = None
 
     def cut(self, prompt: Sequence[int], settled: Sequence[int], new: Sequence[int]) -> tuple[int, bool]:
-        """How many of the `new` tokens behind `prompt` and `settled` stay, and whether the continuation ends there.
+        """How many of the `new` tokens after `prompt` and `settled` stay, and whether the continuation ends there.
 
         A stop string counts once all of it lies in the continuation.
         """

@@ -31,8 +31,8 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 _PICTURES |= {127: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 HELP = """\
-A line is added to the text as it stands, and the model goes on from there. An empty line lets it go on.
-  \\ at the end of a line   the text goes on in the next line
+A line is added to the text as it stands, and the model continues from there. An empty line lets it continue.
+  \\ at the end of a line   the text continues in the next line
   /reset                  start a new text
   /text                   show the text so far
   /temperature X          0 is greedy
@@ -189,7 +189,7 @@ def answer(decoder: Decoder, prompt: str, settings: Settings, screen: Screen) ->
 
 
 def generate(decoder: Decoder, prompt: str, settings: Settings, screen: Screen) -> None:
-    """Continue one prompt: its text on standard output, a line of figures behind it."""
+    """Continue one prompt: its text on standard output, a line of figures after it."""
     try:
         result = answer(decoder, prompt, settings, screen)
         print(file=screen.text, flush=True)
@@ -208,7 +208,7 @@ def chat(decoder: Decoder, settings: Settings, screen: Screen, read: Callable[[]
         read: gives the next line; raises EOFError at the end, KeyboardInterrupt for Ctrl-C at the prompt.
     """
     screen.remark(f"{decoder.export}: a base model, it continues what you write; /help lists the commands")
-    text, turn = "", 0
+    text, answers = "", 0
     while True:
         try:
             line = read()
@@ -234,11 +234,11 @@ def chat(decoder: Decoder, settings: Settings, screen: Screen, read: Callable[[]
                     settings = _changed(decoder, settings, command, value.strip())
                 continue
             prompt = text + line.removeprefix("/")
-            result = answer(decoder, prompt, replace(settings, seed=settings.seed + turn), screen)
+            result = answer(decoder, prompt, replace(settings, seed=settings.seed + answers), screen)
         except UserError as error:
             print(f"error: {error}", file=screen.remarks, flush=True)
             continue
-        text, turn = prompt + result.text, turn + 1
+        text, answers = prompt + result.text, answers + 1
         if not result.text.endswith("\n"):
             print(file=screen.text, flush=True)
         screen.remark(str(result))

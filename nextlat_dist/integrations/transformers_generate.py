@@ -5,8 +5,9 @@
     model.generate(**batch, max_new_tokens=64, custom_generate=nextlat_generate, draft_length=3)
 
 The invariant: the result is what `model.generate` returns without `custom_generate` (greedily token by token, sampled
-in law), for any draft length; whatever this engine cannot honour is refused, never ignored. transformers keeps
-`streamer`, `assistant_model` and `tokenizer` from every callable: there is `on_piece`, and an own `stop_strings`.
+with the same distribution), for any draft length; whatever this engine cannot honour is refused, never ignored.
+transformers keeps `streamer`, `assistant_model` and `tokenizer` from every callable: there is `on_piece`, and an own
+`stop_strings`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def nextlat_generate(
 
     Returns:
         [batch, width + new] ids padded on the right, or a `GenerateDecoderOnlyOutput` with these `sequences` if
-        `return_dict_in_generate`. A row ends at the model's context, where stock `generate` goes on beyond it.
+        `return_dict_in_generate`. A row ends at the model's context, where stock `generate` continues beyond it.
 
     Raises:
         UserError: the model is no unchanged export with a predictor, or an option that this engine does not have.
@@ -124,7 +125,7 @@ def _sampling(config: Any, processors: Sequence[Any]) -> Sampling:
     values: dict[str, Any] = {}
     for processor in processors:
         name = own.get(type(processor))
-        # A processor made by the caller comes before those made from options, or beside one of the same kind.
+        # A processor made by the caller comes before those made from options, or next to one of the same kind.
         if name is None or name in values or getattr(processor, name) != getattr(config, name) or not config.do_sample:
             raise UserError(
                 f"nextlat_generate changes logits by the options temperature, top_k and top_p only, but this call has "
@@ -167,7 +168,7 @@ def _prompts(
     if not bool(visible[:, -1].all()):
         row = int(visible[:, -1].logical_not().nonzero()[0])
         raise UserError(
-            f"row {row} of input_ids ends in a token that attention_mask hides, but new tokens go behind the last one; "
+            f"row {row} of input_ids ends in a token that attention_mask hides, but new tokens go after the last one; "
             "pad on the left (tokenizer.padding_side = 'left')"
         )
     counted = (mask.cumsum(dim=1) - 1)[visible]
@@ -185,7 +186,7 @@ def _padded(rows: list[list[int]], pad: int | None) -> torch.Tensor:
 
 
 def _decoder(model: Any, export: Path | str | None, *, needs_predictor: bool) -> Decoder:
-    """The model's decoder, built anew when its weights have changed since."""
+    """The model's decoder, built again when its weights have changed since."""
     source = Path(export if export is not None else model.config._name_or_path)
     key = (source, [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()])
     if model not in _decoders or _decoders[model][0] != key:

@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 
 from nextlat_dist.calibration.calibrate import (
     DRAFT_LENGTH,
-    Observations,
     calibrate,
     drafter_of,
     measure_acceptance,
@@ -25,6 +24,7 @@ from nextlat_dist.calibration.cycle_costs import (
     median_costs,
 )
 from nextlat_dist.calibration.logistic import fit, probability, reliability
+from nextlat_dist.calibration.observations import Observations
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.drafters.latent_predictor import PREDICTOR_DIRECTORY
@@ -32,6 +32,7 @@ from nextlat_dist.huggingface.drafters.mtp import MTP_DIRECTORY
 from nextlat_dist.inference.generation import Cycle
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
+from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import (
     copying_model,
     random_predictor,
@@ -224,7 +225,9 @@ def test_a_drafter_of_few_tokens_is_timed_up_to_those(tmp_path: Path) -> None:
 
 
 def test_a_calibrated_export_decodes_adaptively(right: Path, prompts: Path, tmp_path: Path) -> None:
-    content = calibrate(right, [prompts], json_path=tmp_path / "c.json", picture_dir=tmp_path / "pictures", **QUICK)
+    report = calibrate(right, [prompts], **QUICK)
+    publish(report, tmp_path / "c.json", tmp_path / "pictures")
+    content = report.content()
     assert json.loads((tmp_path / "c.json").read_text()) == json.loads(json.dumps(content))
     assert (tmp_path / "pictures" / "calibration.png").stat().st_size > 10_000
     decoder = load(right)
@@ -253,7 +256,7 @@ def test_measured_prompts_can_be_left_out(right: Path, prompts: Path) -> None:
 
 
 def test_the_draft_vocabulary_is_changed_before_measuring(right: Path, prompts: Path, text_dataset: Path) -> None:
-    content = calibrate(right, [prompts], draft_vocabulary=2, data=text_dataset / "train", **QUICK)
+    content = calibrate(right, [prompts], draft_vocabulary=2, data=text_dataset / "train", **QUICK).content()
     assert 0 < content["summary"]["draft_vocabulary_coverage"] < 0.5
     assert content["summary"]["accepted_share_first_temperature_0"] < 0.5  # of all ids the predictor is always right
     decoder = load(right)

@@ -9,7 +9,6 @@ trained with by content hash, so that it is refused next to any other base. Need
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import whole_path
 from nextlat_dist.huggingface.base import WEIGHTS_FILE
@@ -46,7 +46,8 @@ class DrafterKind:
         config: frozen dataclass of the further keys of config.json, `base_weights_sha256` (str) among them. A field
             with a default is written only where it differs, so that older exports and readers stay valid.
         tensor_names: config → the names of the tensors in model.safetensors; None: whatever the checkpoint has.
-        from_checkpoint: (canonical tensors, the run's config, hash of the base weights) → its config and tensors.
+        from_checkpoint: "module:function", (canonical tensors, the run's config, hash of the base weights) → its config
+            and tensors; imported for exporting.
         drafter: "module:function" of what drafts: (StoredDrafter, Llama, Graphs | None) → Drafter; imported when an
             export is opened for decoding.
         constants: keys of config.json that are the same for every export.
@@ -59,7 +60,7 @@ class DrafterKind:
     architecture: str
     config: type[Any]
     tensor_names: Callable[[Any], Sequence[str] | None]
-    from_checkpoint: Callable[[Tensors, RunConfig, str], tuple[Any, Tensors]]
+    from_checkpoint: str
     drafter: str
     constants: Mapping[str, Any] = field(default_factory=dict)
     speculative_tokens: Callable[[Any], int | None] = lambda config: None
@@ -88,8 +89,12 @@ class DrafterKind:
 
     def build(self, stored: StoredDrafter, llama: Any, graphs: Any) -> Any:
         """What drafts with the stored tensors for `llama` (`inference.drafters.base.Drafter`)."""
-        module, _, name = self.drafter.partition(":")
-        return getattr(importlib.import_module(module), name)(stored, llama, graphs)
+        return resolve(self.drafter)(stored, llama, graphs)
+
+    def of_checkpoint(self, canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[Any, Tensors]:
+        """The config and tensors that a run's checkpoint gives."""
+        config, tensors = resolve(self.from_checkpoint)(canonical, run, base_sha256)
+        return config, tensors
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +19,6 @@ from nextlat_dist.huggingface.drafters.format import (
     save_drafter,
     write_draft_vocabulary,
 )
-
-if TYPE_CHECKING:
-    from nextlat_dist.config.schema import RunConfig
 
 PREDICTOR_DIRECTORY = "latent_predictor"
 PREDICTOR_TENSORS = (
@@ -47,28 +43,13 @@ class LatentPredictorConfig:
     fusion: str = "concat"  # the form of the predictor, `predictor.fusion` of its run; the default is the paper's
 
 
-def _from_checkpoint(canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[LatentPredictorConfig, Tensors]:
-    from nextlat_dist.huggingface.weights import predictor_tensors
-
-    config = LatentPredictorConfig(
-        hidden_size=run.model.hidden_size,
-        predictor_hidden_size=run.predictor_hidden_size,
-        vocab_size=run.model.vocab_size,
-        horizon=run.objective.horizon,
-        layer_norm_epsilon=run.predictor.entry.norm_epsilon,
-        base_weights_sha256=base_sha256,
-        fusion=run.predictor.fusion,
-    )
-    return config, predictor_tensors(canonical)
-
-
 LATENT_PREDICTOR = DrafterKind(
     name=PREDICTOR_DIRECTORY,
     algorithm="nextlat",
     architecture="LatentPredictor",
     config=LatentPredictorConfig,
     tensor_names=lambda config: PREDICTOR_TENSORS if config.fusion == LatentPredictorConfig.fusion else None,
-    from_checkpoint=_from_checkpoint,
+    from_checkpoint="nextlat_dist.huggingface.checkpoint_drafters:predictor_of_checkpoint",
     drafter="nextlat_dist.inference.drafters.latent_predictor:build",
     constants={"activation": "gelu"},
     draft_vocabulary=True,

@@ -9,12 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nextlat_dist.huggingface.drafters.format import DrafterKind, StoredDrafter, Tensors, load_drafter, save_drafter
-
-if TYPE_CHECKING:
-    from nextlat_dist.config.schema import RunConfig
 
 MTP_DIRECTORY = "mtp"
 MTP_TENSORS = (  # of `layers.0`, `layers.1`, …; all but the last as `LlamaForCausalLM` names them
@@ -45,20 +41,13 @@ def _tensor_names(config: MTPConfig) -> Sequence[str]:
     return [f"layers.{index}.{name}" for index in range(config.horizon) for name in MTP_TENSORS]
 
 
-def _from_checkpoint(canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[MTPConfig, Tensors]:
-    from nextlat_dist.huggingface.weights import mtp_tensors
-
-    sizes = (run.model.hidden_size, run.model.vocab_size, run.objective.horizon)
-    return MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, run)
-
-
 MTP = DrafterKind(
     name=MTP_DIRECTORY,
     algorithm="mtp",
     architecture="MultiTokenPrediction",
     config=MTPConfig,
     tensor_names=_tensor_names,
-    from_checkpoint=_from_checkpoint,
+    from_checkpoint="nextlat_dist.huggingface.checkpoint_drafters:mtp_of_checkpoint",
     drafter="nextlat_dist.inference.drafters.mtp:build",
     speculative_tokens=lambda config: config.horizon,
 )

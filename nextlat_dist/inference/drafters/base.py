@@ -70,11 +70,11 @@ class DraftMemory(Protocol):
         """
 
     def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-        """Logits of the next draft, [rows going on, draft vocab].
+        """Logits of the next draft, [rows that continue, draft vocab].
 
         Args:
-            tokens: [rows going on], the token before it: the last emitted one, then the last drafted one.
-            kept: which of the rows of the previous call in this cycle go on, ascending; None: all of them.
+            tokens: [rows that continue], the token before it: the last emitted one, then the last drafted one.
+            kept: which of the rows of the previous call in this cycle continue, ascending; None: all of them.
         """
 
     def roll(
@@ -85,7 +85,7 @@ class DraftMemory(Protocol):
         """
 
     def move(self, source: int, target: int) -> None:
-        """Row `source` takes the place of `target`; the rows from `source` on are not used again."""
+        """Row `source` replaces row `target`; the rows from `source` on are not used again."""
 
 
 class Drafter(Protocol):
@@ -113,6 +113,6 @@ def unroll(
         scores = chooser.scores(memory.logits(tokens, None), confidences)
         tokens, values = chooser.choose(scores, uniforms[:, step])
         steps.append((tokens, values, chooser.confidences(scores) if confidences else values, scores))
-    ids, values, sure = (torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3])
+    ids, values, largest = (torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3])
     q = scores[:, None][:, :0] if chooser.sampling.greedy else torch.stack([own[3] for own in steps], dim=1)
-    return Drawn(ids, values, sure if confidences else sure[:, :0], q)
+    return Drawn(ids, values, largest if confidences else largest[:, :0], q)

@@ -1,4 +1,4 @@
-"""Drafts from multi-token prediction: extra layers beside the base, each for a token further ahead.
+"""Drafts from multi-token prediction: extra layers on top of the base, each for a token further ahead.
 
 At the last verified position t, `head(norm_i(layer_i(h_1 .. h_t)))` proposes x_{t+1+i}, i = 1 .. d: from the past
 alone, whatever was drafted before it. A layer attends to all earlier positions, so it has a key/value cache of its own.
@@ -74,7 +74,7 @@ class _Past:
 
     def logits(self, tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
         if kept is not None:
-            self.rows = [self.rows[place] for place in kept.tolist()]
+            self.rows = [self.rows[index] for index in kept.tolist()]
         layer, llama = self.step, self.mtp.llama
         self.step += 1
         self._read(layer, self.rows)

@@ -3,8 +3,8 @@
     for piece in DecodingEngine(llama, drafter, prompts, request, policy, seeds).run(): …
 
 A cycle drafts for every row, runs the base model once over all rows' last tokens and drafts, and keeps of each row
-what verification allows: rows accept different numbers of tokens, and none waits for another. A row that ends gives
-its place to the last one, so nothing is computed for it any more.
+what verification allows: rows accept different numbers of tokens, and none waits for another. A row that ends is
+replaced by the last one, so nothing is computed for it any more.
 
 Invariants: a row's tokens, random numbers and decisions come from itself (its neighbours change the rounding of sums,
 no more); after a cycle a row's state is the verified h of the last token it kept, and the slots of rejected tokens are
@@ -32,17 +32,17 @@ class _Row:
     number: int
     prompt: list[int]
     limit: int  # tokens that it may emit
-    numbers: random.Random
+    generator: random.Random
     pace: Pace | None
     result: Generation = field(default_factory=Generation)
 
     @property
-    def room(self) -> int:
+    def budget(self) -> int:
         """Tokens that may be drafted: one less than may be emitted, since a cycle always adds one."""
         return self.limit - len(self.result.token_ids) - 1
 
     def uniforms(self, count: int) -> list[float]:
-        return [self.numbers.random() for _ in range(count)]
+        return [self.generator.random() for _ in range(count)]
 
 
 class DecodingEngine:
@@ -159,37 +159,37 @@ class DecodingEngine:
         return drafts, confidences
 
     def draft_fixed(self, length: int, drafts: Drafts, confidences: list[list[float]]) -> None:
-        """`length` tokens for every row; rows with less room leave theirs out whatever they are."""
-        rooms = [min(row.room, length) for row in self.rows]
-        steps = max(rooms)
+        """`length` tokens for every row; rows with a smaller budget leave theirs out whatever they are."""
+        budgets = [min(row.budget, length) for row in self.rows]
+        steps = max(budgets)
         if steps == 0:
             return
         assert self.memory is not None
         greedy, device = self.request.sampling.greedy, self.llama.device
-        numbers = [row.uniforms(0 if greedy else room) for row, room in zip(self.rows, rooms, strict=True)]
+        numbers = [row.uniforms(0 if greedy else budget) for row, budget in zip(self.rows, budgets, strict=True)]
         uniforms = torch.tensor(
             [own + [0.0] * (steps - len(own)) for own in numbers], dtype=torch.float64, device=device
         )
         tokens = torch.tensor([row.result.token_ids[-1] for row in self.rows], device=device)
         drawn = self.memory.roll(self.chooser, self.h, tokens, uniforms, self.on_cycle is not None)
-        ids, values, sure = drawn.tokens.tolist(), drawn.values.tolist(), drawn.confidences.tolist()
+        ids, values, confident = drawn.tokens.tolist(), drawn.values.tolist(), drawn.confidences.tolist()
         for step in range(steps):
-            rows = [row for row, room in enumerate(rooms) if step < room]
+            rows = [row for row, budget in enumerate(budgets) if step < budget]
             draft_step = DraftStep(rows, [ids[row][step] for row in rows])
             if not greedy:
                 q = drawn.scores[:, step]
-                draft_step.q = q if len(rows) == len(rooms) else q[torch.tensor(rows, device=device)]
+                draft_step.q = q if len(rows) == len(budgets) else q[torch.tensor(rows, device=device)]
                 draft_step.q_token = [values[row][step] for row in rows]
             drafts.steps.append(draft_step)
             for row in rows:
-                confidences[row] += sure[row][step : step + 1]
+                confidences[row] += confident[row][step : step + 1]
 
     def draft_while_it_pays(self, drafts: Drafts, confidences: list[list[float]]) -> None:
-        """Row by row, as long as its pace says so; never behind a stop token, which would end the row."""
+        """Row by row, as long as its pace says so; never after a stop token, which would end the row."""
         assert self.memory is not None
         greedy, device, stops = self.request.sampling.greedy, self.llama.device, self.request.stops.tokens
         paces = [row.pace for row in self.rows if row.pace]
-        going = [r for r, row in enumerate(self.rows) if row.room > 0 and paces[r].begins()]
+        going = [r for r, row in enumerate(self.rows) if row.budget > 0 and paces[r].begins()]
         if going:
             everyone = len(going) == len(self.rows)
             self.memory.begin(self.h if everyone else self.h[torch.tensor(going, device=device)], going)
@@ -197,26 +197,26 @@ class DecodingEngine:
         kept = None
         while going:
             scores = self.chooser.scores(self.memory.logits(last, kept), True)
-            sure = self.chooser.confidences(scores).tolist()
-            taking = [i for i, r in enumerate(going) if paces[r].takes(sure[i])]
+            confident = self.chooser.confidences(scores).tolist()
+            taking = [i for i, r in enumerate(going) if paces[r].takes(confident[i])]
             if not taking:
                 return
             if len(taking) < len(going):
                 scores = scores[torch.tensor(taking, device=device)]
             rows = [going[i] for i in taking]
-            drawn = [0.0 if greedy else self.rows[r].numbers.random() for r in rows]
+            drawn = [0.0 if greedy else self.rows[r].generator.random() for r in rows]
             numbers = torch.tensor(drawn, dtype=torch.float64, device=device)
             chosen, values = self.chooser.choose(scores, numbers)
             tokens = chosen.tolist()
             drafts.steps.append(DraftStep(rows, tokens) if greedy else DraftStep(rows, tokens, scores, values.tolist()))
-            on = []  # places in `rows`
-            for place, (r, token) in enumerate(zip(rows, tokens, strict=True)):
-                confidences[r].append(sure[taking[place]])
-                if token not in stops and len(drafts.steps) < self.rows[r].room and paces[r].continues():
-                    on.append(place)
-            kept = None if len(on) == len(going) else torch.tensor([taking[place] for place in on], device=device)
+            on = []  # indices into `rows`
+            for index, (r, token) in enumerate(zip(rows, tokens, strict=True)):
+                confidences[r].append(confident[taking[index]])
+                if token not in stops and len(drafts.steps) < self.rows[r].budget and paces[r].continues():
+                    on.append(index)
+            kept = None if len(on) == len(going) else torch.tensor([taking[index] for index in on], device=device)
             last = chosen if len(on) == len(rows) else chosen[torch.tensor(on, dtype=torch.int64, device=device)]
-            going = [rows[place] for place in on]
+            going = [rows[index] for index in on]
 
     def verify(self, logits: torch.Tensor, drafts: Drafts) -> tuple[list[int], list[int]]:
         """Per row the number of drafts kept and the token after them, from the base model's logits."""
@@ -229,10 +229,10 @@ class DecodingEngine:
     def settle(self, new: list[list[int]], accepted: list[int]) -> list[Piece]:
         """Add the new tokens to their rows, cut where a row ends, and let ended rows go."""
         pieces, ended, now = [], [], self.now()
-        for place, row in enumerate(self.rows):
+        for index, row in enumerate(self.rows):
             result = row.result
-            kept, stopped = self.request.stops.cut(row.prompt, result.token_ids, new[place])
-            tokens, drafted = new[place][:kept], min(accepted[place], kept)
+            kept, stopped = self.request.stops.cut(row.prompt, result.token_ids, new[index])
+            tokens, drafted = new[index][:kept], min(accepted[index], kept)
             result.token_ids += tokens
             result.from_draft += [position < drafted for position in range(kept)]
             for position in range(drafted):
@@ -241,21 +241,21 @@ class DecodingEngine:
             if stopped or len(result.token_ids) == row.limit:
                 result.finish_reason = "stop" if stopped else "length"
                 result.decode_seconds = now - self.prefilled
-                ended.append(place)
-        for place in reversed(ended):
-            self.remove(place)
+                ended.append(index)
+        for index in reversed(ended):
+            self.remove(index)
         return pieces
 
-    def remove(self, place: int) -> None:
-        """The row at `place` is done; the last one moves there."""
+    def remove(self, index: int) -> None:
+        """Row `index` is done; the last one replaces it."""
         last = len(self.rows) - 1
-        if place != last:
-            self.cache.move(last, place)
+        if index != last:
+            self.cache.move(last, index)
             if self.memory:
-                self.memory.move(last, place)
-            self.rows[place] = self.rows[last]
+                self.memory.move(last, index)
+            self.rows[index] = self.rows[last]
             self.h = self.h.clone()
-            self.h[place] = self.h[last]
+            self.h[index] = self.h[last]
         self.rows.pop()
         self.h = self.h[:last]
         self.cache.shrink(last)

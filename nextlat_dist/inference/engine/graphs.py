@@ -104,7 +104,7 @@ class StaticLlama(Llama):
     def new_cache(self, rows: int, capacity: int, layers: int | None = None) -> KeyValueCache:
         if layers is not None:
             return super().new_cache(rows, capacity, layers)
-        # Padding tokens need slots of their own behind the last real one.
+        # Padding tokens need slots of their own after the last real one.
         size = (power_of_two(rows), _round_up(capacity + WIDTHS[-1], SLOTS))
         cache = self._caches.get(size)
         if cache is None or cache.busy:

@@ -24,7 +24,7 @@ PREFILL_CHUNK_TOKENS = 2048  # of all rows together; bounds the memory of attent
 class KeyValueCache:
     """Keys and values of every layer, [rows, kv_heads, capacity, head_dim] each, and the slots in use per row.
 
-    The first `len(lengths)` rows are in use; a row that has ended gives its place to the last one (`move`).
+    The first `len(lengths)` rows are in use; a row that has ended is replaced by the last one (`move`).
     """
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, like: torch.Tensor, layers: int) -> None:
@@ -39,7 +39,7 @@ class KeyValueCache:
         return self.keys[0].shape[2]
 
     def move(self, source: int, target: int) -> None:
-        """Row `source` takes the place of `target`."""
+        """Row `source` replaces row `target`."""
         used = self.lengths[source]
         for stored in (*self.keys, *self.values):
             stored[target, :, :used] = stored[source, :, :used]

@@ -1,20 +1,20 @@
 """What adaptive drafting knows of an export and a machine: how often drafts are accepted, and what they cost.
 
-`nextlat calibrate` measures it and writes `calibration.json` beside the drafter's weights. It steers speed alone: a
-wrong calibration drafts too much or too little and never changes the law of what is emitted.
+`nextlat calibrate` measures it and writes `calibration.json` next to the drafter's weights. It steers speed alone: a
+wrong calibration drafts too much or too little and never changes the distribution of what is emitted.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import write_whole
 from nextlat_dist.huggingface.drafters.format import CALIBRATION_FILE
 
 FORMAT_VERSION = 1
@@ -35,8 +35,8 @@ class Costs:
     """Costs of a cycle in units of one plain step at batch size 1, on the machine that calibrated.
 
     `draft[rows]` is one draft step of a batch, `begin[rows]` what a cycle's first one costs beyond that (its weights
-    have left the caches), `verify[rows][n]` one forward over n tokens per row, with everything that a cycle does beside
-    drafting; n = 1 is the plain step.
+    have left the caches), `verify[rows][n]` one forward over n tokens per row, with everything that a cycle does
+    besides drafting; n = 1 is the plain step.
     """
 
     draft: dict[int, float]
@@ -58,11 +58,11 @@ class Costs:
 
 
 def _interpolate(points: dict[int, float], at: int) -> float:
-    places = sorted(points)
-    if at <= places[0] or len(places) == 1:
-        return points[places[0]]
-    right = min(bisect_left(places, at), len(places) - 1)
-    low, high = places[right - 1], places[right]
+    measured = sorted(points)
+    if at <= measured[0] or len(measured) == 1:
+        return points[measured[0]]
+    right = min(bisect_left(measured, at), len(measured) - 1)
+    low, high = measured[right - 1], measured[right]
     share = (at - low) / (high - low)
     return max(points[low] + share * (points[high] - points[low]), min(points.values()))
 
@@ -102,9 +102,7 @@ class Calibration:
     def save(self, directory: Path) -> Path:
         """Write `directory/calibration.json`, whole or not at all."""
         path = directory / CALIBRATION_FILE
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n")
         return path
 
     @staticmethod

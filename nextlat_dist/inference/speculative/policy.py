@@ -4,14 +4,14 @@ The invariant behind losslessness: a decision is made from the row's own past an
 the next token is sampled, and a token that was sampled is verified. Decisions of a row never depend on its neighbours;
 at temperature > 0 they do depend on the number of rows of the batch, whose costs they weigh.
 
-Adaptive drafting maximises tokens per time. A row that emits ρ tokens per unit of time should go on drafting while the
-tokens it still expects, P(all accepted so far) · P(the next one) + …, exceed ρ times what they cost: the draft steps
-and the wider verification. Acceptance comes from the calibration (by position, and given the confidence once it is
-known), corrected by how the row's own drafts fared lately; costs come from the calibration at the batch's size. Where
-even the best number of drafts would not pay, as at large batches, nothing is drafted and a cycle is a plain step.
+Adaptive drafting maximises tokens per time. A row that emits ρ tokens per unit of time should continue drafting while
+the tokens it still expects, P(all accepted so far) · P(the next one) + …, exceed ρ times what they cost: the draft
+steps and the wider verification. Acceptance comes from the calibration (by position, and given the confidence once it
+is known), corrected by how the row's own drafts fared lately; costs come from the calibration at the batch's size.
+Where even the best number of drafts would not pay, as at large batches, nothing is drafted and a cycle is a plain step.
 
 The rows of a batch draft alike: `best_length`, which costs and acceptance of the calibration make the best at its size.
-Rows that stop each at their own place were measured, too: at batch 8 and 32 that is 10 to 20% slower than one length
+Rows that stop each at their own length were measured, too: at batch 8 and 32 that is 10 to 20% slower than one length
 for all, because late draft steps are for few rows and blocks of unequal width have to be padded for attention.
 """
 
@@ -22,14 +22,15 @@ from typing import Protocol
 
 from nextlat_dist.inference.speculative.calibration import Calibration
 
-LONGEST = 16
-MEMORY = 0.97  # of a row's record, per cycle
-PRIOR_MISSES = 2.0
-PRIOR_TIME = 8.0  # plain steps
-MISSES_RANGE = (0.1, 4.0)
+# Chosen by trial on CPUs, with small models; the output's distribution does not depend on any of them.
+LONGEST = 16  # drafts of a cycle: costs are calibrated for up to 8 drafts and drawn out from there
+MEMORY = 0.97  # of a row's record, per cycle: half of it is 23 cycles old or less
+PRIOR_MISSES = 2.0  # misses, expected and seen, that a row's record begins with
+PRIOR_TIME = 8.0  # plain steps of the calibrated rate that a row's record begins with
+MISSES_RANGE = (0.1, 4.0)  # of the correction by the record
+MARGIN = 0.02  # that drafting must gain over a plain step, for costs that were not measured exactly
 # The same for a batch, per doubling of its rows: they end at different times, and the slowest of many lags further.
 BATCH_MARGIN = 0.065
-MARGIN = 0.02  # that drafting must gain over a plain step, for costs that were not measured exactly
 
 
 class Pace(Protocol):

@@ -1,0 +1,47 @@
+"""`nextlat export`: write a checkpoint in Hugging Face layout.
+
+nextlat export --checkpoint runs/NAME/checkpoints --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_command(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a checkpoint in Hugging Face layout")
+    export.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a directory of checkpoints")
+    export.add_argument("--output", type=Path, required=True, help="the export; an older export there is replaced")
+    export.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (default: the precision of the run)")
+    export.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="skip comparing logits with the training forward pass (default: compare)",
+    )
+    export.add_argument(
+        "--draft-vocabulary",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draft from the N most frequent ids (default: %(default)s, from all)",
+    )
+    export.set_defaults(run_command=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nextlat_dist.huggingface.export import export_checkpoint
+    from nextlat_dist.parallel.device import quiet_third_parties, use_cpu_where_no_cuda
+    from nextlat_dist.reporting.console import say
+
+    use_cpu_where_no_cuda()
+    quiet_third_parties()
+    report = export_checkpoint(
+        options.checkpoint,
+        options.output,
+        dtype=options.dtype,
+        check_logits=not options.no_verify,
+        draft_vocabulary=options.draft_vocabulary,
+    )
+    say("\n".join(f"{key:24} {value}" for key, value in report.items()))
