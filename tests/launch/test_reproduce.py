@@ -1,4 +1,4 @@
-"""What `launch/reproduce.sh` is for, at the smaller part of its size: twins are trained, and differ as they should.
+"""`launch/reproduce.sh`: a grid for each task; at a part of its size, twins are trained and differ as they should.
 
 Command: `bash launch/test.sh --slow`; at most eight minutes on two quiet cores.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.launch.checkout import CHECKOUT
+from tests.kit.launch.checkout import CHECKOUT, Project
 
 LIMIT_SECONDS = 2400
 
@@ -32,6 +32,22 @@ def reproduce(output: Path, *options: str) -> dict[str, float]:
     (report,) = output.glob("*/report.json")
     summary: dict[str, float] = json.loads(report.read_text())["summary"]
     return summary
+
+
+def test_each_task_is_one_grid_with_the_seeds_and_settings_given(project: Project) -> None:
+    (project.root / "launch/setup.sh").write_text("")
+    project.add_command("nextlat", '#!/bin/sh\nfor word; do printf "%s|" "$word"; done >>calls\necho >>calls\n')
+    given = ["--scale", "cpu", "--seeds", "3  4", "--output", "out", "training.train_tokens=8", "wandb.name=a b"]
+    result = project.run("launch/reproduce.sh", *given)
+    assert result.returncode == 0, result.stderr
+    assert [line.split("|")[:-1] for line in (project.root / "calls").read_text().splitlines()] == [
+        [
+            *["ablate", "--config", f"configs/experiments/{task}.yaml", "--output", f"out/{task}", "--seeds", "3,4"],
+            *["--launcher", "bash launch/single_node.sh", "training.train_tokens=8", "wandb.name=a b"],
+        ]
+        for task in ("path_star", "state_tracking", "hmm")
+    ]
+    assert all((CHECKOUT / "configs" / "experiments" / f"{task}.yaml").is_file() for task in ("path_star", "hmm"))
 
 
 @pytest.mark.slow
