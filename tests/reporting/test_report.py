@@ -1,4 +1,4 @@
-"""What every measuring command shares."""
+"""Tables, the content of a report, progress."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_tables() -> None:
     assert report.markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
 
 
-def test_envelope_is_flat_and_names_no_host() -> None:
-    content = report.envelope("command", {}, {"a": 1, "b": True}, [])
+def test_content_is_flat_and_names_no_host() -> None:
+    content = report.Report("command", {}, {"a": 1, "b": True}, []).content()
     assert set(content) == {"command", "options", "machine", "versions", "summary", "rows"}
     assert set(content["versions"]) == {"python", *report.REPORTED_PACKAGES}
     assert platform.node() not in json.dumps(content)
     with pytest.raises(AssertionError, match="flat"):
-        report.envelope("command", {}, {"a": [1]}, [])
+        report.Report("command", {}, {"a": [1]}, [])
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
