@@ -339,6 +339,11 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.objective.terms": {
         "LossRecorder": "nextlat_dist.training.engine.step_terms:StepTerms",
     },
+    "nextlat_dist.report": {
+        "Progress": "nextlat_dist.reporting.console",
+        "markdown_table": "nextlat_dist.reporting.tables",
+        "table": "nextlat_dist.reporting.tables",
+    },
     "nextlat_dist.training.build": {
         "Engine": "nextlat_dist.training.engine.deepspeed_engine:DeepSpeedEngine",
     },

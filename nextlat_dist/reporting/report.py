@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextlat_dist.files import write_whole
-from nextlat_dist.reporting.console import Progress
-from nextlat_dist.reporting.tables import markdown_table, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["REPORTED_PACKAGES", "Progress", "Report", "envelope", "machine", "markdown_table", "table", "write_json"]
 
 REPORTED_PACKAGES = ("nextlat-dist", "torch", "transformers", "numpy", "webdataset", "sentencepiece")
 
@@ -98,13 +94,6 @@ def _as_json(row: Any) -> dict[str, Any]:
     if hasattr(row, "to_json"):
         return dict(row.to_json())
     return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
-
-
-def envelope(
-    command: str, options: Mapping[str, Any], summary: Mapping[str, Any], rows: Sequence[Any]
-) -> dict[str, Any]:
-    """The content of a report that has neither text nor pictures."""
-    return Report(command, options, summary, rows).content()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

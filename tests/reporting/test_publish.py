@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from nextlat_dist.reporting.pictures import panels
 from nextlat_dist.reporting.publish import publish
-from nextlat_dist.reporting.report import Report, table
+from nextlat_dist.reporting.report import Report
+from nextlat_dist.reporting.tables import table
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import platform
 import pytest
 
 from nextlat_dist.reporting import report
+from nextlat_dist.reporting.console import Progress
+from nextlat_dist.reporting.tables import markdown_table, table
 
 
 def test_tables() -> None:
     columns = {"name": "{name}", "x": "{value:.1f}"}
     rows = [{"name": "long name", "value": 1.25}, {"name": "b", "value": None}]
-    assert report.table(columns, rows).split("\n") == ["     name    x", "long name  1.2", "        b    –"]
-    assert report.markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
+    assert table(columns, rows).split("\n") == ["     name    x", "long name  1.2", "        b    –"]
+    assert markdown_table(columns, rows).split("\n")[1:] == ["|---:|---:|", "| long name | 1.2 |", "| b | – |"]
 
 
 def test_content_is_flat_and_names_no_host() -> None:
@@ -27,10 +29,10 @@ def test_content_is_flat_and_names_no_host() -> None:
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = report.Progress("work", 2, shown=True)
+    shown = Progress("work", 2, shown=True)
     shown.add(10)
     shown.add(10)
     assert capsys.readouterr().err.startswith("work: 2/2, ")
-    hidden = report.Progress("work", 1, shown=False)
+    hidden = Progress("work", 1, shown=False)
     hidden.add(10)
     assert capsys.readouterr().err == ""
