@@ -29,8 +29,9 @@ def main(output: Path) -> None:
         "data": {"train": data, "sequence_length": 32},
         "training": {"train_tokens": 4096, "log_interval": 1},
     }
-    train(config_from_dict(config))
-    export(output / "checkpoints", output / "export")
+    result = train(config_from_dict(config))
+    print(f"{result.steps} steps, last loss {result.metrics['loss']:.3f}")
+    export(result.checkpoints, output / "export")
 
 
 if __name__ == "__main__":

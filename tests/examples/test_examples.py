@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ def test_an_example_has_less_than_forty_lines(example: Path) -> None:
 
 def test_train_export_and_decode_from_python(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    run(tmp_path, "python", str(ROOT / "examples/train_and_export.py"), str(output))
+    said = run(tmp_path, "python", str(ROOT / "examples/train_and_export.py"), str(output))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     losses = [line["next_token"] for line in lines if "next_token" in line]
     assert len(losses) == 8
     assert losses[-1] < losses[0]
+    [last] = re.findall(r"^8 steps, last loss (.*)$", said, flags=re.MULTILINE)
+    assert float(last) == pytest.approx([line["loss"] for line in lines if "loss" in line][-1], abs=5e-4)
     assert (output / "export/latent_predictor/model.safetensors").is_file()
 
     printed = run(tmp_path, "python", str(ROOT / "examples/decode.py"), str(output / "export"), "def ", "import ")
