@@ -1,4 +1,4 @@
-"""Walkers whose scores are known: a function of the history, and the law of the city's own walks."""
+"""Walkers whose scores are known: a function of the history, and the distribution of the city's own walks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FunctionWalker:
         return written
 
 
-def law_walker(city: City) -> FunctionWalker:
+def true_walker(city: City) -> FunctionWalker:
     """Knows the city, keeps track of where it is, and expects what its walks do."""
 
     def expect(history: list[int]) -> np.ndarray:

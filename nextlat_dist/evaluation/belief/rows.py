@@ -53,7 +53,7 @@ class TransitionNumbers:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Subject:
     """Attributes:
     model: name of the exports that are its runs.
     run: which of them, from 0.
@@ -66,7 +66,7 @@ class _Measured:
 
 
 @dataclass(frozen=True)
-class BeliefRow(TransitionNumbers, StateNumbers, _Measured):
+class BeliefRow(TransitionNumbers, StateNumbers, _Subject):
     """One run of one model with one p_ψ."""
 
     @staticmethod

@@ -15,7 +15,7 @@ import pytest
 from nextlat_dist.evaluation.tasks.city.detours import drive_with_detours
 from nextlat_dist.tasks import EOS_ID, vocab_size
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City, turn_id
-from tests.kit.city_walkers import FunctionWalker, law_walker, reciting_walker
+from tests.kit.city_walkers import FunctionWalker, reciting_walker, true_walker
 
 SQUARE = City(rows=3, columns=3, one_way=0, closed=0, max_turns=8, test_share=0.25)
 N, E, S, W = (turn_id(turn) for turn in range(4))
@@ -44,7 +44,7 @@ def test_without_detours_the_model_drives_alone(kind: str) -> None:
 
 def test_forced_detours_by_hand() -> None:
     city = City(**{**SQUARE.parameters, "max_turns": 4})
-    walker = Recorded(law_walker(city).expect)
+    walker = Recorded(true_walker(city).expect)
     arrived, detours = drive_with_detours(walker, city, [(0, 1)], 1.0, "random", np.random.default_rng(0))
     # At 0, 4 turns left: the model's turn is east, the only other way is south, to 3 (2 away, 3 left).
     # At 3, 3 left: the model's is north; east to 4 (1 away, 2 left) is possible, south to 6 (3 away) too far.
@@ -86,7 +86,7 @@ def test_the_least_likely_way_is_taken() -> None:
 
 
 def test_random_detours_take_every_other_way() -> None:
-    walker = Recorded(law_walker(SQUARE).expect)
+    walker = Recorded(true_walker(SQUARE).expect)
     drive_with_detours(walker, SQUARE, [(4, 5)] * 200, 1.0, "random", np.random.default_rng(0))
     first = [history[PROMPT_TOKENS] for history in walker.asked if len(history) == PROMPT_TOKENS + 1]
     counts = [first.count(turn) for turn in (N, E, S, W)]
@@ -122,6 +122,6 @@ def test_who_knows_the_city_always_arrives() -> None:
     for kind in ("random", "least_likely"):
         for probability in (0.2, 1.0):
             rng = np.random.default_rng(0)
-            arrived, detours = drive_with_detours(law_walker(city), city, problems, probability, kind, rng)
+            arrived, detours = drive_with_detours(true_walker(city), city, problems, probability, kind, rng)
             assert arrived.right == arrived.total == len(problems)
             assert detours > 0.3

@@ -13,7 +13,7 @@ import pytest
 from nextlat_dist.evaluation.tasks.city.distinction import Apart, distinction, histories_apart, telling_suffixes
 from nextlat_dist.tasks import EOS_ID, vocab_size
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City, turn_id
-from tests.kit.city_walkers import FunctionWalker, law_walker
+from tests.kit.city_walkers import FunctionWalker, true_walker
 
 SQUARE = City(rows=3, columns=3, one_way=0, closed=0, wander=0.8, max_turns=8, test_share=0.25)
 N, E, S, W = (turn_id(turn) for turn in range(4))
@@ -50,7 +50,7 @@ def test_arriving_tells() -> None:
 
 
 def test_who_knows_the_city_tells_all_and_only_what_is_so() -> None:
-    assert distinction(law_walker(SQUARE), SQUARE, [PAIR]) == (1.0, 1.0)
+    assert distinction(true_walker(SQUARE), SQUARE, [PAIR]) == (1.0, 1.0)
 
 
 def test_who_always_says_the_same_tells_nothing() -> None:
@@ -96,5 +96,5 @@ def test_pairs_are_different_places_of_one_drop_off() -> None:
             trip = SQUARE.follow(pickup, drop_off, history[PROMPT_TOKENS:])
             assert (trip.places[-1], drop_off, len(trip.turns)) == (place, pair.drop_off, pair.turns)
             assert place != drop_off
-    recall, precision = distinction(law_walker(SQUARE), SQUARE, pairs[:10])
+    recall, precision = distinction(true_walker(SQUARE), SQUARE, pairs[:10])
     assert (recall, precision) == (1, 1)

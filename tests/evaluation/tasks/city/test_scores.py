@@ -27,7 +27,7 @@ from nextlat_dist.evaluation.tasks.scores import Share
 from nextlat_dist.reporting.pictures import save_picture
 from nextlat_dist.tasks import EOS_ID, Document, vocab_size
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City, Trip, turn_id
-from tests.kit.city_walkers import FunctionWalker, law_walker, reciting_walker
+from tests.kit.city_walkers import FunctionWalker, reciting_walker, true_walker
 
 SQUARE = City(rows=3, columns=3, one_way=0, closed=0, max_turns=8, test_share=0.25)
 N, E, S, W = (turn_id(turn) for turn in range(4))
@@ -87,8 +87,8 @@ def test_compression_by_hand() -> None:
 
     one = situation((E, S), (0, 8, S, E))  # other turns
     two = situation((E, S), (6, 8, N, E))  # another pickup
-    assert compressed(law_walker(SQUARE), [one, two]) == [True, True]
-    assert continue_situations(law_walker(SQUARE), SQUARE, [one]) == [([E, S, EOS_ID], [E, S, EOS_ID])]
+    assert compressed(true_walker(SQUARE), [one, two]) == [True, True]
+    assert continue_situations(true_walker(SQUARE), SQUARE, [one]) == [([E, S, EOS_ID], [E, S, EOS_ID])]
 
     def by_last_turn(history: list[int]) -> np.ndarray:
         p = np.zeros(vocab_size(SQUARE))
@@ -191,7 +191,7 @@ def test_who_knows_the_city_passes_and_who_recites_routes_is_found_out(tmp_path:
     city = City(rows=4, columns=4, one_way=0.3, closed=0.1, max_turns=20, test_share=0.3, map_seed=2)
     rng = np.random.default_rng(0)
     walks = [city.sample(rng, "test") for _ in range(40)]
-    knows = score_city(law_walker(city), city, walks)
+    knows = score_city(true_walker(city), city, walks)
     shares = {name: n.value if isinstance(n, Share) else n for name, n in knows.numbers.items()}
     assert shares.pop("impossible_streets") == shares.pop("impossible_turns") == 0
     assert 0.5 < shares.pop("streets_driven") <= 1
