@@ -18,7 +18,6 @@ import numpy as np
 
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
-    TOKENIZER_FILE,
     IndexEntry,
     Manifest,
     Record,
@@ -31,7 +30,7 @@ from nextlat_dist.data.shard_format import (
 )
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import whole_file, write_whole
+from nextlat_dist.files import TOKENIZER_FILE, whole_file, write_whole
 
 
 class _Shard:

@@ -29,7 +29,6 @@ from data_tools.shards.shard_report import merged
 from data_tools.tars.adopt import AdoptedTar, Adopter
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
-    TOKENIZER_FILE,
     Manifest,
     MembersEntry,
     TokenizerEntry,
@@ -41,7 +40,7 @@ from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import sole_writer, write_whole
+from nextlat_dist.files import TOKENIZER_FILE, sole_writer, write_whole
 from nextlat_dist.reporting.console import say
 
 JOURNAL_FILE = ".index-journal.jsonl"

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from nextlat_dist.bench.timing import with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import CHECKPOINTS_FOLDER
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.options import add_outputs
 from nextlat_dist.reporting.publish import publish
@@ -64,7 +65,7 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
                 dims = ParallelDims.initialize(config.parallel)
                 engine = build_engine(config, dims)
                 savers = {}
-            savers[background] = Saver(config, dims, engine, directory / "checkpoints", None)
+            savers[background] = Saver(config, dims, engine, directory / CHECKPOINTS_FOLDER, None)
             step += 1
         with tqdm(total=2 * (sizes["rounds"] + 1), desc="bench checkpoint", file=sys.stderr, unit="save") as bar:
             for number in range(sizes["rounds"] + 1):
@@ -79,7 +80,7 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
                     if number:  # the first of each touches its memory for the first time
                         times[background].append((waited, time.perf_counter() - begin))
                     bar.update()
-        (left,) = (directory / "checkpoints").glob("step_*")
+        (left,) = (directory / CHECKPOINTS_FOLDER).glob("step_*")
         size = sum(path.stat().st_size for path in left.rglob("*") if path.is_file())
         for saver in savers.values():
             saver.close()

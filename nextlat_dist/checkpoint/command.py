@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import CONFIG_FILE
 from nextlat_dist.reporting.console import say
 
 
@@ -137,7 +138,7 @@ def _reshape(options: argparse.Namespace) -> None:
     verify(source)
     manifest = read_manifest(source)
 
-    rules = sharding_rules(config_from_dict(yaml.safe_load((source / "config.yaml").read_text())))
+    rules = sharding_rules(config_from_dict(yaml.safe_load((source / CONFIG_FILE).read_text())))
 
     def write(directory: Path) -> list[str]:
         with TensorReader(source, rules=rules) as reader:

@@ -38,7 +38,6 @@ from nextlat_dist.errors import UserError
 FORMAT = "nextlat_dist.dataset"
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
-TOKENIZER_FILE = "tokenizer.model"
 INDEX_COLUMNS = ("offset", "length", "documents", "tokens", "crc32")
 
 

@@ -23,6 +23,8 @@ from nextlat_dist.config.schema import ParallelConfig, RunConfig
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError, require_extra
+from nextlat_dist.files import CONFIG_FILE as RUN_CONFIG_FILE
+from nextlat_dist.files import TOKENIZER_FILE
 from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters.catalogue import drafter_kind
@@ -67,7 +69,7 @@ def export_checkpoint(
         purpose = "comparing logits with the training forward pass (--no-verify leaves it out)"
         require_extra("train", "megatron.core", purpose=purpose)
     verify(source, lambda name: "/" not in name)
-    config = config_from_dict(yaml.safe_load((source / "config.yaml").read_text()))
+    config = config_from_dict(yaml.safe_load((source / RUN_CONFIG_FILE).read_text()))
     drafter = config.objective.entry.drafter
     kind = None if drafter is None else drafter_kind(drafter)
     draft_ids, draft_share = _draft_vocabulary(config, kind, draft_vocabulary)
@@ -87,13 +89,13 @@ def export_checkpoint(
     }
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     loader = _loader(config)
-    if (source / "tokenizer.model").is_file():
-        tokenizer = Tokenizer(source / "tokenizer.model")
+    if (source / TOKENIZER_FILE).is_file():
+        tokenizer = Tokenizer(source / TOKENIZER_FILE)
         ids = special_ids(tokenizer)
-        export_tokenizer(source / "tokenizer.model", temporary, config.max_position_embeddings)
+        export_tokenizer(source / TOKENIZER_FILE, temporary, config.max_position_embeddings)
     _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
     _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
-    if (source / "tokenizer.model").is_file() and loader is not None:
+    if (source / TOKENIZER_FILE).is_file() and loader is not None:
         report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
     if kind is not None:
         save_drafter(temporary, kind, *kind.of_checkpoint(canonical, config, base_sha256))

@@ -20,7 +20,6 @@ from data_tools.verify import verify
 from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
-    TOKENIZER_FILE,
     Manifest,
     MembersEntry,
     manifest_bytes,
@@ -29,6 +28,7 @@ from nextlat_dist.data.shard_format import (
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import TOKENIZER_FILE
 from tests.kit.datasets import tiny_tokenizer, write_dataset
 from tests.kit.servers import file_server
 from tests.kit.tars import text_files, write_tar
