@@ -98,7 +98,7 @@ def test_a_run_is_counted_as_it_trained(text_dataset: Path) -> None:
     assert rows < padded.sum() < rows * length
 
 
-def test_it_is_stored_beside_the_predictor_replaced_and_removed(export: Path) -> None:
+def test_it_is_stored_next_to_the_predictor_replaced_and_removed(export: Path) -> None:
     assert load_draft_vocabulary(export) is None  # as in an export of an older release
     calibration = export / PREDICTOR_DIRECTORY / "calibration.json"
     for ids in ([0, 3, 30], [2, 5]):

@@ -1,4 +1,4 @@
-"""An export in other people's hands: lm-evaluation-harness with no flag, a predictor beside foreign weights."""
+"""An export in other people's hands: lm-evaluation-harness with no flag, a predictor next to foreign weights."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_harness_scores_do_not_depend_on_the_predictor(
     assert harness(without)["answers"]["choice"] != answers["choice"]
 
 
-def test_a_predictor_beside_other_base_weights_is_refused(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_predictor_next_to_other_base_weights_is_refused(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = load_base_weights(export)
     weights["model.norm.weight"][0] += 2**-20
     save_base_weights(export, weights)

@@ -1,6 +1,6 @@
 """The decoder as users meet it: defaults, requests that cannot be met, text in and out.
 
-What it computes is in test_engine_greedy.py, test_engine_rows.py, test_engine_ends.py, test_law.py.
+What it computes is in tests of engine/ and speculative/.
 """
 
 from __future__ import annotations

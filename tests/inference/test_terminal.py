@@ -88,7 +88,7 @@ def test_bytes_that_never_become_a_character(decoder: Decoder) -> None:
     assert text_of(stream.push(Piece(0, snowman[:1] * 4, 0))) == 4 * "\ufffd"  # no character is that long
 
 
-def test_the_space_behind_a_special_token(decoder: Decoder, tmp_path: Path) -> None:
+def test_the_space_after_a_special_token(decoder: Decoder, tmp_path: Path) -> None:
     """A tokenizer that takes the first space of a text away: what follows "</s>" is not the first."""
     shutil.copytree(decoder.export, tmp_path / "export")
     path = tmp_path / "export" / "tokenizer.json"
@@ -179,7 +179,7 @@ def scripted(lines: list[str | type[BaseException]]) -> Callable[[], str]:
     return read
 
 
-def test_chat_goes_on_from_the_text_so_far(decoder: Decoder) -> None:
+def test_chat_continues_from_the_text_so_far(decoder: Decoder) -> None:
     def answers(text: str, **options: int) -> str:
         [row] = decoder.generate([text], **{"max_new_tokens": 4, "draft_length": 2, **options})
         assert row.text is not None

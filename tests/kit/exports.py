@@ -251,7 +251,7 @@ def calibration(draft: float = 0.05, per_token: float = 0.1) -> Calibration:
 
 
 def tiny_world(directory: Path, vocabulary: int) -> Path:
-    """An export of so few tokens that the law of its continuations can be written down; it keeps half of its drafts."""
+    """An export of so few tokens that its continuations can be enumerated; it keeps half of its drafts."""
     config = tiny_config(
         vocab_size=vocabulary,
         hidden_size=8,
@@ -273,8 +273,10 @@ def reduced(decoder: Decoder, ids: list[int]) -> LatentPredictor:
 
 
 @torch.inference_mode()
-def joint_law(export: Path, sampling: Sampling, prompt: list[int], length: int) -> dict[tuple[int, ...], float]:
-    """The base model's law of `length` tokens behind `prompt`, from transformers' forward over every prefix."""
+def joint_distribution(
+    export: Path, sampling: Sampling, prompt: list[int], length: int
+) -> dict[tuple[int, ...], float]:
+    """The base model's distribution of `length` tokens after `prompt`, from transformers' forward over every prefix."""
     model = reference_model(export, torch.float64)
     every = list(itertools.product(range(model.config.vocab_size), repeat=length))
     p = sampling.probabilities(model(torch.tensor([[*prompt, *tokens] for tokens in every])).logits)

@@ -17,7 +17,7 @@ VOCAB = 5  # so few that random drafts are accepted now and then
 
 
 def mtp_export(directory: Path, horizon: int = HORIZON) -> Path:
-    """A random base, whose extra layers are its own layers and final norm, drawn anew."""
+    """A random base, whose extra layers are its own layers and final norm, drawn again."""
     config = tiny_config(vocab_size=VOCAB, eos_token_id=4, max_position_embeddings=CONTEXT)
     weights = random_weights(config)
     write_export(directory, config, weights, None)

@@ -84,7 +84,7 @@ def test_logits_are_those_of_the_training_forward(tmp_path: Path, one_rank: Rank
 
 
 class Rows:
-    """A batch that grows, shrinks and drafts at random, beside the settled states of every row that is left."""
+    """A batch that grows, shrinks and drafts at random, next to the settled states of every row that is left."""
 
     def __init__(self, drafter: MultiTokenPrediction, seed: int) -> None:
         self.pick = random.Random(seed)

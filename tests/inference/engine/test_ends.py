@@ -128,7 +128,7 @@ def test_eos_of_the_export_stops_unless_ignored(decoders: dict[str, Decoder], dr
 def test_stop_string_of_several_tokens_at_every_offset_of_a_block(
     speaking: Decoder, draft_length: int, temperature: float
 ) -> None:
-    """Against the definition: the first token behind which the continuation's text has the string in it is the last."""
+    """Against the definition: the first token after which the continuation's text has the string in it is the last."""
     prompt = "alpha beta"
     ids = speaking.encode(prompt)
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Sampled output of the whole decoder against the base model's joint law: chi-square and total variation, fixed seeds.
+"""Sampled output of the whole decoder against the base model's: chi-square and total variation of joint tokens.
 
 100,000 continuations each; the significance of a test is divided by the number of tests. A decoder that is wrong in one
 of the ways that speculative decoding can be wrong goes through the same tests and fails them.
@@ -27,7 +27,7 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts, DraftStep
 from nextlat_dist.inference.stopping import Stops
-from tests.kit.exports import calibration, joint_law, reduced, tiny_world
+from tests.kit.exports import calibration, joint_distribution, reduced, tiny_world
 from tests.kit.verifiers import WRONG_VERIFIERS, Verifier
 
 PROMPT = [0]
@@ -51,7 +51,7 @@ ALPHA = 0.01 / (2 * (len(CASES) + len(SLOW_CASES)))  # Bonferroni: two p-values 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_world(tmp_path_factory.mktemp("law"), 4)
+    return tiny_world(tmp_path_factory.mktemp("distribution"), 4)
 
 
 def loaded(export: Path, ids: list[int] | None = None) -> Decoder:
@@ -91,10 +91,10 @@ def sample(
     return seen, drafted, accepted
 
 
-def p_values(seen: Counter[tuple[int, ...]], law: dict[tuple[int, ...], float]) -> tuple[float, float]:
+def p_values(seen: Counter[tuple[int, ...]], distribution: dict[tuple[int, ...], float]) -> tuple[float, float]:
     """Of the chi-square test and of the total variation; 0 where something impossible was seen."""
     count = seen.total()
-    possible = {tokens: p for tokens, p in law.items() if p > 0}
+    possible = {tokens: p for tokens, p in distribution.items() if p > 0}
     if set(seen) - set(possible):
         return 0.0, 0.0
     # Chi-square, with the rare outcomes as one.
@@ -123,9 +123,9 @@ def test_sampled_output_follows_the_base_model(case: str, export: Path) -> None:
     if draft_length == "adaptive":
         _, fixed, _ = sample(loaded(export, ids), 2, sampling, new_tokens, 2_000)
         assert drafted[1] / drafted[0] < 0.9 * fixed[1] / fixed[0], "it stops early now and then"
-    law = joint_law(export, sampling, PROMPT, new_tokens)
-    assert sum(law.values()) == pytest.approx(1, abs=1e-12)
-    chi_square, total_variation = p_values(seen, law)
+    distribution = joint_distribution(export, sampling, PROMPT, new_tokens)
+    assert sum(distribution.values()) == pytest.approx(1, abs=1e-12)
+    chi_square, total_variation = p_values(seen, distribution)
     assert chi_square > ALPHA
     assert total_variation > ALPHA
 
@@ -133,7 +133,7 @@ def test_sampled_output_follows_the_base_model(case: str, export: Path) -> None:
 def of_a_wrong_decoder(export: Path, draft_length: DraftLength = 2) -> tuple[float, float]:
     sampling = Sampling(1.0)
     seen, *_ = sample(loaded(export), draft_length, sampling, 4, COUNT // 5)
-    return p_values(seen, joint_law(export, sampling, PROMPT, 4))
+    return p_values(seen, joint_distribution(export, sampling, PROMPT, 4))
 
 
 def test_a_right_decoder_passes_with_as_few_samples(export: Path) -> None:

@@ -1,8 +1,8 @@
-"""The law of the whole engine, exactly: everything that its random numbers can make of it is enumerated.
+"""The distribution of the whole engine, exactly: everything that its random numbers can make of it is enumerated.
 
 A run is a step function of each number that it draws, the later ones being what they are. Number by number, the steps
 are found by bisection and a run is continued from each, until it draws no more. The probabilities of all ends add up to
-the joint law of the tokens, which is held against transformers' own forward over every prefix.
+the joint distribution of the tokens, which is held against transformers' own forward over every prefix.
 
 Command: `pytest tests/inference/speculative/test_exact_distribution.py`.
 """
@@ -27,7 +27,7 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts
 from nextlat_dist.inference.stopping import Stops
-from tests.kit.exports import calibration, joint_law, reduced, tiny_world
+from tests.kit.exports import calibration, joint_distribution, reduced, tiny_world
 from tests.kit.verifiers import WRONG_VERIFIERS, Verifier
 
 EXACT = 1e-12
@@ -40,7 +40,7 @@ Interval = tuple[int, float, float, Trace, Trace]  # of which node, its ends, an
 
 @dataclass
 class Script:
-    """Random numbers as written; those behind the last are 0.5."""
+    """Random numbers as written; those after the last are 0.5."""
 
     written: Sequence[float]
     used: int = 0
@@ -55,7 +55,7 @@ class Traced(DecodingEngine):
 
     def follow(self, scripts: list[Script]) -> list[Trace]:
         for row, script in zip(self.rows, scripts, strict=True):
-            row.numbers = script  # type: ignore[assignment]
+            row.generator = script  # type: ignore[assignment]
         self.traces: list[Trace] = [[] for _ in scripts]
         for _ in self.run():
             pass
@@ -70,7 +70,7 @@ class Traced(DecodingEngine):
 
 @dataclass
 class Engine:
-    """What is run: `new_tokens` tokens behind PROMPT."""
+    """What is run: `new_tokens` tokens after PROMPT."""
 
     decoder: Decoder
     sampling: Sampling
@@ -91,9 +91,9 @@ class Engine:
             traces += self.kind(self.decoder.llama, self.decoder.drafter, prompts, request, policy, seeds).follow(part)
         return traces
 
-    def law(self) -> dict[tuple[int, ...], float]:
+    def distribution(self) -> dict[tuple[int, ...], float]:
         """Of all tokens, from every sequence of numbers."""
-        law: dict[tuple[int, ...], float] = defaultdict(float)
+        distribution: dict[tuple[int, ...], float] = defaultdict(float)
         nodes: list[tuple[list[float], float]] = [([], 1.0)]
         while nodes:
             starts = [Script([*written, low]) for written, _ in nodes for low in (0.0, TOP)]
@@ -101,11 +101,11 @@ class Engine:
             intervals: list[Interval] = []
             for index, (written, probability) in enumerate(nodes):
                 if starts[2 * index].used <= len(written):  # it drew no more than that
-                    law[emitted(traces[2 * index])] += probability
+                    distribution[emitted(traces[2 * index])] += probability
                 else:
                     intervals.append((index, 0.0, TOP, traces[2 * index], traces[2 * index + 1]))
             nodes = self._steps(nodes, intervals)
-        return law
+        return distribution
 
     def _steps(
         self, nodes: list[tuple[list[float], float]], intervals: list[Interval]
@@ -146,11 +146,11 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Decoder]:
 
 
 def largest_error(engine: Engine) -> float:
-    law = engine.law()
-    expected = joint_law(engine.decoder.export, engine.sampling, PROMPT, engine.new_tokens)
+    distribution = engine.distribution()
+    expected = joint_distribution(engine.decoder.export, engine.sampling, PROMPT, engine.new_tokens)
     assert sum(expected.values()) == pytest.approx(1, abs=EXACT)
-    assert set(law) <= set(expected)
-    return max(abs(law.get(tokens, 0.0) - probability) for tokens, probability in expected.items())
+    assert set(distribution) <= set(expected)
+    return max(abs(distribution.get(tokens, 0.0) - probability) for tokens, probability in expected.items())
 
 
 CASES: dict[str, tuple[Any, ...]] = {
@@ -173,7 +173,7 @@ BIG_CASES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in BIG_CASES)])
-def test_joint_law_of_the_engine_is_the_base_models(case: str, decoders: dict[int, Decoder]) -> None:
+def test_joint_distribution_of_the_engine_is_the_base_models(case: str, decoders: dict[int, Decoder]) -> None:
     vocabulary, new_tokens, draft_length, sampling, ids = (CASES | BIG_CASES)[case]
     decoder = decoders[vocabulary]
     if ids:

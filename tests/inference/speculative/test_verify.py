@@ -1,4 +1,4 @@
-"""Speculative sampling, exactly: every branch of a cycle is enumerated and the joint law compared with the base's.
+"""Speculative sampling, exactly: every branch of a cycle is enumerated, the joint distribution is the base's.
 
 The verifier is a black box: an outcome is a step function of each uniform number, and its steps are found by bisection.
 How far a row drafts is up to a pace, the engine's own or one that does its worst with what it may know. Wrong
@@ -25,7 +25,7 @@ from nextlat_dist.inference.speculative.verify import Drafts, DraftStep, residua
 from tests.kit.exports import calibration
 from tests.kit.verifiers import WRONG_VERIFIERS, Outcome, Verifier
 
-Law = dict[tuple[int, ...], float]
+Distribution = dict[tuple[int, ...], float]
 TOP = math.nextafter(1.0, 0.0)
 EXACT = 1e-12
 
@@ -53,11 +53,11 @@ class Tables:
         return Tables(vocabulary, drafts, base, draft, ids)
 
     def continuation(self, prefix: tuple[int, ...], tokens: tuple[int, ...]) -> float:
-        """P(the base emits `tokens` behind `prefix`)."""
+        """P(the base emits `tokens` after `prefix`)."""
         whole = prefix + tokens
         return math.prod(float(self.base[whole[:i]][whole[i]]) for i in range(len(prefix), len(whole)))
 
-    def joint(self) -> Law:
+    def joint(self) -> Distribution:
         every = itertools.product(range(self.vocabulary), repeat=self.drafts + 1)
         return {tokens: self.continuation((), tokens) for tokens in every}
 
@@ -166,8 +166,10 @@ def step_lengths(outcomes: Callable[[list[tuple[int, float]]], list[int]], funct
     return lengths
 
 
-def law_of_a_cycle(tables: Tables, verifier: Verifier, pace: Pace, keeps: Callable[[float], bool]) -> Law:
-    """Joint law of the first `drafts` + 1 tokens: one cycle, and the base model for what it leaves open."""
+def distribution_of_a_cycle(
+    tables: Tables, verifier: Verifier, pace: Pace, keeps: Callable[[float], bool]
+) -> Distribution:
+    """Joint distribution of the first `drafts` + 1 tokens: one cycle, and the base model for what it leaves open."""
     leaves = list(all_drafts(tables, pace, keeps))
     assert sum(leaf.probability for leaf in leaves) == pytest.approx(1, abs=EXACT)
 
@@ -198,13 +200,13 @@ def law_of_a_cycle(tables: Tables, verifier: Verifier, pace: Pace, keeps: Callab
         assert accepted == [n for _, n, _ in rows]
         return tokens
 
-    law: Law = defaultdict(float)
+    distribution: Distribution = defaultdict(float)
     for (leaf, accepted, probability), line in zip(branches, step_lengths(following, len(branches)), strict=True):
         for token, share in line.items():
             emitted = (*leaf.tokens[:accepted], token)
             for rest in itertools.product(range(tables.vocabulary), repeat=tables.drafts - accepted):
-                law[emitted + rest] += probability * share * tables.continuation(emitted, rest)
-    return law
+                distribution[emitted + rest] += probability * share * tables.continuation(emitted, rest)
+    return distribution
 
 
 def largest_error(
@@ -213,10 +215,10 @@ def largest_error(
     pace: Pace | None = None,
     keeps: Callable[[float], bool] = lambda share: True,
 ) -> float:
-    law = law_of_a_cycle(tables, verifier, pace or Rule(never), keeps)
+    distribution = distribution_of_a_cycle(tables, verifier, pace or Rule(never), keeps)
     joint = tables.joint()
-    assert set(law) <= set(joint)
-    return max(abs(law.get(tokens, 0.0) - probability) for tokens, probability in joint.items())
+    assert set(distribution) <= set(joint)
+    return max(abs(distribution.get(tokens, 0.0) - probability) for tokens, probability in joint.items())
 
 
 SAMPLINGS = [Sampling(1.0), Sampling(0.5), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.7), Sampling(2.0, 3, 0.9)]
@@ -225,7 +227,7 @@ REDUCED = [2, 0]
 
 @pytest.mark.parametrize("ids", [None, REDUCED], ids=["whole", "reduced"])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=repr)
-def test_joint_law_is_the_base_models(sampling: Sampling, ids: list[int] | None) -> None:
+def test_joint_distribution_is_the_base_models(sampling: Sampling, ids: list[int] | None) -> None:
     assert largest_error(Tables.random(sampling, 3, 2, ids)) < EXACT
 
 
@@ -271,8 +273,8 @@ def test_a_token_discarded_for_its_own_value_is_noticed() -> None:
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     prefixes: list[tuple[int, ...]] = [(), (0,), (1,), (2,)]
     tables = Tables(3, 1, dict.fromkeys(prefixes, p), dict.fromkeys(prefixes, p))
-    law = law_of_a_cycle(tables, verify_sampled, Rule(never), lambda share: share >= 0.4)
-    first = [sum(law[a, b] for b in range(3)) for a in range(3)]
+    distribution = distribution_of_a_cycle(tables, verify_sampled, Rule(never), lambda share: share >= 0.4)
+    first = [sum(distribution[a, b] for b in range(3)) for a in range(3)]
     assert first == pytest.approx([0.75, 0.15, 0.10], abs=EXACT)
     # The same threshold on the confidence, which is known before, is right.
     assert largest_error(tables, pace=Rule(lambda drafted, confidence: confidence < 0.4)) < EXACT
