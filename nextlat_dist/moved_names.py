@@ -129,6 +129,7 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.checkpoint.tensors": {"rank_place": "nextlat_dist.checkpoint.tensors:rank_name"},
     "nextlat_dist.checkpoint.writer": {"Outcome": "nextlat_dist.checkpoint.writer:SaveOutcome"},
     "nextlat_dist.data.order": {"Span": "nextlat_dist.data.order:WindowPart"},
+    "nextlat_dist.data.shard_format": {"TOKENIZER_FILE": "nextlat_dist.files"},
     "nextlat_dist.data.packing": {"Block": "nextlat_dist.data.packing:ArrangedDocuments"},
     "nextlat_dist.tasks.countdown": {"Verdict": "nextlat_dist.tasks.countdown:CountdownVerdict"},
     "nextlat_dist.tasks.vocabulary": {
