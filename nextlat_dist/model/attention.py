@@ -1,4 +1,4 @@
-"""Core attention with document masks: torch SDPA behind Megatron-Core's attention interface, on CPU and GPU alike."""
+"""Core attention with document masks: torch SDPA under Megatron-Core's attention interface, on CPU and GPU alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def document_attention_mask(document_ids: torch.Tensor) -> torch.Tensor:
 
 
 class DocumentMaskedAttention(nn.Module):
-    """Megatron-Core calls it in place of its own core attention; q, k, v are [s, b, heads (local), head size]."""
+    """Megatron-Core calls it instead of its own core attention; q, k, v are [s, b, heads (local), head size]."""
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__()

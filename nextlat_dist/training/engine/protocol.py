@@ -50,7 +50,7 @@ class StateViews(Protocol):
         """Steps that the optimizer has taken."""
 
     def set_optimizer_steps(self, steps: int) -> None:
-        """Make it go on from there."""
+        """Make it continue from there."""
 
 
 class Engine(StateViews, Protocol):

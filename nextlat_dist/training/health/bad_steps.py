@@ -72,7 +72,7 @@ class BadSteps:
         if to in (0, self._rewound_to):
             first, end = state.skipped[-1]
             raise UserError(
-                f"training does not go on: {state.bad_steps} steps in a row up to step {state.step} were bad and "
+                f"training cannot continue: {state.bad_steps} steps in a row up to step {state.step} were bad and "
                 + ("there is no checkpoint yet to go back to" if to == 0 else f"so they were since step {to} before")
                 + f"; lower optimizer.lr, look at rows {first} to {end} (see metrics.jsonl), or change guards",
                 shared=True,

@@ -24,7 +24,7 @@ class StoppedBySignal(Exception):
     """The command's run was saved at `step` because a rank was asked to stop. Raised on every rank."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step} as asked by a signal; the same command goes on from there")
+        super().__init__(f"stopped at step {step} as asked by a signal; the same command resumes there")
         self.step = step
 
 

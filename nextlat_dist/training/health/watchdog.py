@@ -29,7 +29,7 @@ import torch.distributed as dist
 from nextlat_dist.errors import UserError
 from nextlat_dist.training.health.signals import StoppedBySignal
 
-EXIT_STALLED = 76  # a rank stalled or died; the same command goes on from the last checkpoint
+EXIT_STALLED = 76  # a rank stalled or died; the same command resumes from the last checkpoint
 DIRECTORY = "watchdog"
 VERDICT = "verdict.txt"
 SAMPLE_SECONDS = 0.05
@@ -43,7 +43,7 @@ class Beat:
 
     Attributes:
         ticks: grows with every write: the process runs.
-        progress: grows with every phase, alike on all ranks: training goes on.
+        progress: grows with every phase, alike on all ranks: training continues.
         where: innermost line of the main thread outside torch.
         waiting: the main thread is in a collective.
         ended: the exception that ended training on this rank.
