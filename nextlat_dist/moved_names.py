@@ -83,7 +83,7 @@ MODULES = {
     "nextlat_dist.export.tokenizer": "nextlat_dist.huggingface.tokenizer",
     "nextlat_dist.inference.batch": "nextlat_dist.inference.engine.engine",
     "nextlat_dist.inference.calibration": "nextlat_dist.inference.speculative.calibration",
-    "nextlat_dist.inference.drafter": "nextlat_dist.inference.drafters.base",
+    "nextlat_dist.inference.drafter": "nextlat_dist.inference.drafting",
     "nextlat_dist.inference.graphs": "nextlat_dist.inference.engine.graphs",
     "nextlat_dist.inference.linear": "nextlat_dist.inference.engine.linear",
     "nextlat_dist.inference.llama": "nextlat_dist.inference.engine.llama",

@@ -33,7 +33,9 @@ def name_of(path: Path) -> str:
 
 
 def test_files_and_folders_are_small() -> None:
-    """Of the packages: a file above 400 lines or a folder above 12 files is a missing folder."""
+    """A file above 400 lines or, in the packages, a folder above 12 files is a missing folder."""
+    tests = {name_of(path): len(path.read_text().splitlines()) for path in modules("tests", "examples")}
+    assert {name: size for name, size in tests.items() if size > 400} == {}
     sizes = {path: len(path.read_text().splitlines()) for path in modules(*PACKAGES) if path.name != "__init__.py"}
     assert {name_of(path): size for path, size in sizes.items() if size > 400} == {}
     assert statistics.median(sizes.values()) <= 150
@@ -44,6 +46,26 @@ def test_files_and_folders_are_small() -> None:
 def test_packages_say_what_they_are() -> None:
     packages = [path for path in modules(*PACKAGES) if path.name == "__init__.py"]
     assert [name_of(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def prints(source: str) -> Iterator[int]:
+    """Lines that call print."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield node.lineno
+
+
+def test_only_reporting_and_terminals_print() -> None:
+    """Commands say what a person sees through `reporting.console`; ranks log through `reporting.log`."""
+    assert list(prints("print(1)\nsay(2)\nx = [print(y) for y in z]\n")) == [1, 3]
+    allowed = ("nextlat_dist/reporting/", "nextlat_dist/inference/terminal.py")
+    found = {
+        f"{name_of(path)}:{line}"
+        for path in modules(*PACKAGES)
+        if not name_of(path).startswith(allowed)
+        for line in prints(path.read_text())
+    }
+    assert found == set()
 
 
 def comparisons_of_objectives(source: str) -> Iterator[int]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.opened import OpenedExport
-from nextlat_dist.inference.drafters.base import Drafter
+from nextlat_dist.inference.drafting import Drafter
 from nextlat_dist.inference.engine.engine import DecodingEngine
 from nextlat_dist.inference.engine.llama import Llama
 from nextlat_dist.inference.generation import Cycle, DraftLength, Generation, Piece, Request

@@ -20,8 +20,8 @@ from nextlat_dist.huggingface.base import save_base_weights
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig, save_predictor
 from nextlat_dist.huggingface.tokenizer import export_tokenizer
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.base import Chooser, Drawn, unroll
 from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.drafting import Chooser, Drawn, unroll
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 

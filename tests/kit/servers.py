@@ -1,4 +1,4 @@
-"""Real servers on this machine for the tests of remote places, with switches for what goes wrong on a network."""
+"""Real servers on this machine for the tests of remote storages, with switches for what goes wrong on a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+
+from nextlat_dist.data.storage.cache import CacheSettings
+from nextlat_dist.data.storage.remote import RemoteStorage
+
+CONTENT = bytes(range(256)) * 8  # of the file that a test's server has
 
 
 @dataclass
@@ -223,3 +228,8 @@ def gs_environment(monkeypatch: pytest.MonkeyPatch, server: FileServer) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+
+
+def patient(url: str, cache: CacheSettings | None = None, *, tries: int = 3, timeout: float = 20) -> RemoteStorage:
+    """A storage that tries again without long pauses."""
+    return RemoteStorage(url, cache, timeout_seconds=timeout, pauses_seconds=[0.01] * (tries - 1))

@@ -88,7 +88,7 @@ class DrafterKind:
         }
 
     def build(self, stored: StoredDrafter, llama: Any, graphs: Any) -> Any:
-        """What drafts with the stored tensors for `llama` (`inference.drafters.base.Drafter`)."""
+        """What drafts with the stored tensors for `llama` (`inference.drafting.Drafter`)."""
         return resolve(self.drafter)(stored, llama, graphs)
 
     def of_checkpoint(self, canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[Any, Tensors]:

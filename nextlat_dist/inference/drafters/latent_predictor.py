@@ -15,7 +15,7 @@ from torch.nn import functional
 from nextlat_dist.config.entries import PREDICTORS, resolve
 from nextlat_dist.huggingface.drafters.format import StoredDrafter
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig
-from nextlat_dist.inference.drafters.base import Chooser, DraftMemory, Drawn, unroll
+from nextlat_dist.inference.drafting import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.engine.graphs import Graphs
 from nextlat_dist.inference.engine.linear import linear
 from nextlat_dist.inference.engine.llama import Llama

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from nextlat_dist.huggingface.drafters.format import StoredDrafter
 from nextlat_dist.huggingface.drafters.mtp import MTPConfig
-from nextlat_dist.inference.drafters.base import Chooser, DraftMemory, Drawn, unroll
+from nextlat_dist.inference.drafting import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.engine.graphs import Graphs
 from nextlat_dist.inference.engine.llama import PREFILL_CHUNK_TOKENS, DecoderLayer, Llama
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nextlat_dist.inference.drafters.base import Chooser, Drafter
+from nextlat_dist.inference.drafting import Chooser, Drafter
 from nextlat_dist.inference.engine.llama import Llama
 from nextlat_dist.inference.generation import Cycle, Generation, Piece, Request
 from nextlat_dist.inference.speculative.policy import Pace, Policy

@@ -9,7 +9,7 @@ from torch import nn
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.huggingface.drafters.format import DrafterKind, StoredDrafter, Tensors
-from nextlat_dist.inference.drafters.base import Chooser, Drawn, unroll
+from nextlat_dist.inference.drafting import Chooser, Drawn, unroll
 from nextlat_dist.model.layer_list import HeadSettings
 from nextlat_dist.model.rows import ObjectiveInputs
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, token_mask
