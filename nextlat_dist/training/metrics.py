@@ -14,6 +14,9 @@ from nextlat_dist.files import BATCH_HASHES_FILE, METRICS_FILE, write_whole
 from nextlat_dist.parallel.device import peak_tflops
 from nextlat_dist.plan.counting import flops_per_token
 from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.log import logger
+
+log = logger(__name__)
 
 
 class NoLog:
@@ -78,7 +81,7 @@ class MetricsLog:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             if not self._complained:
-                say(f"warning: {path} cannot be written ({error}); training continues without these lines")
+                log.warning("%s cannot be written (%s); training continues without these lines", path, error)
             self._complained = True
 
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.log import logger
+
+log = logger(__name__)
 
 LOCK_FILE = "lock"
 COUNT_DIGITS = 20
@@ -160,8 +162,8 @@ class RangeCache:
     def _give_up(self, error: OSError) -> None:
         if not self._given_up:
             self._given_up = True
-            say(
-                f"warning: cache directory {self._directory} cannot be used ({error.strerror}); continuing without "
-                "keeping anything more in it",
-                error=True,
+            log.warning(
+                "cache directory %s cannot be used (%s); continuing without keeping anything more in it",
+                self._directory,
+                error.strerror,
             )

@@ -21,10 +21,12 @@ from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.data.mixture import Mixture
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
-from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.log import logger
 from nextlat_dist.training.engine.master_state import load_state
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.state.trainer_state import TrainerState, saved_config
+
+log = logger(__name__)
 
 
 def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
@@ -55,7 +57,7 @@ def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | 
             if last or not config.checkpoint.fallback:
                 raise
             if dims.rank == 0:
-                say(f"warning: {caught}; resuming from {candidates[number + 1].name} instead")
+                log.warning("%s; resuming from %s instead", caught, candidates[number + 1].name)
             continue
         raise_together(_incompatible(config, candidate))
         return Path(candidate)
@@ -141,7 +143,7 @@ def _candidates(config: RunConfig, root: Path) -> list[Path]:
             )
         return []
     if root.stat().st_mode & stat.S_IWOTH and not root.stat().st_mode & stat.S_ISVTX:
-        say(f"warning: every user of this machine can change {root}; take that away with chmod o-w")
+        log.warning("every user of this machine can change %s; take that away with chmod o-w", root)
     return [newest, *(older for older in reversed(committed(root)) if older.name < newest.name)]
 
 
