@@ -312,9 +312,10 @@ NAMES: dict[str, dict[str, str]] = {
         "load": "nextlat_dist.inference.loading",
     },
     "nextlat_dist.inference.drafter": {
-        "LatentPredictor": "nextlat_dist.inference.drafters.latent_predictor",
+        "LatentPredictor": "nextlat_dist.inference.drafters.latent_predictor:LatentPredictorDrafter",
     },
     "nextlat_dist.inference.llama": {
+        "DecoderLayer": "nextlat_dist.inference.engine.llama:LlamaLayer",
         "LlamaConfig": "nextlat_dist.huggingface.base",
     },
     "nextlat_dist.evaluation.task_exports": {

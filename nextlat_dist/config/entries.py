@@ -1,8 +1,8 @@
 """Names in a configuration that stand for code: objectives (`objective.name`) and predictors (`predictor.fusion`).
 
-A name is one of ours, that of an installed entry point, or `my_module:MyEntry` in a config that the user passes. It
-stands for one frozen entry, which says all that the rest of the package must know. Entries are plain data without
-torch: what has to be built, they name as `module:attribute`, imported by whoever builds it.
+A name is one of ours, that of an installed entry point, or `my_module:MyEntry` in what the user passes. It stands for
+one frozen entry, which says all that the rest of the package must know. Entries are plain data without torch: what has
+to be built, they name as `module:attribute`, imported by whoever builds it.
 
 Which way imports point: the catalogues (`objective.catalogue`, `model.predictors`) import this module, as a third
 party's does; this module reaches them by reference, as it reaches a third party's. So no rule of the configuration
@@ -165,7 +165,9 @@ class Entries(Generic[Entry]):
         return {entry.name: entry for entry in resolve(self._built_in)}
 
     def allow(self, name: str) -> None:
-        """`name` stands in a config that the user passed: what it names may be imported, also from the working folder.
+        """`name` stands in a config or an option that the user passed: what it names may be imported.
+
+        The working folder is looked in, too.
 
         Without this, `my_module:MyEntry` in a file that came with a checkpoint would import whatever it names.
         """
@@ -200,7 +202,8 @@ class Entries(Generic[Entry]):
         if reference not in self._allowed:
             raise UserError(
                 f"{self._key} is {reference!r}, which is imported only for a config that you pass, never for one that "
-                f"comes with a checkpoint; install it as an entry point of the group {self._group}"
+                f"comes with a checkpoint; give --allow-import {reference}, or install it as an entry point of the "
+                f"group {self._group}"
             )
         try:
             return resolve(reference)

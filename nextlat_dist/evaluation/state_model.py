@@ -20,7 +20,7 @@ from torch import Tensor
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictorDrafter
 from nextlat_dist.inference.loading import default_device, llama_of
 
 CHUNK_TOKENS = 16384  # of all rows of a chunk together; bounds the memory of activations
@@ -61,7 +61,7 @@ class ExportModel:
         self._llama = llama_of(self._opened, self.device, dtype)
         stored = self._opened.drafter
         drafter = None if stored is None else stored.kind.build(stored, self._llama, None)
-        self._predictor = drafter if isinstance(drafter, LatentPredictor) else None
+        self._predictor = drafter if isinstance(drafter, LatentPredictorDrafter) else None
         self.has_predictor = self._predictor is not None
         self.predictor_hidden_size: int | None = None
         if stored is not None and self.has_predictor:

@@ -27,16 +27,27 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="draft from the N most frequent ids (default: %(default)s, from all)",
     )
+    export.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="my_module:MyEntry",
+        help="import the run's objective or predictor of that name; may be repeated (default: import none)",
+    )
     export.set_defaults(run_command=_export)
 
 
 def _export(options: argparse.Namespace) -> None:
+    from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS
     from nextlat_dist.huggingface.export import export_checkpoint
     from nextlat_dist.parallel.device import quiet_third_parties, use_cpu_where_no_cuda
     from nextlat_dist.reporting.console import say
 
     use_cpu_where_no_cuda()
     quiet_third_parties()
+    for name in options.allow_import:
+        OBJECTIVES.allow(name)
+        PREDICTORS.allow(name)
     report = export_checkpoint(
         options.checkpoint,
         options.output,

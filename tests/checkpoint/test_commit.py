@@ -202,7 +202,7 @@ def test_only_what_is_wanted_is_checked(root: Path) -> None:
 
 
 def test_an_edited_manifest_with_a_new_digest_is_what_it_says(root: Path) -> None:
-    """The digest guards against accidents; whoever computes it anew means it."""
+    """The digest guards against accidents; whoever computes it again means it."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["step"] = 7

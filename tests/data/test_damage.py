@@ -192,7 +192,7 @@ def test_any_damage_to_an_index_is_detected(dataset: Path) -> None:
 
 
 def test_any_damage_to_a_manifest_is_detected(dataset: Path) -> None:
-    """One bit of each byte, and a cut behind every byte but the last, which is a line end."""
+    """One bit of each byte, and a cut after every byte but the last, which is a line end."""
     path = dataset / MANIFEST_FILE
     good = path.read_bytes()
     storage = open_storage(dataset)

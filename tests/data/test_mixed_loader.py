@@ -121,7 +121,7 @@ def test_sources_must_have_one_tokenizer_and_different_names(sources: list[Sourc
 
 
 def test_an_error_ahead_is_raised_at_its_batch_and_again(sources: list[Source]) -> None:
-    """Workers run into the damage early; the batches before it are still handed out, those after it once mended."""
+    """Workers run into the damage early; the batches before it are still handed out, those after it once repaired."""
     web = sources[0]
     expected = digests(loaders([web]), 20)
     damage(web, [order_of(web)[4]])
@@ -136,7 +136,7 @@ def test_an_error_ahead_is_raised_at_its_batch_and_again(sources: list[Source]) 
         with pytest.raises(UserError, match="is damaged"):
             each.next_batch()
         assert each.cursor.row == good * BATCH
-    damage(web, [order_of(web)[4]])  # the same bit again: mended
+    damage(web, [order_of(web)[4]])  # the same bit again: repaired
     assert digests([each], 20 - good) == expected[good:]
     each.close()
 
@@ -224,7 +224,7 @@ def test_a_record_that_was_quarantined_stays_so_when_it_is_mended(sources: list[
     cursor = each.cursor
     assert cursor.quarantined == {"web": [bad]}
     later = digests([each], 20)
-    damage(web, [bad])  # the same bit again: mended
+    damage(web, [bad])  # the same bit again: repaired
     assert Records(open_storage(Path(web.dataset)), read_manifest(Path(web.dataset))).read(bad)
     assert digests(loaders([web], cursor=cursor, **QUARANTINE), 20) == later
 

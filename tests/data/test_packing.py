@@ -23,7 +23,7 @@ def test_arrange_moves_whole_documents_with_their_masks() -> None:
 
 
 def test_arrange_mixes_the_documents_of_several_records() -> None:
-    """A record without prompts may stand beside one with prompts."""
+    """A record without prompts may stand next to one with prompts."""
     block = arrange([RECORD, WITHOUT_PROMPTS], np.array([5, 2, 0, 1, 4, 3]))
     long, first, short = [1, 70, 71, 72, 73, 2], [1, 50, 51, 2], [1, 60]
     assert block.tokens.tolist() == [*long, *long, *first, *short, *short, *first]
@@ -44,7 +44,7 @@ def test_concat_numbers_documents_in_each_row_and_keeps_masks_over_rows() -> Non
     assert batch.tokens.tolist() == [[50, 51, 2, 1, 60], [1, 70, 71, 72, 73]]
     assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
     assert batch.loss_mask.tolist() == [[True, True, True, False, True], [False, False, False, False, True]]
-    # The third document goes on from a row that ends inside its prompt: its mask goes on too.
+    # The third document continues after a row that ends inside its prompt: so does its mask.
     batch = concat_rows([(block, 6, 12)], 2, 0)
     assert batch.document_ids.tolist() == [[0, 0], [0, 0], [0, 0]]
     assert batch.loss_mask.tolist() == [[False, False], [False, False], [True, True]]

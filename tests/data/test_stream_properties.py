@@ -230,7 +230,7 @@ def test_an_epoch_holds_every_token_once(
 def test_ranks_workers_and_cuts_change_no_batch(
     case: tuple[Shape, Options], parts: Sequence[tuple[int, int, int]]
 ) -> None:
-    """A run that is stopped again and again goes on with other ranks and workers each time."""
+    """A run that is stopped again and again resumes with other ranks and workers each time."""
     shape, options = case
     with TemporaryDirectory() as folder:
         shape.write(Path(folder))

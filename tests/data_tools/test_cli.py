@@ -257,7 +257,7 @@ def test_from_tars_of_text_to_a_verified_dataset(tmp_path: Path, capfd: pytest.C
 def test_an_interrupted_run_leaves_nothing_under_a_final_name(
     tmp_path: Path, workers: int, sent: signal.Signals
 ) -> None:
-    """It is stopped while a shard is open: standard input goes on for ever."""
+    """It is stopped while a shard is open: standard input never ends."""
     output = tmp_path / "data"
     arguments = ["shard", "--input", "-", "--tokenizer", tiny_tokenizer(), "--output", output, "--workers", workers]
     process = subprocess.Popen(

@@ -118,7 +118,7 @@ def test_a_flip_anywhere_is_found(dataset: Path) -> None:
 
 
 def test_a_damaged_header_hides_no_record(dataset: Path) -> None:
-    """webdataset stops there without a word; the records behind it are still checked."""
+    """webdataset silently stops there; the records after it are still checked."""
     flip(dataset / SHARDS[0], offset_of(dataset, 1) + 150)
     flip(dataset / SHARDS[0], offset_of(dataset, 3) + 700)
     found = verify(str(dataset)).problems

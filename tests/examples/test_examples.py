@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,23 @@ def test_an_objective_of_ones_own_trains(tmp_path: Path) -> None:
     for line in losses:
         assert line["smooth"] > 0
         assert line["loss"] == pytest.approx(line["next_token"] + 0.1 * line["smooth"], rel=1e-9)
+
+    # What a checkpoint names is imported only where the user names it too.
+    export = [
+        sys.executable,
+        "-m",
+        "nextlat_dist.cli",
+        "export",
+        "--checkpoint",
+        "run/checkpoints",
+        "--output",
+        "export",
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")])}
+    refused = subprocess.run(export, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--allow-import custom_objective:SMOOTH" in refused.stderr
+    assert not (tmp_path / "export").exists()
+    allowed = [*export, "--allow-import", "custom_objective:SMOOTH"]
+    subprocess.run(allowed, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert (tmp_path / "export/model.safetensors").is_file()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 from nextlat_dist.huggingface.drafters.format import DrafterKind
 from nextlat_dist.huggingface.drafters.latent_predictor import LATENT_PREDICTOR, PREDICTOR_TENSORS
-from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictorDrafter
 
 KIND = replace(
     LATENT_PREDICTOR, name="toy", algorithm="toy", architecture="Toy", drafter="toy_drafters:build", constants={}
@@ -33,7 +33,7 @@ KIND = replace(
 
 
 def build(stored, llama, graphs):
-    drafter = LatentPredictor(stored.config, stored.weights, llama)
+    drafter = LatentPredictorDrafter(stored.config, stored.weights, llama)
     drafter.longest = 1
     return drafter
 

@@ -56,8 +56,8 @@ def write_dataset(
         overwrite=False,
     )
     for number, document in enumerate(documents):
-        beside = {"labels": labels[number].astype(np.uint16)} if labels is not None else None
-        writer.add(document.astype(np.uint16), prompts[number] if prompts is not None else 0, beside)
+        extra = {"labels": labels[number].astype(np.uint16)} if labels is not None else None
+        writer.add(document.astype(np.uint16), prompts[number] if prompts is not None else 0, extra)
     writer.flush()
     return writer.finish({})
 

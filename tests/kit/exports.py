@@ -20,7 +20,7 @@ from nextlat_dist.huggingface.base import save_base_weights
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig, save_predictor
 from nextlat_dist.huggingface.tokenizer import export_tokenizer
 from nextlat_dist.inference.decoder import Decoder
-from nextlat_dist.inference.drafters.latent_predictor import LatentPredictor
+from nextlat_dist.inference.drafters.latent_predictor import LatentPredictorDrafter
 from nextlat_dist.inference.drafting import Chooser, Drawn, unroll
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
@@ -265,11 +265,11 @@ def tiny_world(directory: Path, vocabulary: int) -> Path:
     return write_export(directory, config, random_weights(config, seed=1, scale=0.6), random_predictor(8, width=8))
 
 
-def reduced(decoder: Decoder, ids: list[int]) -> LatentPredictor:
+def reduced(decoder: Decoder, ids: list[int]) -> LatentPredictorDrafter:
     """The decoder's predictor, with drafts of these ids only."""
     stored = decoder.opened.drafter
     assert stored is not None
-    return LatentPredictor(stored.config, stored.weights, decoder.llama, torch.tensor(ids))
+    return LatentPredictorDrafter(stored.config, stored.weights, decoder.llama, torch.tensor(ids))
 
 
 @torch.inference_mode()

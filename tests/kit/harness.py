@@ -21,7 +21,7 @@ from typing import Any
 
 START_SECONDS = 120.0
 GRACE_SECONDS = 3.0
-# Every layout leaves process groups behind, each with gloo threads; after this many jobs start afresh.
+# Every layout leaves process groups, each with gloo threads; after this many jobs start afresh.
 JOBS_PER_START = 8
 
 

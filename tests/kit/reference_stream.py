@@ -5,7 +5,7 @@ Shuffled, an epoch permutes the records of the whole dataset, every `window` of 
 the documents of a window are permuted; otherwise everything stays as it was stored.
 A permutation of n things with a key is the stable order of n raw numbers of numpy's PCG64 with that key: (seed,
 epoch, 0) for records, (seed, epoch, 1, first record of the window) for its documents.
-`concat`: all documents behind each other are cut into rows. `pad`: one document is one row, cut or padded.
+`concat`: all documents one after another are cut into rows. `pad`: one document is one row, cut or padded.
 A document's number counts within its row, padding is -1. A token is a target when its index in its document is at
 least max(prompt length, 1).
 """

@@ -73,7 +73,7 @@ class FileServer(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
     def misbehave(self, switches: Switches) -> None:
-        """From now on; the requests are counted anew."""
+        """From now on; the requests are counted from zero."""
         self.switches = replace(switches, statuses=[*switches.statuses])
         self.requests.clear()
         self.body_bytes = 0

@@ -23,7 +23,7 @@ def write_tar(path: Path, files: Sequence[tuple[str, bytes]], format: int = tarf
 
 
 def text_files(texts: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """A `.txt` of each text, with a picture and a pickle beside it."""
+    """A `.txt` of each text, with a picture and a pickle next to it."""
     files: list[tuple[str, bytes]] = []
     for key, text in texts.items():
         files += [

@@ -43,8 +43,8 @@ def write_test_set(directory: Path, task: Task, count: int) -> Path:
     rng = np.random.default_rng(0)
     for _ in range(count):
         document = task.sample(rng, "test")
-        beside = {} if document.labels is None else {"labels": document.labels.astype(np.uint16)}
-        writer.add(document.tokens.astype(np.uint16), document.prompt_tokens, beside)
+        extra = {} if document.labels is None else {"labels": document.labels.astype(np.uint16)}
+        writer.add(document.tokens.astype(np.uint16), document.prompt_tokens, extra)
     writer.flush()
     writer.finish({"task": {"name": task.name, "parameters": task.parameters, "seed": 0}})
     return directory

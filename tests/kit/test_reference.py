@@ -89,7 +89,7 @@ def test_logits_equal_hugging_face(llama: Any) -> None:
 
 
 def test_packed_document_reads_as_if_alone(llama: Any) -> None:
-    """Rotary positions are relative, so a document packed behind others has the logits it has on its own."""
+    """Rotary positions are relative, so a document packed after others has the logits it has on its own."""
     tokens = torch.randint(VOCAB, (1, 14))
     documents = torch.tensor([[0] * 4 + [1] * 6 + [2] * 2 + [-1] * 2])
     result = terms(dict(llama.state_dict()), tokens, documents, torch.ones_like(tokens, dtype=torch.bool))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm cluster of one node on this machine: munge, a controller and a node's daemon; a command runs beside them.
+# A Slurm cluster of one node on this machine: munge, a controller and a node's daemon; a command runs next to them.
 #
 # Usage: unshare --mount --net --uts --pid --fork --kill-child --mount-proc bash slurm_site.sh DIRECTORY COMMAND…
 #   DIRECTORY   takes the configuration, state and logs

@@ -170,7 +170,7 @@ def test_slurm_requeues_when_the_ranks_take_too_long(project: Project) -> None:
     while "requeue 10042" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "requeue 10042" in log.read_text()
-    assert process.poll() is None, "the ranks go on until Slurm ends them"
+    assert process.poll() is None, "the ranks run until Slurm ends them"
     end_everything(process)
 
 

@@ -153,7 +153,7 @@ def test_trips_by_hand() -> None:
     assert follow(south, east, east, south) == Trip((0, 3, 4, 5), (SOUTH, EAST, EAST), south, False)  # drives on
     assert follow(place_id(1)) == Trip((0,), (), place_id(1), False)  # no turn
     assert follow(EOS_ID) == Trip((0,), (), EOS_ID, False)
-    assert follow(east, east, south, EOS_ID, north).arrived  # nothing is read behind EOS
+    assert follow(east, east, south, EOS_ID, north).arrived  # nothing is read after EOS
 
 
 @pytest.mark.parametrize(

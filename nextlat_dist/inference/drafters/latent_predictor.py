@@ -48,12 +48,12 @@ def _form(fusion: str) -> Callable[[dict[str, torch.Tensor], float], Step]:
     return form
 
 
-def build(stored: StoredDrafter, llama: Llama, graphs: Graphs | None) -> LatentPredictor:
+def build(stored: StoredDrafter, llama: Llama, graphs: Graphs | None) -> LatentPredictorDrafter:
     """The drafter of an export's `latent_predictor/`."""
-    return LatentPredictor(stored.config, stored.weights, llama, stored.draft_vocabulary, graphs)
+    return LatentPredictorDrafter(stored.config, stored.weights, llama, stored.draft_vocabulary, graphs)
 
 
-class LatentPredictor:
+class LatentPredictorDrafter:
     """The predictor of the form that its config names, with the base model's own embedding e and output head."""
 
     longest: int | None = None
@@ -92,7 +92,7 @@ class LatentPredictor:
 class _Rollout:
     """The latent predictor's memory: the predicted states of the cycle under way, and nothing of the past."""
 
-    def __init__(self, predictor: LatentPredictor, graphs: Graphs | None) -> None:
+    def __init__(self, predictor: LatentPredictorDrafter, graphs: Graphs | None) -> None:
         self.predictor = predictor
         self.graphs = graphs
         self.h = torch.empty(0)

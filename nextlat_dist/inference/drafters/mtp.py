@@ -18,7 +18,7 @@ from nextlat_dist.huggingface.drafters.format import StoredDrafter
 from nextlat_dist.huggingface.drafters.mtp import MTPConfig
 from nextlat_dist.inference.drafting import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.engine.graphs import Graphs
-from nextlat_dist.inference.engine.llama import PREFILL_CHUNK_TOKENS, DecoderLayer, Llama
+from nextlat_dist.inference.engine.llama import PREFILL_CHUNK_TOKENS, Llama, LlamaLayer
 
 
 def build(stored: StoredDrafter, llama: Llama, graphs: Graphs | None) -> MultiTokenPrediction:
@@ -36,7 +36,7 @@ class MultiTokenPrediction:
         weights = {name: tensor.to(llama.embedding) for name, tensor in weights.items()}
         self.llama = llama
         self.longest: int | None = config.horizon
-        self.layers = [DecoderLayer(llama.config, weights, f"layers.{index}.") for index in range(config.horizon)]
+        self.layers = [LlamaLayer(llama.config, weights, f"layers.{index}.") for index in range(config.horizon)]
         self.norms = [weights[f"layers.{index}.norm.weight"] for index in range(config.horizon)]
 
     def start(self, rows: int, capacity: int) -> DraftMemory:

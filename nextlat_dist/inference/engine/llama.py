@@ -67,7 +67,7 @@ class Block:
     padded: torch.Tensor | None  # index of every token in [rows * width], if the rows' numbers of tokens disagree
 
 
-class DecoderLayer:
+class LlamaLayer:
     """One decoder layer; q/k rows are reordered so that the two halves that RoPE rotates together are neighbours."""
 
     def __init__(self, config: LlamaConfig, weights: dict[str, torch.Tensor], prefix: str) -> None:
@@ -134,7 +134,7 @@ class Llama:
         self.config = config
         self.embedding = weights["model.embed_tokens.weight"]
         self.layers = [
-            DecoderLayer(config, weights, f"model.layers.{index}.") for index in range(config.num_hidden_layers)
+            LlamaLayer(config, weights, f"model.layers.{index}.") for index in range(config.num_hidden_layers)
         ]
         self.final_norm = weights["model.norm.weight"]
         self.head_weight = weights.get("lm_head.weight", self.embedding)

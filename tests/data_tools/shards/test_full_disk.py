@@ -1,4 +1,4 @@
-"""A disk that is really full, and files that may really not grow: one sentence, and the next run goes on."""
+"""A disk that is really full, and files that may really not grow: one sentence, and the next run resumes."""
 
 from __future__ import annotations
 

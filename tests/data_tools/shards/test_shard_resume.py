@@ -1,4 +1,4 @@
-"""An interrupted `shard` goes on: the same bytes as an uninterrupted one, without doing finished shards again."""
+"""An interrupted `shard` resumes: the same bytes as an uninterrupted one, without doing finished shards again."""
 
 from __future__ import annotations
 

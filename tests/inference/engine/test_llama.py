@@ -69,7 +69,7 @@ def test_bf16_is_as_close_to_the_truth_as_transformers(tmp_path: Path) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("counts", [[(3, 3, 3), (1, 1, 1)], [(3, 1, 4), (0, 2, 1), (1, 1, 1)], [(0, 0, 5)]], ids=str)
 def test_rows_of_different_lengths(tmp_path: Path, counts: list[tuple[int, ...]]) -> None:
-    """Rows that accepted different numbers of tokens go on as if each were alone, by as many as each needs."""
+    """Rows that accepted different numbers of tokens continue as if each were alone, by as many as each needs."""
     llama, reference = build(tmp_path, torch.float64)
     ids = tokens(3, 30)
     cache = llama.new_cache(3, 40)

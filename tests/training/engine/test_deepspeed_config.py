@@ -1,4 +1,4 @@
-"""The DeepSpeed settings: ours, the user's raw ones beside them, and a sentence where the two contradict."""
+"""The DeepSpeed settings: ours, the user's raw ones with them, and a sentence where the two contradict."""
 
 from __future__ import annotations
 

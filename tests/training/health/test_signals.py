@@ -1,4 +1,4 @@
-"""Asked to stop, a run saves and ends; going on from there gives the run that was never stopped."""
+"""Asked to stop, a run saves and ends; resuming from there gives the run that was never stopped."""
 
 from __future__ import annotations
 

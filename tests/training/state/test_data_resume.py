@@ -73,7 +73,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(
     before, after = logged(whole), logged(cut)
     assert sorted(after) == list(range(1, 10))
     for step, line in before.items():
-        assert after[step] == pytest.approx(line, rel=1e-3), "weights and optimizer go on too"
+        assert after[step] == pytest.approx(line, rel=1e-3), "weights and optimizer resume too"
 
 
 def test_hash_log_of_tensor_and_pipeline_ranks_is_that_of_one_rank(

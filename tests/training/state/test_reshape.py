@@ -1,4 +1,4 @@
-"""A checkpoint of any layout goes on in any other: the same weights and moments to the byte, the same losses."""
+"""A checkpoint of any layout resumes in any other: the same weights and moments to the byte, the same losses."""
 
 from __future__ import annotations
 

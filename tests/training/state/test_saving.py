@@ -1,4 +1,4 @@
-"""Saves beside training, saves that fail, checkpoints that are damaged: what a run does about each."""
+"""Saves during training, saves that fail, checkpoints that are damaged: what a run does about each."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def kilobytes_of(directory: Path) -> int:
 def test_a_disk_that_is_full_keeps_the_older_checkpoint(
     finished: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks
 ) -> None:
-    """Room for one checkpoint and a half, for metrics and all; once there is more, the run goes on."""
+    """Room for one checkpoint and a half, for metrics and all; once there is more, later saves succeed."""
     one = kilobytes_of(finished / "checkpoints" / "step_00000003")
     run = tmp_path / "disk"
     with disk(run, one * 3 // 2) as remount:
