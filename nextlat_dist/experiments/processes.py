@@ -11,11 +11,13 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from nextlat_dist.errors import UserError
+
+WATCH_SECONDS = 20.0
 
 
 class Processes:
@@ -30,9 +32,18 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
-    def run(self, command: Sequence[str], log: IO[bytes], stdout: IO[bytes] | None = None) -> int:
-        """Exit status of `command`, negative when a signal ended it; `log` gets its stderr, and its stdout too where
-        `stdout` is None.
+    def run(
+        self,
+        command: Sequence[str],
+        log: IO[bytes],
+        stdout: IO[bytes] | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Exit status of `command`, negative when a signal ended it.
+
+        Args:
+            log: gets its stderr, and its stdout too where `stdout` is None.
+            watch: called every `WATCH_SECONDS` while it runs.
         """
         with self._guard:
             if self._stopped:
@@ -47,7 +58,12 @@ class Processes:
                 start_new_session=True,  # Ctrl-C is ours to pass on: a training then saves before it ends
             )
             self._running.add(process)
-        status = process.wait()
+        while True:
+            try:
+                status = process.wait(WATCH_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                watch()
         with self._guard:
             self._running.discard(process)
         return status

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from nextlat_dist.data.shard_format import MANIFEST_FILE
 from nextlat_dist.experiments.processes import Processes
 from nextlat_dist.files import write_whole
+from nextlat_dist.reporting.console import say
 
 
 class StepFailed(Exception):
@@ -75,7 +76,7 @@ def run_step(step: Step, directory: Path, processes: Processes) -> None:
     write_whole(started, step.key)
     start = time.monotonic()
     with log.open("ab") as stream, (step.stdout or log).open("wb" if step.stdout else "ab") as stdout:
-        status = processes.run(step.command, stream, stdout)
+        status = processes.run(step.command, stream, stdout, _teller(step, log))
     if status != 0:
         raise StepFailed(step.name, f"ended with status {status}: {_last_line(log)}", log)
     missing = [str(output) for output in step.outputs if not output.exists()]
@@ -83,6 +84,20 @@ def run_step(step: Step, directory: Path, processes: Processes) -> None:
         raise StepFailed(step.name, f"ended without writing {missing[0]}: {_last_line(log)}", log)
     content = {"key": step.key, "seconds": time.monotonic() - start}
     write_whole(directory / f"{step.name}.done", json.dumps(content))
+
+
+def _teller(step: Step, log: Path) -> Callable[[], None]:
+    """Says the last line of a running step's log: its progress; nothing where it said nothing new."""
+    said = [_last_line(log)]
+
+    def tell() -> None:
+        line = _last_line(log)
+        if line != said[-1]:
+            said[:] = [line]
+            # The cell's folders tell jobs apart that run at the same time.
+            say(f"{log.parent.parent.name}/{log.parent.name} {step.name}: {line}", error=True)
+
+    return tell
 
 
 def _make_way(step: Step, directory: Path, started: Path, log: Path) -> None:

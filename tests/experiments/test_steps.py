@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nextlat_dist.experiments import processes
 from nextlat_dist.experiments.processes import Processes, locked
 from nextlat_dist.experiments.steps import Step, StepFailed, is_done, run_step, stamp
 
@@ -40,6 +42,24 @@ def test_stdout_can_be_kept_apart(tmp_path: Path) -> None:
     run(step, tmp_path)
     assert (tmp_path / "step.txt").read_text() == "table\n"
     assert (tmp_path / "step.log").read_text() == "progress\n"
+
+
+def test_the_progress_of_a_running_step_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "WATCH_SECONDS", 0.05)
+    directory = tmp_path / "variant" / "seed-0"
+    stop = tmp_path / "stop"
+    code = f"""
+import pathlib, time
+print("step 1/2  ETA 9s", flush=True)
+while not pathlib.Path({str(stop)!r}).exists():
+    time.sleep(0.01)
+"""
+    timer = threading.Timer(1.5, stop.touch)
+    timer.start()
+    run(python(code), directory)
+    assert capfd.readouterr().err == "variant/seed-0 step: step 1/2  ETA 9s\n"
 
 
 def test_a_step_is_done_only_with_its_outputs(tmp_path: Path) -> None:
