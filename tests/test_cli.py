@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import nextlat_dist
-from nextlat_dist.cli import main
+from nextlat_dist.cli import _parser, main
 from nextlat_dist.config import config_from_dict, load_config
+from tests.kit.parsers import leaves, undescribed
 
 CHECKOUT = Path(__file__).parents[1]
 PAPER = CHECKOUT / "configs" / "fineweb_edu_1p3b.yaml"
@@ -131,3 +132,11 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("nextlat_dist.config.load.load_config", interrupted)
     assert main(["train", "--config", str(PAPER)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+COMMANDS = dict(leaves(_parser(), "nextlat"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help_and_default(name: str) -> None:
+    assert undescribed(COMMANDS[name]) == []

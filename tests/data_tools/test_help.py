@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-
 import pytest
 
 from data_tools.cli import _parser
-
-
-def leaves(
-    parser: argparse.ArgumentParser, name: str = "nextlat-data"
-) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Commands without commands of their own."""
-    kinds = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for kind in kinds:
-        for command, inner in kind.choices.items():
-            yield from leaves(inner, f"{name} {command}")
-    if not kinds:
-        yield name, parser
-
+from tests.kit.parsers import leaves, undescribed
 
 ONE_OF = ("input", "source", "config")  # one of them must be given
-COMMANDS = dict(leaves(_parser()))
+COMMANDS = dict(leaves(_parser(), "nextlat-data"))
 
 
 def test_all_commands_are_there() -> None:
@@ -33,11 +18,7 @@ def test_all_commands_are_there() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_help_and_default(name: str) -> None:
-    for action in COMMANDS[name]._actions:
-        assert action.help, (name, action.dest)
-        optional = action.option_strings and not action.required and action.nargs != 0
-        if optional and action.dest not in ONE_OF:
-            assert "(default: " in action.help, (name, action.dest)
+    assert set(undescribed(COMMANDS[name])) <= set(ONE_OF)
 
 
 def test_help_shows_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:

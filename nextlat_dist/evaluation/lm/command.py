@@ -24,7 +24,12 @@ def add_command(kinds: Any) -> None:
         metavar="A,B,…",
         help="the harness's names, and paper for the nine of the paper (default: paper)",
     )
-    lm.add_argument("--include-path", type=Path, metavar="DIR", help="tasks of your own, as the harness's YAML files")
+    lm.add_argument(
+        "--include-path",
+        type=Path,
+        metavar="DIR",
+        help="tasks of your own, as the harness's YAML files (default: none)",
+    )
     lm.add_argument("--limit", type=int, metavar="N", help="documents per task, for a trial (default: all)")
     lm.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows scored together (default: 8)")
     add_outputs(lm)

@@ -26,7 +26,7 @@ def add_command(kinds: Any) -> None:
     speculative.add_argument(
         "--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders with a file per domain"
     )
-    speculative.add_argument("--rival", type=Path, metavar="DIR", help="the same as --export … mtp=DIR")
+    speculative.add_argument("--rival", type=Path, metavar="DIR", help="the same as --export … mtp=DIR (default: none)")
     add_fields(speculative, Options)
     add_outputs(speculative, pictures="PNGs")
     speculative.set_defaults(run_command=_evaluate_speculative)
