@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,7 @@ def test_the_whole_report(
     assert len(content["cycle_split"]) == 2 * 2 * 2 * 4  # models, batch sizes, temperatures, draft lengths
     for split in content["cycle_split"]:
         assert split["draft_share"] + split["verify_share"] + split["overhead_share"] == pytest.approx(1.0)
-        assert split["draft_share"] > 0.01 or split["draft_length"] == 0
-    undrafted = [split["draft_share"] for split in content["cycle_split"] if split["draft_length"] == 0]
-    assert statistics.median(undrafted) <= 0.01  # of several: a busy machine may stop the clock of one
+        assert (split["draft_share"] > 0.01) == (split["draft_length"] != 0)
     text = json_path.read_text()
     assert str(tmp_path) not in text
     assert str(right) not in text

@@ -38,7 +38,7 @@ def test_who_clips(stage: int) -> None:
     assert settings["gradient_clipping"] == (0.7 if stage else 0.0)  # ZeRO-0: optimizer.clip_before_step
 
 
-def test_raw_settings_pass_through_beside_ours() -> None:
+def test_raw_settings_pass_through_with_ours() -> None:
     raw = config(
         "deepspeed.zero_optimization.reduce_bucket_size=1000",
         "deepspeed.wall_clock_breakdown=true",
@@ -86,6 +86,6 @@ def test_sections_that_are_ours(section: str, ours: str) -> None:
         deepspeed_config(config(f"deepspeed.{section}.type=Adam"), 1)
 
 
-def test_scalar_in_place_of_a_mapping() -> None:
+def test_scalar_instead_of_a_mapping() -> None:
     with pytest.raises(UserError, match=r"^deepspeed\.zero_optimization is 2, it must be a mapping$"):
         deepspeed_config(config("deepspeed.zero_optimization=2"), 1)
