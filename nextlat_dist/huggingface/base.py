@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from nextlat_dist.errors import UserError
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -38,7 +39,7 @@ class LlamaConfig:
     @staticmethod
     def from_directory(directory: Path) -> LlamaConfig:
         """Raises UserError: the model is no plain Llama, and which field says so."""
-        raw: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        raw: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
         rope = raw.get("rope_parameters") or {**raw, **(raw.get("rope_scaling") or {})}  # the older form is flat
         plain = {
             "model_type": (raw.get("model_type"), "llama"),
@@ -50,7 +51,7 @@ class LlamaConfig:
         for field, (value, expected) in plain.items():
             if value != expected:
                 raise UserError(
-                    f"{directory / 'config.json'} has {field} {value!r}, but this decoder runs {expected!r} only"
+                    f"{directory / CONFIG_FILE} has {field} {value!r}, but this decoder runs {expected!r} only"
                 )
         heads = raw["num_attention_heads"]
         return LlamaConfig(
@@ -106,6 +107,7 @@ def load_base_weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def check_is_export(directory: Path) -> None:
-    """Raises UserError: the directory has no base weights."""
-    if not (directory / INDEX_FILE).is_file():
-        raise UserError(f"{directory} is not an export: it has no {INDEX_FILE}; write one with `nextlat export`")
+    """Raises UserError: the directory has no configuration or no base weights."""
+    for name in (INDEX_FILE, CONFIG_FILE):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} is not an export: it has no {name}; write one with `nextlat export`")

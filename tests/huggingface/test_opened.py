@@ -93,3 +93,12 @@ def test_a_changed_draft_vocabulary_is_that_of_the_opened_export(tmp_path: Path)
 def test_what_is_no_export_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not an export: it has no model\.safetensors.index\.json"):
         open_export(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors.index.json"])
+def test_a_directory_without_one_of_its_files_is_no_export(tmp_path: Path, missing: str) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match=f"is not an export: it has no {missing}; write one with"):
+        open_export(tmp_path)
