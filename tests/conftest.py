@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.kit.datasets import tiny_tokenizer
@@ -27,6 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell that starts a job in the background lets it ignore Ctrl-C, and every process below it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A busy machine must not fail a property: no time is asserted.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 # Of this test run alone: what an earlier one found out about a shard must not decide anything here.
 _cache = tempfile.TemporaryDirectory(prefix="nextlat-test-cache-")
 os.environ["NEXTLAT_CACHE"] = _cache.name

@@ -145,7 +145,7 @@ def order_of(source: Source) -> list[int]:
     """Records of the first epoch, in the order of the loader."""
     (each,) = loaders([source], global_batch_size=1)
     stream = each._streams[0]
-    return [int(n) for window in range(len(stream._storage)) for n in stream._order.records(0, window)]
+    return [int(n) for window in range(len(stream._records)) for n in stream._order.records(0, window)]
 
 
 def damage(source: Source, records: Sequence[int]) -> None:
