@@ -107,7 +107,7 @@ KIND = DrafterKind(
     architecture="Guess",
     config=GuessConfig,
     tensor_names=lambda config: ("linear_in.weight", "linear_out.weight"),
-    from_checkpoint=from_checkpoint,
+    from_checkpoint="toy_guess:from_checkpoint",
     drafter="toy_guess:GuessDrafter",
     speculative_tokens=lambda config: 1,
 )
