@@ -25,9 +25,11 @@ command_line() { # of PID, a blank after each word
 
 # processes_like REGEX: ids of all processes whose command line it matches, a line each; fails when there are none.
 processes_like() {
-    local folder none=1
-    for folder in /proc/[0-9]*; do
-        [[ "$(command_line "${folder##*/}")" =~ $1 ]] || continue
+    local folder words none=1
+    for folder in /proc/[0-9]*; do # no subshell for each: a signal must reach all ranks at nearly the same time
+        words=()
+        { mapfile -d '' words <"$folder/cmdline"; } 2>/dev/null || continue # it ended meanwhile
+        [[ "${words[*]} " =~ $1 ]] || continue
         echo "${folder##*/}"
         none=0
     done

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.conftest import Prepare, checkout, corpus, hidden_markov, mixture, quickstart, small_run
 from tests.kit.commands import run
+from tests.kit.page_data import Prepare, checkout, corpus, hidden_markov, mixture, quickstart, small_run
 from tests.kit.pages import PAGES, ROOT, Block, blocks
 
 # What the commands of a page find there; of other pages, the checkout alone.
