@@ -103,7 +103,7 @@ run_inside() {
     for step in ${steps//,/ }; do
         command="bash launch/${step/tests/test}.sh"
         headline "$command, with Python $python"
-        chroot "$directory" env -i "${names[@]}" bash -c "cd /root/project && $command" ||
+        chroot "$directory" env -i "${names[@]}" bash -c "cd /srv/project && $command" ||
             fail "$command failed on the empty machine (see above)"
         headline "$command succeeded"
     done
@@ -143,7 +143,7 @@ rm -f "$directory.log"
 commit="$(git -C "$ROOT" rev-parse HEAD)"
 [[ -z "$(git -C "$ROOT" status --porcelain)" ]] || echo "note: changes that are not committed are left out"
 headline "Commit $commit"
-git clone --quiet --no-hardlinks "$ROOT" "$directory/root/project"
-git -C "$directory/root/project" checkout --quiet --detach "$commit"
+git clone --quiet --no-hardlinks "$ROOT" "$directory/srv/project"
+git -C "$directory/srv/project" checkout --quiet --detach "$commit"
 unshare --mount --pid --fork --kill-child bash "$ROOT/launch/clean_machine.sh" --inside --python "$python" --steps "$steps" \
     --directory "$directory"
