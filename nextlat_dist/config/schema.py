@@ -204,6 +204,10 @@ class TrainingConfig:
     micro_batch_size: Annotated[int, "rows per rank and forward pass", POSITIVE] = 8
     global_batch_size: Annotated[int, "rows per optimizer step, all data-parallel ranks together", POSITIVE] = 16
     precision: Annotated[Literal["fp32", "bf16"], "of activations; bf16 keeps fp32 master weights"] = "fp32"
+    communication_data_type: Annotated[
+        Literal["fp32", "bf16"],
+        "in which gradients are summed over ranks; bf16 halves the traffic and rounds every sum",
+    ] = "fp32"
     activation_checkpointing: Annotated[bool, "compute activations again in the backward pass, to save memory"] = False
     seed: Annotated[int, "of the weights and of the order of the data", NOT_NEGATIVE] = 1234
     log_interval: Annotated[int, "steps", POSITIVE] = 10

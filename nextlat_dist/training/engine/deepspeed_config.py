@@ -20,6 +20,7 @@ _OWNED = {
     "zero_optimization.stage": "parallel.zero_stage",
     "bf16.enabled": "training.precision",
     "fp16.enabled": "training.precision",
+    "communication_data_type": "training.communication_data_type",
     "data_types.grad_accum_dtype": "training.precision (gradients always accumulate in fp32)",
 }
 _FORBIDDEN = {
@@ -44,6 +45,7 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "bf16": {"enabled": training.precision == "bf16"},
         "fp16": {"enabled": False},
+        "communication_data_type": training.communication_data_type,
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     merged = copy.deepcopy(config.deepspeed)

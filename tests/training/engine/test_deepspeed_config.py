@@ -28,7 +28,13 @@ def test_batch_arithmetic(data_parallel_size: int, accumulation: int) -> None:
 def test_gradients_accumulate_in_fp32(precision: str) -> None:
     settings = deepspeed_config(config(f"training.precision={precision}"), 1)
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["communication_data_type"] == "fp32"
     assert (settings["bf16"], settings["fp16"]) == ({"enabled": precision == "bf16"}, {"enabled": False})
+
+
+def test_bf16_communication_is_there_to_be_asked_for() -> None:
+    settings = deepspeed_config(config("training.precision=bf16", "training.communication_data_type=bf16"), 1)
+    assert (settings["communication_data_type"], settings["data_types"]) == ("bf16", {"grad_accum_dtype": "fp32"})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -61,6 +67,7 @@ CONTRADICTIONS = [
     ("bf16.enabled=true", True, "training.precision"),
     ("fp16.enabled=true", True, "training.precision"),
     ("data_types.grad_accum_dtype=bf16", "bf16", "training.precision"),
+    ("communication_data_type=bf16", "bf16", "training.communication_data_type"),
 ]
 
 
