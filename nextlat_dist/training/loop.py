@@ -68,6 +68,8 @@ class Trainer:
         config, state = self.config, self.state
         total, stop = config.total_steps, False
         throughput = self._throughput
+        if state.step == total:
+            self._log.say(f"all {total} steps of this run are done; raise training.train_tokens to train on")
         self._log.say(f"MFU is relative to {throughput.peak:.3g} TFLOP/s per device ({throughput.peak_source})")
         with self._watchdog:
             self._restart_clocks()

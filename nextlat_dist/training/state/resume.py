@@ -24,9 +24,18 @@ from nextlat_dist.parallel.dims import ParallelDims, raise_together
 from nextlat_dist.reporting.log import logger
 from nextlat_dist.training.engine.master_state import load_state
 from nextlat_dist.training.engine.protocol import Engine
-from nextlat_dist.training.state.trainer_state import TrainerState, saved_config
+from nextlat_dist.training.state.trainer_state import TrainerState, read_state, saved_config
 
 log = logger(__name__)
+
+# What decides which rows a run reads and in which order, beyond its datasets, their order and their weights
+# (`check_same_datasets`, `check_same_weights`): with another value a cursor means other rows, so that a resume would
+# repeat some and skip others. `tests/training/state/test_stream_keys.py` asks of every setting of the loader whether it
+# belongs here.
+STREAM_KEYS = {
+    "data": ("sequence_length", "packing", "shuffle", "shuffle_window_records"),
+    "training": ("global_batch_size", "seed"),
+}
 
 
 def find_resumable(config: RunConfig, dims: ParallelDims, root: Path) -> Path | None:
@@ -81,12 +90,13 @@ def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path, state: Tr
 
 
 def check_same_weights(now: DataConfig, saved: DataConfig, state: TrainerState) -> None:
-    """That every source of the run is still there and had the same weights up to the checkpoint.
+    """That every source of the run is still there, in the same order, and had the same weights up to the checkpoint.
 
-    Sources may be added and weights may change from the checkpoint on.
+    Sources may be added and weights may change from the checkpoint on. The order decides between sources that are due
+    at the same row.
 
     Raises:
-        UserError: a source is gone, or a weight of the past is another one.
+        UserError: a source is gone or stands elsewhere, or a weight of the past is another one.
     """
     row = Cursor.from_json(state.cursor).row
     gone = set(state.datasets) - {source.name for source in now.train_sources}
@@ -95,6 +105,13 @@ def check_same_weights(now: DataConfig, saved: DataConfig, state: TrainerState) 
             f"source {min(gone)}, which this run was trained on, is gone from data.sources; put it back (its weight "
             f"may become 0 with a data.weight_changes entry at {row * now.sequence_length:,} tokens or later) or use "
             "another output_dir"
+        )
+    order = [source.name for source in now.train_sources if source.name in state.datasets]
+    if order != list(state.datasets):
+        raise UserError(
+            f"data.sources are in the order {', '.join(order)}; this run was trained with "
+            f"{', '.join(state.datasets)}, and the order decides between two sources that are due for the same row; "
+            "restore it (new sources may stand anywhere) or use another output_dir"
         )
     before, after = _past_shares(saved, row), _past_shares(now, row)
     if before != after:
@@ -148,18 +165,26 @@ def _candidates(config: RunConfig, root: Path) -> list[Path]:
 
 
 def _incompatible(config: RunConfig, checkpoint: Path) -> str:
+    """Why a run cannot resume from a checkpoint: it is of another model or another stream, or beyond the run's end."""
     saved, current = config_to_dict(saved_config(checkpoint)), config_to_dict(config)
-    for section, keys in {
-        "model": list(current["model"]),
-        "predictor": ["hidden_size"],
-        "objective": ["name", "horizon"],
-        "data": ["sequence_length", "packing", "shuffle", "shuffle_window_records"],
-        "training": ["global_batch_size", "precision"],
-    }.items():
+    model = {
+        "model": tuple(current["model"]),
+        "predictor": tuple(current["predictor"]),
+        "objective": ("name", "horizon"),
+        "training": ("precision",),
+    }
+    for section, keys in (*model.items(), *STREAM_KEYS.items()):
         for key in keys:
             if saved[section].get(key) != current[section][key]:
                 return (
                     f"{checkpoint} was saved with {section}.{key}={saved[section].get(key)}, this run has "
                     f"{current[section][key]}; change {section}.{key} back or use another output_dir"
                 )
+    state = read_state(checkpoint)
+    if state.step > config.total_steps:
+        return (
+            f"training.train_tokens={config.training.train_tokens:,} ends at step {config.total_steps}, but "
+            f"{checkpoint} has done {state.step} steps ({state.tokens:,} tokens); set training.train_tokens to "
+            f"{state.tokens} or more, or use another output_dir for a shorter run"
+        )
     return ""
