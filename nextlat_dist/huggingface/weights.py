@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.errors import UserError
 
 PREDICTOR_PREFIX = "latent_predictor."
 MTP_PREFIX = "mtp."
@@ -30,8 +31,11 @@ def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str,
             _, _, index, part = name.split(".", 3)
             for suffix, piece in _layer_part(part, tensor, config).items():
                 llama[f"model.layers.{index}.{suffix}.weight"] = piece
-        else:
-            assert name.partition(".")[0] in config.objective.entry.parts, name
+        elif name.partition(".")[0] not in config.objective.entry.parts:
+            raise UserError(
+                f"the checkpoint's parameter {name} has no place in a Llama, and the entry of objective.name "
+                f"{config.objective.name} does not list {name.partition('.')[0]!r} among its `parts`"
+            )
     return {name: tensor.contiguous() for name, tensor in llama.items()}
 
 

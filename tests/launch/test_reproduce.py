@@ -1,6 +1,6 @@
 """`launch/reproduce.sh`: a grid for each task; at a part of its size, twins are trained and differ as they should.
 
-Command: `bash launch/test.sh --slow`; at most eight minutes on two quiet cores.
+Command: `bash launch/test.sh --slow`; at most ten minutes each on two quiet cores.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def test_nextlat_plans_where_its_twin_guesses(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 def test_the_latent_predictor_tracks_where_transformers_fail(tmp_path: Path) -> None:
-    short = ["training.train_tokens=2_240_000", "schedule.decay_tokens=896_000"]  # 2500 steps
+    # 3200 of 4000 steps. What 2500 reach depends on the processor's rounding: 0.81 on one, over 0.85 on another; here 0.96.
+    short = ["training.train_tokens=2_867_200", "schedule.decay_tokens=1_146_880"]
     summary = reproduce(tmp_path, "--task", "state_tracking", "--seeds", "0", *short)
     assert summary["nextlat_latent_rnn_4_3x"] >= 0.85
     assert max(summary["gpt_transformer_4_3x"], summary["nextlat_transformer_4_3x"]) <= 0.65
