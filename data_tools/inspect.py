@@ -54,13 +54,14 @@ class Histogram:
     def png(self, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
 
+        from nextlat_dist.reporting.pictures import save_picture
+
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         axes.bar(self.edges[:-1], self.counts, width=np.diff(self.edges), align="edge", edgecolor="white")
         axes.set_xscale("log", base=2)
         axes.set(xlabel="tokens in the document", ylabel="documents", title=title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        save_picture(figure, path)
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,8 @@ def _run(options: argparse.Namespace) -> None:
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must not be negative")
     inspection = inspect(options.dataset, samples=options.samples, sample_tokens=options.sample_tokens)
+    say(inspection.text())
     if options.png is not None:
         inspection.png(options.png)
     if options.json is not None:
         write_whole(options.json, (json.dumps(inspection.to_json(), indent=1) + "\n").encode())
-    say(inspection.text())

@@ -220,6 +220,8 @@ def draw(found: Preview, path: Path) -> None:
     """PNG: share of each source since the beginning, and epochs of it, over tokens."""
     from matplotlib.figure import Figure
 
+    from nextlat_dist.reporting.pictures import save_picture
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     tokens = found.points * found.row_tokens
@@ -232,8 +234,7 @@ def draw(found: Preview, path: Path) -> None:
     right.set(xlabel="tokens", ylabel="epochs", title="Passes over each source", ylim=(0, None))
     left.legend()
     right.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path)
 
 
 def parse_source(text: str) -> SourceConfig:
@@ -283,8 +284,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.packing is not None:
         data = replace(data, packing=options.packing)
     found = open_preview(data, tokens)
+    say(table(found))
     if options.png is not None:
         draw(found, options.png)
     if options.json is not None:
         write_whole(options.json, (json.dumps(to_json(found), indent=1) + "\n").encode())
-    say(table(found))

@@ -95,4 +95,4 @@ def train_tokenizer(texts: Sequence[str], output: Path, vocab_size: int) -> Toke
             "change --vocab-size or give more --input"
         ) from None
     write_whole(output, model.getvalue())
-    return Tokenizer(output)
+    return Tokenizer(output, model.getvalue())  # a device or a pipe does not give it back

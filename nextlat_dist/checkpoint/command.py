@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def add_command(commands: Any) -> None:
 
 def _found(path: Path) -> list[Path]:
     """The checkpoint that `path` is, or all committed ones in it, oldest first."""
-    from nextlat_dist.checkpoint.commit import MANIFEST, committed, find_checkpoint
+    from nextlat_dist.checkpoint.commit import committed, find_checkpoint, has_manifest
 
-    if (path / MANIFEST).is_file():
+    if has_manifest(path):
         return [path]
     found = committed(path)
     if not found:
@@ -60,17 +61,27 @@ def _list(options: argparse.Namespace) -> None:
     from nextlat_dist.checkpoint.commit import LATEST, UNCOMMITTED, read_manifest
 
     found = _found(options.path)
-    pointer = options.path / LATEST
-    latest = pointer.read_text().strip() if pointer.is_file() else ""
+    pointer, wrong = options.path / LATEST, 0
+    try:
+        latest = pointer.read_text(errors="replace").strip()
+    except OSError:  # none there, or `find_checkpoint` says more
+        latest = ""
     say(f"{'checkpoint':<16}{'GB':>10}  {'saved by':<48}")
     for checkpoint in found:
-        manifest = read_manifest(checkpoint)
+        try:
+            manifest = read_manifest(checkpoint)
+        except UserError as error:
+            wrong += 1
+            say(f"{checkpoint.name}: {error}")
+            continue
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         topology = manifest["topology"]
         layout = "tensor {tensor} x pipeline {pipeline} x data {data}, ZeRO {zero_stage}".format(**topology)
         say(f"{checkpoint.name:<16}{size / 1e9:>10.3f}  {layout:<46}{'latest' if checkpoint.name == latest else ''}")
     for abandoned in sorted(options.path.glob(f"*{UNCOMMITTED}")):
         say(f"{abandoned.name}: never committed; the next save removes it")
+    if wrong:
+        sys.exit(1)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -103,15 +114,21 @@ def _prune(options: argparse.Namespace) -> None:
             f"--keep-last is {options.keep_last} and --keep-every {options.keep_every}; the first must be at least 1, "
             "the second not negative"
         )
-    if not (options.path / LATEST).is_file():
+    if not os.path.isfile(options.path / LATEST):
         raise UserError(f"{options.path} has no file {LATEST!r}: it is no directory of checkpoints; name one")
     newest = find_checkpoint(options.path)
     assert newest is not None
     verify(newest)  # the others may go only when this one is whole
     before = _found(options.path)
-    prune(options.path, options.keep_last, options.keep_every)
+    # A save that is not committed may be under way.
+    refused = prune(options.path, options.keep_last, options.keep_every, abandoned=False)
     for checkpoint in before:
-        say(f"{checkpoint.name}: {'kept' if checkpoint.exists() else 'deleted'}")
+        if checkpoint.name not in refused:
+            say(f"{checkpoint.name}: {'kept' if checkpoint.exists() else 'deleted'}")
+    for name, reason in refused.items():
+        say(f"{name}: cannot be deleted ({reason})", error=True)
+    if refused:
+        raise UserError(f"not all could be deleted of {options.path}; repair the access, then run this again")
 
 
 def _reshape(options: argparse.Namespace) -> None:
@@ -133,8 +150,8 @@ def _reshape(options: argparse.Namespace) -> None:
     source = find_checkpoint(options.path)
     if source is None:
         raise UserError(f"{options.path} holds no checkpoint; name a run's directory of checkpoints or one of them")
-    if options.output.exists() and any(options.output.iterdir()):
-        raise UserError(f"--output {options.output} is not empty; name a new directory")
+    if os.path.lexists(options.output) and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise UserError(f"--output {options.output} is not an empty directory; name a new one")
     verify(source)
     manifest = read_manifest(source)
 

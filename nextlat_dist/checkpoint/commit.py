@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,27 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import fsync_path, write_durably, write_whole
+from nextlat_dist.files import (
+    CHECKPOINT_NAME,
+    CannotWriteError,
+    file_sha256,
+    fsync_path,
+    make_folder,
+    publish_folder,
+    remove,
+    write_durably,
+    write_whole,
+)
 from nextlat_dist.parallel.dims import raise_together
+from nextlat_dist.reporting.log import logger
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LATEST = "latest"
 UNCOMMITTED = ".writing"
+_UNCOMMITTED_NAME = re.compile(CHECKPOINT_NAME.pattern + re.escape(UNCOMMITTED))
+
+log = logger(__name__)
 
 
 def step_name(step: int) -> str:
@@ -70,7 +83,7 @@ def commit(
         _try_together(lambda: _publish(root, temporary, final, manifest) if first else {}, group)
     except UserError as error:
         if first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
         raise UserError(
             f"checkpoint {final} cannot be written ({error}); make room or repair the access: older checkpoints are as "
             "they were",
@@ -87,8 +100,10 @@ def write_alone(root: Path, step: int, description: dict[str, Any], write: Calla
         manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": dict(sorted(files.items()))}
         _publish(root, temporary, final, manifest)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"checkpoint {final} cannot be written ({error}); make room or repair the access") from None
+        _discard(temporary)
+        raise UserError(
+            f"checkpoint {final} cannot be written ({_reason(error)}); make room or repair the access"
+        ) from None
     return final
 
 
@@ -99,7 +114,7 @@ def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup |
     try:
         result = work()
     except (OSError, SafetensorError) as caught:
-        error = str(caught)
+        error = _reason(caught)
     answers: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size(group)
     dist.all_gather_object(answers, (result, error), group=group)
     for rank, (_, said) in enumerate(answers):
@@ -108,12 +123,22 @@ def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup |
     return [found for found, _ in answers]
 
 
+def _reason(refused: OSError | SafetensorError) -> str:
+    """What the system said."""
+    return f"{refused.strerror}" if isinstance(refused, CannotWriteError) else str(refused)
+
+
 def _prepare(root: Path, temporary: Path) -> dict[str, Any]:
-    root.mkdir(parents=True, exist_ok=True)
-    if temporary.exists():  # of a save that was stopped
-        shutil.rmtree(temporary)
+    make_folder(root)
+    _discard(temporary)  # of a save that was stopped
     temporary.mkdir()
     return {}
+
+
+def _discard(temporary: Path) -> None:
+    """Remove an unfinished save; a file or a link of that name is not one."""
+    if temporary.is_dir() and not temporary.is_symlink():
+        remove(temporary)
 
 
 def _written(directory: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -122,7 +147,7 @@ def _written(directory: Path, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         path = directory / name
         fsync_path(path)
-        entries[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        entries[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return entries
 
 
@@ -131,26 +156,79 @@ def _publish(root: Path, temporary: Path, final: Path, manifest: dict[str, Any])
     write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
         fsync_path(directory)
-    if final.exists():  # left by a run that was stopped between this rename and the pointer
-        shutil.rmtree(final)
-    os.rename(temporary, final)
-    fsync_path(root)
+    # One of this name may be there: damaged, or left by a run that was stopped before the pointer was moved.
+    publish_folder(temporary, final)
     write_whole(root / LATEST, final.name + "\n")
     return {}
 
 
-def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
-    """Rank 0: delete all committed checkpoints but the newest `keep_last` and those whose step is a multiple of
-    `keep_every` (0: none), and every abandoned save. What the pointer names always stays."""
-    found = committed(root)
-    kept = set(found[-keep_last:]) | {root / (root / LATEST).read_text().strip()}
+def prune(root: Path, keep_last: int, keep_every: int = 0, *, abandoned: bool = True) -> dict[str, str]:
+    """Delete all committed checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`
+    (0: none), and what an interrupted deletion left. What the pointer names always stays.
+
+    Only directories named `step_` and digits are touched, and never through a link: others are the user's.
+
+    Args:
+        abandoned: delete saves that were never committed, too. Only for whoever writes to `root`: to anybody else a
+            save under way looks the same.
+
+    Returns:
+        {name: reason} of what could not be deleted.
+    """
+    try:
+        found = list(root.iterdir())  # before anything is chosen: what is committed from here on is not looked at
+        pointed = (root / LATEST).read_text().strip()
+    except OSError as error:
+        return {root.name: f"{error.strerror}: {error.filename}"}
+    ours = _checkpoints(found)
+    whole = [path for path in ours if has_manifest(path)]
+    kept = {*whole[-keep_last:], root / pointed}
     if keep_every:
-        kept |= {path for path in found if int(path.name.removeprefix("step_")) % keep_every == 0}
-    for path in root.glob("step_*"):
-        if path.is_dir() and path not in kept:
-            # The manifest goes first: a deletion cut short leaves no checkpoint that looks whole.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+        kept |= {path for path in whole if step_of(path) % keep_every == 0}
+    if abandoned:
+        ours += [path for path in found if _UNCOMMITTED_NAME.fullmatch(path.name)]
+    refused = {}
+    for path in ours:
+        if path in kept or path.is_symlink() or not path.is_dir():
+            continue
+        # The manifest goes first: a deletion cut short leaves no checkpoint that looks whole.
+        reason = remove(path / MANIFEST) or remove(path)
+        if reason:
+            refused[path.name] = reason
+    return refused
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint by its name; -1 for a name that no commit gives."""
+    match = CHECKPOINT_NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def _checkpoints(paths: Iterable[Path]) -> list[Path]:
+    """Those that are named as a commit names them, oldest first, whole or not."""
+    return sorted((path for path in paths if step_of(path) >= 0), key=step_of)
+
+
+def _listed(root: Path) -> list[Path]:
+    """`_checkpoints` of what lies in `root`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return _checkpoints(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{root} cannot be read ({error.strerror}); repair the access to it or name another") from None
+
+
+def has_manifest(checkpoint: Path) -> bool:
+    """Whether it was committed. One that cannot be read counts: whoever opens it will say what is wrong."""
+    try:
+        return (checkpoint / MANIFEST).is_file()
+    except OSError:
+        return True
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -158,18 +236,24 @@ def find_checkpoint(path: Path) -> Path | None:
     if nothing was ever saved.
 
     Raises:
-        UserError: the save was never committed, or the pointer names nothing. Never a silent start from scratch.
+        UserError: the save was never committed, the pointer names nothing, or something cannot be read. Never a silent
+            start from scratch.
     """
     if path.name.endswith(UNCOMMITTED):
         raise UserError(
             f"{path} is a save that was never committed; use a checkpoint without {UNCOMMITTED} in its name"
         )
-    if (path / MANIFEST).is_file():
+    if has_manifest(path):
         return path
     pointer = path / LATEST
-    if pointer.is_file():
-        target = path / pointer.read_text().strip()
-        if not (target / MANIFEST).is_file():
+    try:
+        target = path / pointer.read_text(errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        log.warning("%s cannot be read (%s); using the newest checkpoint in %s", pointer, error.strerror, path)
+    else:
+        if not has_manifest(target):
             raise UserError(
                 f"{pointer} names {target.name!r}, which is not a committed checkpoint; put the name of a "
                 f"directory that has a {MANIFEST} into it"
@@ -178,8 +262,8 @@ def find_checkpoint(path: Path) -> Path | None:
     found = committed(path)
     if found:  # the very first save was stopped between its rename and the pointer
         return found[-1]
-    for directory in [path, *sorted(path.glob("step_*"))]:
-        if directory.name.startswith("step_") and directory.is_dir() and not directory.name.endswith(UNCOMMITTED):
+    for directory in [path, *_listed(path)]:
+        if directory.name.startswith("step_") and directory.is_dir():
             raise UserError(
                 f"{directory} has no {MANIFEST}: it is half-written and cannot be used; choose another checkpoint or "
                 "delete it"
@@ -189,8 +273,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 def committed(root: Path) -> list[Path]:
     """Oldest first. A save that was stopped just before its rename has a manifest too, but not its final name."""
-    found = (path.parent for path in root.glob(f"step_*/{MANIFEST}"))
-    return sorted(path for path in found if not path.name.endswith(UNCOMMITTED))
+    return [path for path in _listed(root) if has_manifest(path)]
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
@@ -208,7 +291,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / MANIFEST
     try:
         manifest: Any = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError:
         manifest = None
     if not isinstance(manifest, dict):
         raise UserError(f"{path} cannot be read; choose another checkpoint")
@@ -232,20 +317,30 @@ def verify(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True) 
     """
     manifest = read_manifest(checkpoint)
     for name, entry in manifest["files"].items():
-        if not wanted(name):
-            continue
-        path = checkpoint / name
-        if not path.is_file():
-            raise UserError(f"{checkpoint} is half-written: {name} is missing; choose another checkpoint")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise UserError(
-                f"{checkpoint} is damaged: {name} has {size} bytes, its manifest says {entry['bytes']}; "
-                "choose another checkpoint"
-            )
-        if _sha256(path) != entry["sha256"]:
-            raise UserError(f"{checkpoint} is damaged: {name} does not match its sha256; choose another checkpoint")
+        if wanted(name):
+            try:
+                _verify_file(checkpoint, name, entry)
+            except OSError as error:
+                raise _unreadable(checkpoint / name, error) from None
     return manifest
+
+
+def _verify_file(checkpoint: Path, name: str, entry: dict[str, Any]) -> None:
+    path = checkpoint / name
+    if not path.is_file():
+        raise UserError(f"{checkpoint} is half-written: {name} is missing; choose another checkpoint")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise UserError(
+            f"{checkpoint} is damaged: {name} has {size} bytes, its manifest says {entry['bytes']}; "
+            "choose another checkpoint"
+        )
+    if file_sha256(path) != entry["sha256"]:
+        raise UserError(f"{checkpoint} is damaged: {name} does not match its sha256; choose another checkpoint")
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror or error}); choose another checkpoint")
 
 
 def verify_together(checkpoint: Path) -> dict[str, Any]:
@@ -261,11 +356,3 @@ def verify_together(checkpoint: Path) -> dict[str, Any]:
         error = str(caught)
     raise_together(error)
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

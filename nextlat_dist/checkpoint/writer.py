@@ -17,6 +17,9 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.commit import commit, prune
 from nextlat_dist.checkpoint.tensors import Fragment, write_fragments
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.log import logger
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: tuple[int, Future[None]] | None = None
         self._outcomes: list[SaveOutcome] = []
+        self._complained: set[str] = set()
 
     def save(self, step: int, description: dict[str, Any], snapshot: Callable[[], Snapshot]) -> None:
         """Take a snapshot and have it committed as `step`; waits for the save before."""
@@ -107,4 +111,9 @@ class CheckpointWriter:
     def _write(self, step: int, description: dict[str, Any], snapshot: Snapshot) -> None:
         commit(self._root, step, description, snapshot.write, self._group)
         if dist.get_rank() == 0:
-            prune(self._root, self._keep_last, self._keep_every)
+            refused = prune(self._root, self._keep_last, self._keep_every)
+            for name in sorted(refused.keys() - self._complained):
+                log.warning(
+                    "%s cannot be deleted (%s); training continues, delete it by hand", self._root / name, refused[name]
+                )
+            self._complained |= refused.keys()

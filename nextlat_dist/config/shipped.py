@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nextlat_dist
 from nextlat_dist.errors import UserError
+from nextlat_dist.files import whole_folder, whole_path, writing
 
 FOLDERS = ("configs", "launch")
 
@@ -74,8 +75,10 @@ def copy_shipped(name: str, output: Path) -> None:
     source = shipped_path(name)
     if output.exists():
         raise UserError(f"--output {output} exists, it must be a new file; name another or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, output)
-    else:
-        shutil.copy(source, output)
+    with writing(output):
+        if source.is_dir():
+            with whole_folder(output) as temporary:
+                shutil.copytree(source, temporary, dirs_exist_ok=True)
+        else:
+            with whole_path(output) as copy:
+                shutil.copy(source, copy)

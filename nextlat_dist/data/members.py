@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -105,10 +104,7 @@ def read_tokenizer(storage: Storage, manifest: Manifest) -> bytes:
 
 def load_tokenizer(model: bytes) -> Tokenizer:
     """The tokenizer with this content of a file. Raises UserError when it is no sentencepiece model."""
-    with tempfile.NamedTemporaryFile(suffix=".model") as file:
-        file.write(model)
-        file.flush()
-        return Tokenizer(Path(file.name))
+    return Tokenizer(Path("tokenizer.model"), model)
 
 
 def _member(members: Mapping[str, bytes], wanted: str) -> bytes:

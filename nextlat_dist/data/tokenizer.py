@@ -25,6 +25,10 @@ SPACE_SYMBOL = "\u2581"
 class Tokenizer:
     """A sentencepiece model file.
 
+    Args:
+        path: of the file.
+        model: its content, where that is known; the file is not read then.
+
     Attributes:
         model: content of the file.
         sha256: of the file.
@@ -35,9 +39,9 @@ class Tokenizer:
         UserError: the file is missing or no sentencepiece model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: bytes | None = None) -> None:
         try:
-            self.model = Path(path).read_bytes()
+            self.model = Path(path).read_bytes() if model is None else model
         except OSError as error:
             raise UserError(
                 f"tokenizer {path} cannot be read ({error.strerror}); train one with `nextlat-data tokenizer`"

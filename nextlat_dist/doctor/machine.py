@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor.findings import Finding, note, ok, problem
+from nextlat_dist.files import CHECKPOINT_NAME, CHECKPOINTS_FOLDER
 from nextlat_dist.plan.counting import parameter_counts
 
 BYTES_PER_PARAMETER = 12  # fp32 master weight and two Adam moments
@@ -51,7 +52,8 @@ def check_disk(config: RunConfig) -> Finding:
     directory, keep = Path(config.output_dir), config.checkpoint.keep_last
     parent = existing_parent(directory)
     free, size = shutil.disk_usage(parent).free, checkpoint_bytes(config)
-    there = sum(path.is_dir() for path in directory.glob("checkpoints/step_*"))
+    names = [path.name for path in (directory / CHECKPOINTS_FOLDER).glob("*")]
+    there = sum(CHECKPOINT_NAME.fullmatch(name) is not None for name in names)
     needed = size * max(1, keep + 1 - there)
     if free >= needed:
         return ok("disk", f"{_gb(free)} free in {parent}, {_gb(needed)} needed for checkpoints of {_gb(size)}")

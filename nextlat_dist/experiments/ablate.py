@@ -5,7 +5,6 @@ Invariant: what is finished is kept and never run again; a failed cell is named 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -18,6 +17,7 @@ from nextlat_dist.experiments.compare import compare, draw, summarise, table_of
 from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
 from nextlat_dist.experiments.processes import Processes, locked
 from nextlat_dist.experiments.steps import StepFailed
+from nextlat_dist.files import make_folder, write_whole, writing
 from nextlat_dist.reporting.console import Progress, say
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.reporting.tables import table
@@ -55,9 +55,10 @@ def ablate(
     cells = cells_of(grid, grid.seeds if seeds is None else seeds, output, overrides)
     if output.exists() and not (output / GRID_FILE).is_file():
         raise UserError(f"--output {output} exists and is no grid's directory; name a new one")
-    output.mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        make_folder(output)
     with locked(output) as lock:
-        shutil.copyfile(config, output / GRID_FILE)
+        write_whole(output / GRID_FILE, config.read_bytes())
         processes = Processes(lock, jobs)
         try:
             make_data(grid, output, processes)

@@ -18,7 +18,7 @@ from typing import Any
 from nextlat_dist.config.load import load_config
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.cell import NEXTLAT, NEXTLAT_DATA
-from nextlat_dist.files import METRICS_FILE
+from nextlat_dist.files import METRICS_FILE, make_folder, remove, write_whole, writing
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.tables import table
 
@@ -61,6 +61,28 @@ def _run(program: str, words: Sequence[str], arguments: Sequence[object]) -> Non
     status = subprocess.run([*words, *map(str, arguments)], check=False).returncode
     if status != 0:
         raise UserError(f"{program} {arguments[0]} ended with status {status}; its reason is above")
+
+
+def start_over(output: Path, benchmark: str) -> None:
+    """An empty folder `output`; what an earlier run of the same benchmark left there is removed.
+
+    Raises:
+        UserError: it holds something else, or cannot be written.
+    """
+    mark = output / ".nextlat-benchmark"
+    with writing(output):
+        if not output.is_dir() or not any(output.iterdir()):
+            make_folder(output)
+        elif mark.is_file() and mark.read_text() == benchmark:
+            for left in sorted(set(output.iterdir()) - {mark}):
+                if reason := remove(left):
+                    raise UserError(f"{left} of an earlier benchmark cannot be removed ({reason}); remove it by hand")
+        else:
+            raise UserError(
+                f"--output {output} is not empty and is no folder of this benchmark: it will not be replaced; name "
+                "another, or empty it"
+            )
+        write_whole(mark, benchmark)
 
 
 def train(config: Path, overrides: Sequence[str]) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,16 @@ from typing import Any
 from nextlat_dist.config.load import load_config
 from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.errors import UserError
-from nextlat_dist.experiments.budget import Stages, logged, nextlat, nextlat_data, probe, tokens_per_step, train
+from nextlat_dist.experiments.budget import (
+    Stages,
+    logged,
+    nextlat,
+    nextlat_data,
+    probe,
+    start_over,
+    tokens_per_step,
+    train,
+)
 from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORT_FOLDER, SPECULATIVE_REPORT_FILE
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.publish import publish
@@ -112,8 +120,8 @@ SCALES = {
 def bench_gpu_decoding(
     scale: DecodingScale, config: Path, overrides: Sequence[str], output: Path, minutes: float, draft_vocabulary: int
 ) -> Report:
-    """Data, training, export, calibration, decoding, below `output`, which is replaced."""
-    shutil.rmtree(output, ignore_errors=True)
+    """Data, training, export, calibration, decoding, below `output`; an earlier one's are replaced."""
+    start_over(output, "gpu_decoding")
     stages = Stages()
     settings = [*scale.overrides, *overrides]
     run, export, prompts = output / "run", output / EXPORT_FOLDER, output / "prompts"
@@ -217,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         default=Path("runs/gpu_decoding"),
-        help="replaced if it exists (default: runs/gpu_decoding)",
+        help="a new folder, or that of an earlier one, whose content is replaced (default: runs/gpu_decoding)",
     )
     parser.add_argument("--json", type=Path, help="where to write the measurements (default: OUTPUT/gpu_decoding.json)")
     parser.add_argument("--config", type=Path, help=f"of the run (default: {CONFIG})")

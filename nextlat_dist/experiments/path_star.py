@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,16 @@ from pathlib import Path
 from nextlat_dist.config.load import load_config
 from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.errors import UserError
-from nextlat_dist.experiments.budget import Stages, logged, nextlat, nextlat_data, probe, tokens_per_step, train
+from nextlat_dist.experiments.budget import (
+    Stages,
+    logged,
+    nextlat,
+    nextlat_data,
+    probe,
+    start_over,
+    tokens_per_step,
+    train,
+)
 from nextlat_dist.files import CHECKPOINTS_FOLDER
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.publish import publish
@@ -101,10 +109,10 @@ SCALES = {
 def bench_path_star(
     scale: PathStarScale, config: Path, overrides: Sequence[str], output: Path, minutes: float, seeds: int
 ) -> Report:
-    """Graphs, twins, scores, below `output`, which is replaced."""
+    """Graphs, twins, scores, below `output`; an earlier one's are replaced."""
     if minutes <= 0 or seeds < 1:
         raise UserError(f"--minutes is {minutes} and --seeds {seeds}; give more than 0 minutes and at least 1 seed")
-    shutil.rmtree(output, ignore_errors=True)
+    start_over(output, "path_star")
     stages = Stages()
     data = output / "data"
     settings = [*IN_A_HURRY, *scale.overrides, f"data.train={data / 'train'}", f"data.validation={data / 'test'}"]
@@ -165,7 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=1, help="how many runs of each twin (default: 1)")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/path_star"), help="replaced if it exists (default: runs/path_star)"
+        "--output",
+        type=Path,
+        default=Path("runs/path_star"),
+        help="a new folder, or that of an earlier one, whose content is replaced (default: runs/path_star)",
     )
     parser.add_argument("--json", type=Path, help="where to write the measurements (default: OUTPUT/path_star.json)")
     parser.add_argument("--config", type=Path, help=f"of the runs (default: {CONFIG})")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nextlat_dist.errors import UserError
@@ -77,6 +77,16 @@ def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file. Raises OSError where the system refuses; safetensors has its own error for that."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if "I/O error" not in str(error):
+            raise
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
+
+
 def save_base_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     """Write one safetensors file and its index; return the content hash.
 
@@ -84,7 +94,7 @@ def save_base_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
-    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(directory / WEIGHTS_FILE, weights)
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(weights, WEIGHTS_FILE)}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from nextlat_dist.checkpoint.commit import UNCOMMITTED, find_checkpoint, verify
+from nextlat_dist.checkpoint.commit import find_checkpoint, verify
 from nextlat_dist.checkpoint.tensors import load_full_weights
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import ParallelConfig, RunConfig
@@ -24,8 +22,9 @@ from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError, require_extra
 from nextlat_dist.files import CONFIG_FILE as RUN_CONFIG_FILE
-from nextlat_dist.files import TOKENIZER_FILE
-from nextlat_dist.huggingface.base import INDEX_FILE, save_base_weights
+from nextlat_dist.files import EXPORT_REPORT_FILE, TOKENIZER_FILE, whole_folder, writing
+from nextlat_dist.huggingface.base import save_base_weights
+from nextlat_dist.huggingface.destination import LISTED, destination, listed
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters.catalogue import drafter_kind
 from nextlat_dist.huggingface.drafters.format import DrafterKind, save_drafter, write_draft_vocabulary
@@ -33,8 +32,8 @@ from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer, specia
 from nextlat_dist.huggingface.weights import llama_config, to_llama
 from nextlat_dist.model.sharding import sharding_rules
 
-REPORT_FILE = "export_report.json"
 CHECKED_ROWS = 4
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -55,16 +54,16 @@ def export_checkpoint(
         draft_vocabulary: draft from so many of the run's most frequent training tokens; 0: from all ids.
 
     Raises:
-        UserError: no checkpoint, a half-written or damaged one, `output` is something that is not an export, or a
-            draft vocabulary for a run without a latent predictor, without its training data or of a wrong size.
+        UserError: no checkpoint, a half-written or damaged one, `output` holds something that no export wrote or
+            cannot be written, or a draft vocabulary for a run without a latent predictor, without its training data or
+            of a wrong size.
     """
     source = find_checkpoint(checkpoint)
     if source is None:
         raise UserError(
             f"there is no checkpoint under {checkpoint}; give --checkpoint the checkpoints of a finished run"
         )
-    if output.exists() and any(output.iterdir()) and not (output / INDEX_FILE).is_file():
-        raise UserError(f"{output} exists and is not an export, it will not be replaced; choose another --output")
+    folder = destination(output)
     if check_logits:
         purpose = "comparing logits with the training forward pass (--no-verify leaves it out)"
         require_extra("train", "megatron.core", purpose=purpose)
@@ -78,37 +77,38 @@ def export_checkpoint(
         name: tensor.to(stored_dtype) for name, tensor in load_full_weights(source, sharding_rules(config)).items()
     }
 
-    temporary = output.with_name(output.name + UNCOMMITTED)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
-    report: dict[str, Any] = {
-        "checkpoint": source.name,
-        "dtype": str(stored_dtype).removeprefix("torch."),
-        "base_weights_sha256": base_sha256,
-    }
-    ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    report: dict[str, Any] = {"checkpoint": source.name, "dtype": str(stored_dtype).removeprefix("torch.")}
     loader = _loader(config)
-    if (source / TOKENIZER_FILE).is_file():
-        tokenizer = Tokenizer(source / TOKENIZER_FILE)
-        ids = special_ids(tokenizer)
-        export_tokenizer(source / TOKENIZER_FILE, temporary, config.max_position_embeddings)
-    _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
-    _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
-    if (source / TOKENIZER_FILE).is_file() and loader is not None:
-        report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
-    if kind is not None:
-        save_drafter(temporary, kind, *kind.of_checkpoint(canonical, config, base_sha256))
-    if kind is not None and draft_ids is not None:
-        write_draft_vocabulary(temporary / kind.name, draft_ids)
-        report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
-    if check_logits:
-        report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
-    _write_json(temporary / REPORT_FILE, report)
-    if output.exists():
-        shutil.rmtree(output)
-    os.rename(temporary, output)
+    with whole_folder(folder) as temporary:
+        with writing(output):
+            base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
+            tokenizer = _save_tokenizer(source / TOKENIZER_FILE, temporary, config)
+            ids = special_ids(tokenizer) if tokenizer is not None else dict.fromkeys(TOKEN_IDS)
+            _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
+            _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
+        report["base_weights_sha256"] = base_sha256
+        if tokenizer is not None and loader is not None:
+            report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
+        if kind is not None:
+            drafter_config, tensors = kind.of_checkpoint(canonical, config, base_sha256)
+            with writing(output):
+                save_drafter(temporary, kind, drafter_config, tensors)
+        if kind is not None and draft_ids is not None:
+            write_draft_vocabulary(temporary / kind.name, draft_ids)
+            report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
+        if check_logits:
+            report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
+        with writing(output):
+            _write_json(temporary / EXPORT_REPORT_FILE, {**report, LISTED: listed(temporary)})
     return report
+
+
+def _save_tokenizer(model: Path, export: Path, config: RunConfig) -> Tokenizer | None:
+    """Write the run's tokenizer; None where the checkpoint has none."""
+    if not model.is_file():
+        return None
+    export_tokenizer(model, export, config.max_position_embeddings)
+    return Tokenizer(model)
 
 
 def _draft_vocabulary(config: RunConfig, kind: DrafterKind | None, size: int) -> tuple[torch.Tensor | None, float]:

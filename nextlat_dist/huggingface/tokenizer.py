@@ -24,7 +24,8 @@ def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
     proto = protobuf.ModelProto()
     proto.ParseFromString(model.read_bytes())
     tokenizer = _build(proto)
-    tokenizer.save(str(output / "tokenizer.json"))
+    # Not by `tokenizer.save`: what the system refuses there is an Exception without a kind.
+    (output / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     special = _special_tokens(proto)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

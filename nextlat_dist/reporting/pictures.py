@@ -34,6 +34,7 @@ def grid(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Any]]]:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """As a PNG, written whole or not at all."""
+    """In the format that the file's ending names, else as a PNG; written whole or not at all."""
+    kind = path.suffix.removeprefix(".").lower()
     with whole_file(path) as file:
-        figure.savefig(file, dpi=120, format="png")
+        figure.savefig(file, dpi=120, format=kind if kind in figure.canvas.get_supported_filetypes() else "png")

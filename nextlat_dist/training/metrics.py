@@ -10,7 +10,7 @@ from typing import Any
 
 from nextlat_dist.config.load import config_to_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.files import BATCH_HASHES_FILE, METRICS_FILE, write_whole
+from nextlat_dist.files import BATCH_HASHES_FILE, METRICS_FILE, write_whole, writing
 from nextlat_dist.parallel.device import peak_tflops
 from nextlat_dist.plan.counting import flops_per_token
 from nextlat_dist.reporting.console import say
@@ -87,11 +87,12 @@ class MetricsLog:
 
 def _keep_until(path: Path, step: int) -> None:
     """Drop the lines after `step`, and those that a kill cut short."""
-    lines = path.read_text().splitlines() if step and path.is_file() else []
-    steps = [_step_of(line) for line in lines]
-    kept = [line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
-    # A kill in between must not cost the lines of the run so far.
-    write_whole(path, "".join(kept))
+    with writing(path):
+        lines = path.read_text(errors="replace").splitlines() if step and path.is_file() else []
+        steps = [_step_of(line) for line in lines]
+        kept = [line + "\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+        # A kill in between must not cost the lines of the run so far.
+        write_whole(path, "".join(kept))
 
 
 def _step_of(line: str) -> int | None:

@@ -18,7 +18,7 @@ from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError, require_extra
-from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, write_whole
+from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, CannotWriteError, write_whole
 from nextlat_dist.parallel.device import third_parties
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, shutdown, world_size_from_environment
 from nextlat_dist.plan.describe import data_parallel_size, describe
@@ -113,9 +113,7 @@ def _train(config: RunConfig, dims: ParallelDims, stop: StopRequest) -> RunResul
             resume_state(dims, engine, checkpoint, state)
         saver = Saver(config, dims, engine, checkpoints, tokenizer)
         stack.callback(saver.close)
-        log: MetricsLog | NoLog = NoLog()
-        if loader is not None and dims.rank == 0:
-            log = _start_log(config, output_dir, state, loader)
+        log = _start_log(config, dims, output_dir, state, loader)
         stack.callback(log.close)
         source = batch_source(config, dims, loader, engine.device)
         validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
@@ -138,7 +136,22 @@ def _cannot_write(output_dir: Path) -> str:
     return ""
 
 
-def _start_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:
+def _start_log(
+    config: RunConfig, dims: ParallelDims, output_dir: Path, state: TrainerState, loader: RowLoader | None
+) -> MetricsLog | NoLog:
+    """`_first_log` on rank 0. Collective; raises UserError on every rank when it cannot be written."""
+    log: MetricsLog | NoLog = NoLog()
+    refused = ""
+    if loader is not None and dims.rank == 0:
+        try:
+            log = _first_log(config, output_dir, state, loader)
+        except CannotWriteError as error:
+            refused = str(error)
+    raise_together(refused)
+    return log
+
+
+def _first_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:
     """Write the resolved configuration, open the metrics, and note in `state` what a resume must find again."""
     write_whole(output_dir / CONFIG_FILE, dump_config(config))
     if state.step:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import whole_path
-from nextlat_dist.huggingface.base import WEIGHTS_FILE
+from nextlat_dist.files import whole_path, writing
+from nextlat_dist.huggingface.base import WEIGHTS_FILE, save_tensors
 
 if TYPE_CHECKING:
     from nextlat_dist.config.schema import RunConfig
@@ -121,7 +121,7 @@ def save_drafter(export: Path, kind: DrafterKind, config: Any, weights: Tensors)
     assert names is None or sorted(weights) == sorted(names), sorted(weights)
     target = export / kind.name
     target.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, target / WEIGHTS_FILE, {"format": "pt"})
+    save_tensors(target / WEIGHTS_FILE, {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     (target / CONFIG_FILE).write_text(json.dumps(kind.to_json(config), indent=2) + "\n")
 
 
@@ -170,12 +170,15 @@ def write_draft_vocabulary(drafter: Path, ids: torch.Tensor | None) -> None:
 
     A calibration measured with other ids is removed.
     """
-    (drafter / CALIBRATION_FILE).unlink(missing_ok=True)
     if ids is None:
-        (drafter / DRAFT_VOCABULARY_FILE).unlink(missing_ok=True)
+        with writing(drafter):
+            (drafter / CALIBRATION_FILE).unlink(missing_ok=True)
+            (drafter / DRAFT_VOCABULARY_FILE).unlink(missing_ok=True)
         return
     with whole_path(drafter / DRAFT_VOCABULARY_FILE) as temporary:
-        save_file({DRAFT_VOCABULARY_TENSOR: ids.contiguous()}, temporary, {"format": "pt"})
+        save_tensors(temporary, {DRAFT_VOCABULARY_TENSOR: ids.contiguous()})
+        # Between the two: a full disk costs no calibration, and none is ever next to ids that it was not measured with.
+        (drafter / CALIBRATION_FILE).unlink(missing_ok=True)
 
 
 def _load_draft_vocabulary(target: Path, vocab_size: int) -> torch.Tensor | None:

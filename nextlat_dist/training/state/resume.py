@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nextlat_dist.checkpoint.commit import committed, find_checkpoint, verify_together
+from nextlat_dist.checkpoint.commit import committed, find_checkpoint, step_of, verify_together
 from nextlat_dist.checkpoint.rng import load_rng
 from nextlat_dist.checkpoint.tensors import TensorReader
 from nextlat_dist.config.load import config_to_dict
@@ -161,7 +161,9 @@ def _candidates(config: RunConfig, root: Path) -> list[Path]:
         return []
     if root.stat().st_mode & stat.S_IWOTH and not root.stat().st_mode & stat.S_ISVTX:
         log.warning("every user of this machine can change %s; take that away with chmod o-w", root)
-    return [newest, *(older for older in reversed(committed(root)) if older.name < newest.name)]
+    before = step_of(newest)  # -1: the pointer was put on a copy of another name
+    others = [path for path in reversed(committed(root)) if path != newest]
+    return [newest, *(path for path in others if before < 0 or step_of(path) < before)]
 
 
 def _incompatible(config: RunConfig, checkpoint: Path) -> str:

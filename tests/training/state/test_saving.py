@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import pickle
 import re
 import shutil
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 from nextlat_dist.errors import UserError
 from tests.kit import jobs
 from tests.kit.harness import Ranks
+from tests.kit.system import access_as_written, disk
 from tests.kit.training.runs import logged, run_training, training_config
 
 
@@ -124,24 +123,6 @@ def test_a_last_save_that_fails_is_the_runs_end(run: Path, text_dataset: Path, t
     assert (run / "checkpoints" / "latest").read_text() == "step_00000003\n"
 
 
-@contextlib.contextmanager
-def disk(directory: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
-    """A file system of this size, mounted; the function mounts it again with other options."""
-    directory.mkdir(parents=True)
-
-    def mount(*options: str) -> None:
-        subprocess.run(["mount", *options, str(directory)], check=True, capture_output=True)
-
-    try:
-        mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this needs the privilege to mount a file system: {error}")
-    try:
-        yield lambda options: mount("-o", f"remount,{options}")
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
 def kilobytes_of(directory: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4 for path in directory.rglob("*") if path.is_file())
 
@@ -182,6 +163,92 @@ def test_the_newest_whole_checkpoint_is_used(run: Path, finished: Path, text_dat
     assert logged(run) == logged(finished)
     steps = {json.loads(line)["step"] for line in (run / "metrics.jsonl").open()}
     assert steps == {1, 2, 3, 4, 5, 6}
+
+
+def make_unreadable(checkpoint: Path, kind: str) -> None:
+    """As the system refuses it to a user; "EIO" waits for `read_error`."""
+    {
+        "a file": checkpoint / "weights" / "tp0_pp0_dp1.safetensors",
+        "the manifest": checkpoint / "manifest.json",
+        "the folder": checkpoint,
+        "the pointer": checkpoint.parent / "latest",
+        "EIO": checkpoint.parent,
+    }[kind].chmod(0o755 if kind == "EIO" else 0)
+
+
+def find_unreadable(raws: dict[str, dict[str, Any]]) -> dict[str, tuple[str, list[str]]]:
+    """What a resume would use of each run's checkpoints, or why it stops, and what it warns of."""
+    from nextlat_dist.checkpoint import commit
+    from nextlat_dist.training.state import resume
+
+    answers, original = {}, commit.file_sha256
+    warned: list[str] = []
+
+    def read_error(path: Path) -> str:
+        if "EIO" in path.parts and path.name == "trainer_state.json" and "step_00000006" in path.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    note = lambda text, *words: warned.append(text % words)  # noqa: E731
+    loggers = [(log, log.warning) for log in (commit.log, resume.log)]
+    commit.file_sha256 = read_error
+    for log, _ in loggers:
+        log.warning = note  # type: ignore[method-assign, assignment]
+    try:
+        with access_as_written():
+            for kind, raw in raws.items():
+                config, dims = jobs.set_up(raw)
+                try:
+                    found = resume.find_resumable(config, dims, Path(raw["output_dir"]) / "checkpoints")
+                    answers[kind] = str(found and found.name), list(warned)
+                except UserError as error:
+                    answers[kind] = str(error), list(warned)
+                warned.clear()
+    finally:
+        commit.file_sha256 = original
+        for log, warning in loggers:
+            log.warning = warning  # type: ignore[method-assign]
+    return answers
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_is_used(
+    finished: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    """EACCES binds root's ranks here as it binds a user's; EIO is a disk that fails."""
+    kinds = ["a file", "the manifest", "the folder", "the pointer", "EIO"]
+    runs = {kind: shutil.copytree(finished, tmp_path / kind) for kind in kinds}
+    for kind, run in runs.items():
+        make_unreadable(run / "checkpoints" / "step_00000006", kind)
+    raws = {kind: config(run, text_dataset) for kind, run in runs.items()}
+    strict = {kind: config(run, text_dataset, fallback=False) for kind, run in runs.items()}
+    found, others = two_ranks.run(find_unreadable, raws)
+    refused, _ = two_ranks.run(find_unreadable, strict)
+    checkpoints = {kind: run / "checkpoints" for kind, run in runs.items()}
+    for run in runs.values():  # so that they can be removed
+        (run / "checkpoints" / "step_00000006").chmod(0o755)
+    files = {"a file": "weights/tp0_pp0_dp1.safetensors", "EIO": "trainer_state.json"}
+    for kind in ("a file", "the manifest", "the folder", "EIO"):
+        reason = "Input/output error" if kind == "EIO" else "Permission denied"
+        path = checkpoints[kind] / "step_00000006" / files.get(kind, "manifest.json")
+        sentence = f"{path} cannot be read ({reason}); choose another checkpoint"
+        assert found[kind] == ("step_00000003", [f"{sentence}; resuming from step_00000003 instead"])
+        assert others[kind] == ("step_00000003", [])  # one rank speaks
+        assert refused[kind] == (sentence, [])
+    pointer = checkpoints["the pointer"] / "latest"
+    assert found["the pointer"][0] == "step_00000006"
+    (warning,) = found["the pointer"][1]
+    assert warning.startswith(f"{pointer} cannot be read (Permission denied); using the newest checkpoint in")
+
+
+def test_checkpoints_that_cannot_be_listed_are_no_fresh_start(
+    finished: Path, tmp_path: Path, text_dataset: Path, one_rank: Ranks
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "checkpoints" / "latest").unlink()
+    (run / "checkpoints").chmod(0o311)
+    ((answer, _),) = one_rank.run(find_unreadable, {"all": config(run, text_dataset)})[0].values()
+    (run / "checkpoints").chmod(0o755)
+    assert f"{run / 'checkpoints'} cannot be read (Permission denied)" in answer
 
 
 def test_without_fallback_damage_stops_the_run(run: Path, text_dataset: Path, two_ranks: Ranks) -> None:
