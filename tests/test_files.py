@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,18 @@ import pytest
 
 from nextlat_dist import files
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import append_durably, sole_writer, temporary_name, whole_file, whole_path, write_whole
+from nextlat_dist.files import (
+    CannotWriteError,
+    append_durably,
+    remove,
+    sole_writer,
+    temporary_name,
+    whole_file,
+    whole_folder,
+    whole_path,
+    write_whole,
+)
+from tests.kit.system import Flushes, access_as_written, files_up_to
 
 
 def names(folder: Path) -> list[str]:
@@ -146,11 +161,157 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "elsewhere") == ["target"]
 
 
+def test_a_link_of_the_users_to_an_open_file_is_written_through(tmp_path: Path) -> None:
+    """`--json out` where out leads to /dev/stdout, and that into a file: what else was printed there stays."""
+    with (tmp_path / "open").open("w+b", buffering=0) as file:
+        file.write(b"before, ")
+        (tmp_path / "second").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        (tmp_path / "first").symlink_to("second")
+        write_whole(tmp_path / "first", "through")
+        file.seek(0)
+        assert file.read() == b"before, through"
+    assert names(tmp_path) == ["first", "open", "second"]
+
+
+def test_a_link_in_shared_memory_is_a_link(tmp_path: Path) -> None:
+    """/dev/shm holds files, no devices: a run may lie there."""
+    shared = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        (shared / "target").write_text("before")
+        (shared / "link").symlink_to(shared / "target")
+        write_whole(shared / "link", "after")
+        assert (shared / "target").read_text() == "after"
+    finally:
+        shutil.rmtree(shared)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a device needs root")
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
+    """A node of our own stands in for the null device."""
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    (tmp_path / "link").symlink_to("null")
+    for name in ("null", "link"):
+        write_whole(tmp_path / name, "gone")
+        _write_path(tmp_path / name)
+        with whole_file(tmp_path / name) as file:
+            file.write(b"gone")
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
+    assert names(tmp_path) == ["link", "null"]
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
         write_whole(tmp_path / "folder", "content")
     assert names(tmp_path) == ["folder"]
+
+
+# What the system refuses.
+
+
+def test_a_refusal_is_a_sentence_and_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before")
+    with files_up_to(1000), pytest.raises(CannotWriteError) as caught:
+        write_whole(tmp_path / "file", "x" * 2000)
+    assert isinstance(caught.value, UserError)
+    assert caught.value.errno == errno.EFBIG
+    sentence = f"{tmp_path / 'file'} cannot be written (File too large); make room there or repair the access"
+    assert str(caught.value).startswith(sentence)
+    assert (tmp_path / "file").read_text() == "before"
+    assert names(tmp_path) == ["file"]
+    with pytest.raises(CannotWriteError, match="file/inner cannot be written"):
+        write_whole(tmp_path / "file" / "inner", "below a file")
+
+
+def test_a_mistake_of_ours_is_none_of_the_systems(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "file"):
+        _ = 1 // 0
+    assert names(tmp_path) == []
+
+
+def test_what_cannot_be_removed_is_said_and_links_are_not_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("free", "kept"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("x")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    (folder / "free" / "link").symlink_to(tmp_path / "mine")
+    (folder / "kept").chmod(0o555)
+    with access_as_written():
+        assert re.fullmatch(r"Permission denied: .*file", remove(folder))
+    assert names(folder) == ["kept"]
+    (folder / "kept").chmod(0o755)
+    (folder / "kept" / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert [remove(path) for path in (folder, tmp_path / "link", tmp_path / "nothing")] == ["", "", ""]
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == ["file"]
+
+
+# Folders.
+
+
+def write_folder(path: Path, text: str) -> None:
+    with whole_folder(path) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text(text)
+        (folder / text).write_text("")
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["swap", "two renames"])
+def test_a_folder_killed_at_any_moment_is_the_old_one_or_the_new_one(
+    tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(files, "_swap", lambda *_: False)
+    path, seen = tmp_path / "folder", []
+    for operation in range(60):
+        write_folder(path, "old")
+        killed = killed_before(operation, lambda: write_folder(path, "new"))
+        aside = tmp_path / ".folder.nextlat-old"
+        here = path if path.exists() or swaps else aside  # between two renames
+        seen.append((here / "inner" / "file").read_text())
+        assert names(here) == sorted(["inner", seen[-1]])
+        if not killed:
+            break
+    assert len(seen) >= 10
+    assert seen == sorted(seen, key=["old", "new"].index)
+    assert names(tmp_path) == ["folder"], "the next write takes over what a killed one left"
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["first rename", "second rename"])
+def test_a_rename_that_fails_loses_no_folder(tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "folder", "old")
+    done, rename = iter(range(1, 10)), os.rename
+
+    def refused(source: Path, target: Path) -> None:
+        if next(done) == failing:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(files, "_swap", lambda *_: False)
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(CannotWriteError, match="folder cannot be written"):
+        write_folder(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = Flushes(monkeypatch)
+    write_folder(tmp_path / "above" / "folder", "new")
+    assert flushes.renamed == ["folder"]
+    flushes.assert_on_disk(tmp_path)
+    flushes.assert_names_on_disk()
+
+
+def test_one_writer_of_a_folder_at_a_time(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("mine")
+        with pytest.raises(UserError, match="another process is writing"):
+            write_folder(tmp_path / "folder", "other")
+    assert names(tmp_path / "folder") == ["file"]
 
 
 def test_appended_lines_come_after_each_other(tmp_path: Path) -> None:

@@ -216,5 +216,5 @@ def test_an_export_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
     flushes = Flushes(monkeypatch)
     export_checkpoint(CHECKPOINTS, tmp_path / "export", check_logits=False)
     assert flushes.renamed[-1] == "export"
-    flushes.assert_on_disk(tmp_path / "export")
-    assert flushes.is_on_disk(tmp_path)
+    flushes.assert_on_disk(tmp_path)
+    flushes.assert_names_on_disk()

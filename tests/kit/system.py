@@ -67,42 +67,48 @@ def access_as_written() -> Iterator[None]:
 
 
 class Flushes:
-    """Notes what is flushed, and checks at every rename that what gets its name is on disk: all files, all folders.
-
-    It notes from its making on; `monkeypatch` ends it.
+    """Notes what is flushed, and checks at every rename that what gets its name is on disk, all files and all folders,
+    and that the name that was given before is on disk too. From its making on; `patch` ends it.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.flushed: dict[int, tuple[int, int]] = {}  # inode → state when it was flushed
         self.renamed: list[str] = []
+        self._flushed: dict[int, object] = {}  # inode → state when it was flushed
+        self._new_names: dict[int, Path] = {}  # inode → folder, of the last rename, until it is flushed
         for name in ("rename", "replace"):
             patch.setattr(os, name, self._checked(getattr(os, name)))
         fsync = os.fsync
 
         def noted(descriptor: int) -> None:
             fsync(descriptor)
-            self.flushed[os.fstat(descriptor).st_ino] = _state(os.fstat(descriptor))
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            inode = os.fstat(descriptor).st_ino
+            self._flushed[inode] = _state(path)
+            self._new_names.pop(inode, None)
 
         patch.setattr(os, "fsync", noted)
 
     def _checked(self, original: Any) -> Any:
         def rename(source: Path, target: Path) -> None:
             self.assert_on_disk(Path(source))
+            self.assert_names_on_disk()
             original(source, target)
             self.renamed.append(Path(target).name)
+            folder = Path(target).parent
+            self._new_names[folder.stat().st_ino] = folder
 
         return rename
 
     def assert_on_disk(self, path: Path) -> None:
         """That `path`, and all in it, did not change since it was flushed."""
         for found in (path, *path.rglob("*")):
-            assert self.is_on_disk(found), f"{found} is not on disk"
+            assert self._flushed.get(found.stat().st_ino) == _state(found), f"{found} is not on disk"
 
-    def is_on_disk(self, path: Path) -> bool:
-        """Whether the file, or the folder's list of names, did not change since it was flushed."""
-        status = path.stat()
-        return self.flushed.get(status.st_ino) == _state(status)
+    def assert_names_on_disk(self) -> None:
+        """That the folder of everything that was renamed was flushed after it."""
+        assert not self._new_names, f"a rename in {self._new_names} is not on disk"
 
 
-def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_mtime_ns, status.st_size
+def _state(path: Path) -> object:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, sorted(os.listdir(path)) if path.is_dir() else None

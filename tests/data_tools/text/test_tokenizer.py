@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,17 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, texts: list[str], voc
         train_tokenizer(texts, tmp_path / "tokenizer.model", vocab_size)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_goes_into_a_pipe(tmp_path: Path) -> None:
+    """It is not read back: a pipe gives nothing back, and a device something else."""
+    os.mkfifo(tmp_path / "pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    tokenizer = train_tokenizer([TEXT], tmp_path / "pipe", vocab_size=350)
+    reader.join(10)
+    train_tokenizer([TEXT], tmp_path / "file", vocab_size=350)
+    assert read == [tokenizer.model] == [(tmp_path / "file").read_bytes()]
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert (tmp_path / "pipe").is_fifo()

@@ -149,6 +149,23 @@ def test_a_disk_that_is_full_keeps_the_older_checkpoint(
         assert len(list((run / "checkpoints").glob("step_*"))) == 2
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_start_that_cannot_write_is_a_sentence_of_all_ranks(
+    name: str, run: Path, text_dataset: Path, two_ranks: Ranks
+) -> None:
+    """Only rank 0 writes these: the others must not wait for it."""
+    other = run / {"config.yaml": "metrics.jsonl", "metrics.jsonl": "batch_hashes.jsonl"}[name]
+    other.touch()
+    before = other.read_bytes()
+    (run / name).unlink()
+    (run / name).mkdir()
+    first, second = two_ranks.run(refused, config(run, text_dataset))
+    assert first == second
+    assert first.startswith(f"{run / name} cannot be written (Is a directory); make room there or repair the access")
+    assert other.read_bytes() == before
+    assert not list(run.glob(".*"))
+
+
 def damage(run: Path, step: int = 6) -> Path:
     path = sorted((run / "checkpoints" / f"step_{step:08d}" / "optimizer").iterdir())[1]
     with path.open("r+b") as file:
