@@ -32,6 +32,8 @@ from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import TOKENIZER_FILE, whole_file, write_whole
 
+OWNER = "nextlat"  # of every member of a shard
+
 
 class _Shard:
     """One tar that is being written; `entries` get their crc32 when it is finished."""
@@ -45,7 +47,7 @@ class _Shard:
         self.tokens = 0
         self._stack = ExitStack()
         self._file: BinaryIO = self._stack.enter_context(whole_file(path))
-        self._tar = TarWriter(self._file, user="nextlat", group="nextlat", mode=0o444, encoder=False, mtime=0)
+        self._tar = TarWriter(self._file, user=OWNER, group=OWNER, mode=0o444, encoder=False, mtime=0)
 
     def write(self, record: Record, extra: Mapping[str, bytes]) -> None:
         """Append a record; `extra` are members of it that training does not read."""
@@ -140,7 +142,13 @@ class DatasetWriter:
 
     def _prepare(self, overwrite: bool) -> None:
         """Leave nothing of an earlier run but the kept shards; its manifest goes first, so that it never vouches for
-        half a dataset."""
+        half a dataset. A tar of that name from elsewhere is refused, not removed."""
+        tars = sorted(self.directory.glob(f"{self.split}-[0-9]*.tar"))
+        if foreign := [tar.name for tar in tars if tar.is_symlink() or not _is_written_here(tar)]:
+            raise UserError(
+                f"{self.directory} holds {foreign[0]}, which is no shard of this command: it stays; pass "
+                "another --output"
+            )
         manifest = self.directory / MANIFEST_FILE
         if manifest.exists():
             if not overwrite and not self.shards:
@@ -234,6 +242,12 @@ class DatasetWriter:
         if self._shard is not None:
             self._shard.abandon(error)
             self._shard = None
+
+
+def _is_written_here(tar: Path) -> bool:
+    """Whether its first member belongs to whom all members of our shards belong to."""
+    with tar.open("rb") as file:
+        return file.read(512)[265:297].rstrip(b"\0").decode("latin1") == OWNER  # uname of a ustar header
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:

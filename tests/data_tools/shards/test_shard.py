@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -196,11 +197,33 @@ def test_what_an_interrupted_run_left_is_cleared(corpus: Path, tmp_path: Path) -
     run(corpus, tmp_path / "clean")
     stale = tmp_path / "out"
     stale.mkdir()
-    for name in ("train-000099.tar", "train-000099.index.npy", ".train-000003.tar.tmp"):
+    for name in ("train-000099.index.npy", ".train-000003.tar.tmp"):
         (stale / name).write_bytes(b"stale")
+    shutil.copyfile(tmp_path / "clean" / "train-000000.tar", stale / "train-000099.tar")
     (stale / "notes.txt").write_text("mine")
     run(corpus, stale)
     assert contents(stale).keys() - contents(tmp_path / "clean").keys() == {"notes.txt"}
+
+
+@pytest.mark.parametrize("kind", ["a tar", "no tar", "a link"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_tar_of_somebody_else_is_not_removed(kind: str, overwrite: bool, corpus: Path, tmp_path: Path) -> None:
+    """WebDataset's users name theirs like that."""
+    run(corpus, tmp_path / "out")
+    if not overwrite:
+        (tmp_path / "out" / "manifest.json").unlink()
+    theirs = tmp_path / "out" / "train-000123.tar"
+    if kind == "a tar":
+        with tarfile.open(theirs, "w") as tar:
+            tar.addfile(tarfile.TarInfo("image.jpg"))
+    elif kind == "no tar":
+        theirs.write_bytes(b"")
+    else:
+        theirs.symlink_to(tmp_path / "out" / "train-000000.tar")
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds train-000123\.tar, which is no shard of this command"):
+        run(corpus, tmp_path / "out", overwrite=overwrite)
+    assert contents(tmp_path / "out") == before
 
 
 def test_an_error_in_the_middle_leaves_no_manifest_and_no_temporary_file(corpus: Path, tmp_path: Path) -> None:
