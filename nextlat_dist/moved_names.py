@@ -131,6 +131,7 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.data.order": {"Span": "nextlat_dist.data.order:WindowPart"},
     "nextlat_dist.data.shard_format": {"TOKENIZER_FILE": "nextlat_dist.files"},
     "nextlat_dist.data.packing": {"Block": "nextlat_dist.data.packing:ArrangedDocuments"},
+    "nextlat_dist.export.huggingface": {"REPORT_FILE": "nextlat_dist.files:EXPORT_REPORT_FILE"},
     "nextlat_dist.tasks.countdown": {"Verdict": "nextlat_dist.tasks.countdown:CountdownVerdict"},
     "nextlat_dist.tasks.vocabulary": {
         "BOS_ID": "nextlat_dist.tasks.documents",
