@@ -176,7 +176,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             with writing(path):
                 for left in list(temporary.iterdir()):
-                    remove(left)
+                    if reason := remove(left):
+                        raise OSError(reason)
             yield temporary
             with writing(path):
                 flush_folder(temporary)

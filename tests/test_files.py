@@ -306,6 +306,21 @@ def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     flushes.assert_names_on_disk()
 
 
+def test_what_a_killed_writer_left_never_becomes_part_of_the_new_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "old")
+    left = tmp_path / ".folder.nextlat-tmp" / "left"
+    left.mkdir(parents=True)
+    (left / "file").write_text("x")
+    left.chmod(0o555)
+    with access_as_written(), pytest.raises(CannotWriteError, match=r"folder cannot be written \(Permission denied: "):
+        write_folder(tmp_path / "folder", "new")
+    assert names(tmp_path / "folder") == ["inner", "old"]
+    left.chmod(0o755)
+    write_folder(tmp_path / "folder", "new")
+    assert names(tmp_path / "folder") == ["inner", "new"]
+    assert names(tmp_path) == ["folder"]
+
+
 def test_one_writer_of_a_folder_at_a_time(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "folder") as folder:
         (folder / "file").write_text("mine")
