@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from nextlat_dist.errors import UserError
+
+LARGEST_WHOLE = 2**63 - 1  # what an int64 takes: rows, tokens and seeds are kept in them
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,75 @@ class Bounds:
     Attributes:
         rule: completes the sentence "X is 0, it must …".
         holds: of a value that has the key's type; null is never asked about.
+        limits: of a number, lowest and highest but for what `rule` says; None: it is no number, or a rule between
+            values decides.
     """
 
     rule: str
     holds: Callable[[Any], bool]
+    limits: tuple[float, float] | None = None
+
+    def broken(self, value: Any) -> str | None:
+        """The rule that `value` breaks, None where it breaks none."""
+        if not self.holds(value):
+            return self.rule
+        if self.limits is not None and value:
+            low, high = self.limits
+            if value < low:
+                return f"be {'0 or ' if self.holds(0) else ''}at least {_written(low)}"
+            if value > high:
+                return f"be at most {_written(high)}"
+        return None
+
+    def within(self, low: float, high: float) -> Bounds:
+        """The same, for numbers from `low` to `high`; 0 stays what it was."""
+        return replace(self, limits=(low, high))
+
+    def at_most(self, high: float) -> Bounds:
+        return self.within(-high, high)
+
+    @property
+    def sentence(self) -> str:
+        """All of it, for the reference."""
+        if self.limits is None:
+            return self.rule
+        low, high = self.limits
+        least = f", {'0 or ' if self.holds(0) else ''}at least {_written(low)}" if low > 0 else ""
+        most = "" if high == LARGEST_WHOLE else f", at most {_written(high)}"
+        return self.rule + least + most
 
 
-POSITIVE = Bounds("be positive", lambda value: value > 0)
-NOT_NEGATIVE = Bounds("not be negative", lambda value: value >= 0)
-ANY = Bounds("be a number", lambda _: True)  # a rule between values decides (rules.py)
+def _written(limit: float) -> str:
+    """1000000, 1e-12."""
+    return f"{limit:,}".replace(",", "_") if isinstance(limit, int) else f"{limit:g}"
+
+
+POSITIVE = Bounds("be positive", lambda value: value > 0).at_most(LARGEST_WHOLE)
+NOT_NEGATIVE = Bounds("not be negative", lambda value: value >= 0).at_most(LARGEST_WHOLE)
+ANY = Bounds("be a number", lambda _: True)  # a rule between values decides the rest (rules.py)
+
+
+class _Short(reprlib.Repr):
+    """Of a value from a file that may be anything: never long, never deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 200, 200, 100
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 8
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= self.maxstring else f"{x[: self.maxstring // 2]!r}… ({len(x):,} characters)"
+
+    def repr_int(self, x: int, level: int) -> str:
+        return str(x) if abs(x) < 10**self.maxlong else f"a number of {x.bit_length():,} bits"
+
+    def repr_Plain(self, x: Any, level: int) -> str:
+        return str(self.repr1(x.value, level))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as Python writes it, cut where it is long."""
+    return _Short().repr(value)
 
 
 @dataclass(frozen=True)
@@ -100,6 +163,8 @@ def check_bounds(section: Any, prefix: str = "") -> None:
             for number, entry in enumerate(value):
                 if dataclasses.is_dataclass(entry):
                     check_bounds(entry, f"{prefix}{name}[{number}].")
-        if key.bounds is not None and value is not None and not key.bounds.holds(value):
+        rule = None if key.bounds is None or value is None else key.bounds.broken(value)
+        if rule is not None:
             instead = " or null" if key.optional else ""
-            raise UserError(f"{prefix}{name} is {value}, it must {key.bounds.rule}{instead}")
+            given = value if isinstance(value, str) else shown(value)
+            raise UserError(f"{prefix}{name} is {given}, it must {rule}{instead}")

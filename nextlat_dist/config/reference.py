@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from nextlat_dist.config.init import choices
-from nextlat_dist.config.keys import ANY, Key, keys_of
+from nextlat_dist.config.keys import Key, keys_of
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.reporting.console import say
 
@@ -43,8 +43,8 @@ def _section(name: str, section: type) -> list[str]:
 
 def _row(key: Key) -> str:
     meaning = key.help
-    if key.bounds is not None and key.bounds is not ANY:
-        meaning += f"; must {key.bounds.rule}"
+    if key.bounds is not None:
+        meaning += f"; must {key.bounds.sentence}"
     default = "(required)" if key.default is dataclasses.MISSING else f"`{_yaml(key.default)}`"
     return "| " + " | ".join((f"`{key.name}`", _type(key.hint), default, meaning.replace("|", "\\|"))) + " |"
 

@@ -14,6 +14,19 @@ from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS, ObjectiveEntry, 
 from nextlat_dist.config.keys import ANY, NOT_NEGATIVE, POSITIVE, Bounds
 
 BETAS = Bounds("be two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
+# Beyond these no run makes sense: they catch a slip of units or of an exponent before anything is built.
+LAYERS = POSITIVE.at_most(10_000)
+WIDTH = POSITIVE.at_most(1 << 20)
+VOCABULARY = POSITIVE.at_most(1 << 24)
+LENGTH = POSITIVE.at_most(1 << 27)
+RANKS = POSITIVE.at_most(1 << 20)
+ROWS = POSITIVE.at_most(1 << 24)
+TOKENS = POSITIVE.at_most(10**18)
+TOKENS_OR_NONE = NOT_NEGATIVE.at_most(10**18)
+STEPS = POSITIVE.at_most(10**12)
+STEPS_OR_NONE = NOT_NEGATIVE.at_most(10**12)
+WEIGHTS = Bounds("be at most 1e+12 each", lambda weights: all(weight <= 1e12 for weight in weights.values()))
+LAMBDA = NOT_NEGATIVE.within(1e-9, 1e6)
 
 
 def swiglu_ffn_hidden_size(hidden_size: int) -> int:
@@ -25,20 +38,20 @@ def swiglu_ffn_hidden_size(hidden_size: int) -> int:
 class ModelConfig:
     """A Llama-family decoder: pre-norm, RMSNorm, SwiGLU, RoPE, grouped-query attention, no biases."""
 
-    num_layers: Annotated[int, "decoder layers", POSITIVE] = 8
-    hidden_size: Annotated[int, "width of the latent state", POSITIVE] = 256
-    num_attention_heads: Annotated[int, "query heads; each of an even size", POSITIVE] = 4
-    num_query_groups: Annotated[int | None, "key/value heads; null: num_attention_heads", POSITIVE] = None
-    ffn_hidden_size: Annotated[int | None, "null: 128 * round((8 * hidden_size / 3) / 128)", POSITIVE] = None
-    vocab_size: Annotated[int, "ids of the tokenizer", POSITIVE] = 4096
+    num_layers: Annotated[int, "decoder layers", LAYERS] = 8
+    hidden_size: Annotated[int, "width of the latent state", WIDTH] = 256
+    num_attention_heads: Annotated[int, "query heads; each of an even size", WIDTH] = 4
+    num_query_groups: Annotated[int | None, "key/value heads; null: num_attention_heads", WIDTH] = None
+    ffn_hidden_size: Annotated[int | None, "null: 128 * round((8 * hidden_size / 3) / 128)", WIDTH] = None
+    vocab_size: Annotated[int, "ids of the tokenizer", VOCABULARY] = 4096
     make_vocab_size_divisible_by: Annotated[
-        int, "the embedding is padded to a multiple; never depends on tensor parallelism", POSITIVE
+        int, "the embedding is padded to a multiple; never depends on tensor parallelism", WIDTH
     ] = 128
-    max_position_embeddings: Annotated[int | None, "longest sequence; null: data.sequence_length", POSITIVE] = None
-    rotary_base: Annotated[float, "theta of RoPE", POSITIVE] = 10000.0
-    norm_epsilon: Annotated[float, "of RMSNorm", POSITIVE] = 1e-5
+    max_position_embeddings: Annotated[int | None, "longest sequence; null: data.sequence_length", LENGTH] = None
+    rotary_base: Annotated[float, "theta of RoPE", POSITIVE.within(1.0, 1e12)] = 10000.0
+    norm_epsilon: Annotated[float, "of RMSNorm", POSITIVE.within(1e-15, 0.1)] = 1e-5
     tie_embeddings: Annotated[bool, "the output head is the token embedding"] = False
-    init_method_std: Annotated[float, "standard deviation of initial weights", POSITIVE] = 0.02
+    init_method_std: Annotated[float, "standard deviation of initial weights", POSITIVE.within(1e-9, 10.0)] = 0.02
 
     @property
     def query_groups(self) -> int:
@@ -58,7 +71,7 @@ class ModelConfig:
 class PredictorConfig:
     """The latent predictor p_psi: its form and its width `hidden_size` (the paper's H)."""
 
-    hidden_size: Annotated[int | None, "width of its hidden layers; null: model.hidden_size", POSITIVE] = None
+    hidden_size: Annotated[int | None, "width of its hidden layers; null: model.hidden_size", WIDTH] = None
     fusion: Annotated[str, "how it joins h and e(x); concat: the paper's, three matrices over [h, e(x)]"] = "concat"
 
     @property
@@ -75,12 +88,12 @@ class ObjectiveConfig:
 
     name: Annotated[str, "next_token, nextlat, mtp, an installed entry point, or my_module:MyEntry"] = "nextlat"
     horizon: Annotated[
-        int, "the paper's d: rollout steps of the latent predictor, or extra layers of mtp", POSITIVE
+        int, "the paper's d: rollout steps of the latent predictor, or extra layers of mtp", POSITIVE.at_most(65_536)
     ] = 1
-    lambda_next_token: Annotated[float, "weight of the next-token loss L_ntp", NOT_NEGATIVE] = 1.0
-    lambda_hidden: Annotated[float, "nextlat: weight of the latent loss L_h", NOT_NEGATIVE] = 1.0
-    lambda_kl: Annotated[float, "nextlat: weight of the token loss L_kl", NOT_NEGATIVE] = 1.0
-    lambda_mtp: Annotated[float, "mtp: weight of the losses of the tokens after the next", NOT_NEGATIVE] = 1.0
+    lambda_next_token: Annotated[float, "weight of the next-token loss L_ntp", LAMBDA] = 1.0
+    lambda_hidden: Annotated[float, "nextlat: weight of the latent loss L_h", LAMBDA] = 1.0
+    lambda_kl: Annotated[float, "nextlat: weight of the token loss L_kl", LAMBDA] = 1.0
+    lambda_mtp: Annotated[float, "mtp: weight of the losses of the tokens after the next", LAMBDA] = 1.0
     stop_gradient_target: Annotated[bool, "false: L_h also moves the state that it predicts"] = True
     stop_gradient_head: Annotated[
         bool, "false: L_kl also moves the output head, through the student; never the teacher"
@@ -112,8 +125,8 @@ class ObjectiveConfig:
 class ParallelConfig:
     """How ranks divide the work; data-parallel size is what remains of the world."""
 
-    tensor_model_parallel_size: Annotated[int, "ranks that share every layer", POSITIVE] = 1
-    pipeline_model_parallel_size: Annotated[int, "stages that the layers are divided into", POSITIVE] = 1
+    tensor_model_parallel_size: Annotated[int, "ranks that share every layer", RANKS] = 1
+    pipeline_model_parallel_size: Annotated[int, "stages that the layers are divided into", RANKS] = 1
     zero_stage: Annotated[Literal[0, 1, 2, 3], "DeepSpeed's ZeRO; a pipeline allows 0 and 1"] = 1
 
 
@@ -124,7 +137,9 @@ class SourceConfig:
     name: Annotated[str, "by which weight_changes and metrics call it"]
     path: Annotated[str, "directory or URL with manifest.json"]
     weight: Annotated[
-        float, "share of the rows, relative to the other sources'; 0 until a weight change says otherwise", NOT_NEGATIVE
+        float,
+        "share of the rows, relative to the other sources'; 0 until a weight change says otherwise",
+        NOT_NEGATIVE.within(1e-9, 1e12),
     ] = 1.0
 
 
@@ -132,8 +147,8 @@ class SourceConfig:
 class WeightChange:
     """New weights from the first row on that begins at or after `at_tokens` tokens of training."""
 
-    at_tokens: Annotated[int, "when; each change a row or more after the one before", ANY]
-    weights: Annotated[dict[str, float], "of every source, by name; none negative, one positive", ANY]
+    at_tokens: Annotated[int, "when; each change a row or more after the one before", ANY.at_most(10**18)]
+    weights: Annotated[dict[str, float], "of every source, by name; none negative, one positive", WEIGHTS]
 
 
 @dataclass
@@ -147,22 +162,24 @@ class DataConfig:
     )
     validation: Annotated[str | None, "held-out dataset; null: no validation"] = None
     tokenizer: Annotated[str | None, "when given, must be the file that the datasets were tokenized with"] = None
-    sequence_length: Annotated[int, "positions per row; a row reads sequence_length + 1 tokens", POSITIVE] = 256
+    sequence_length: Annotated[int, "positions per row; a row reads sequence_length + 1 tokens", LENGTH] = 256
     packing: Annotated[
         Literal["concat", "pad"], "concat: rows are cut from the joined documents; pad: a document per row"
     ] = "concat"
     shuffle: Annotated[bool, "false: the order in which the documents were written"] = True
-    shuffle_window_records: Annotated[int, "records whose documents are shuffled together", POSITIVE] = 1
-    workers: Annotated[int, "threads per reading rank that prepare batches ahead", NOT_NEGATIVE] = 1
+    shuffle_window_records: Annotated[int, "records whose documents are shuffled together", POSITIVE.at_most(10**9)] = 1
+    workers: Annotated[int, "threads per reading rank that prepare batches ahead", NOT_NEGATIVE.at_most(256)] = 1
     verify: Annotated[
         Literal["always", "first", "never"], "when sha256 of whole shards is checked; each record's crc32 always is"
     ] = "first"
     on_damage: Annotated[Literal["fail", "quarantine"], "quarantine: padding replaces a damaged record"] = "fail"
-    max_quarantined_fraction: Annotated[float, "of a source's tokens; more stops the run", NOT_NEGATIVE] = 0.01
+    max_quarantined_fraction: Annotated[
+        float, "of a source's tokens; more stops the run", NOT_NEGATIVE.at_most(1.0)
+    ] = 0.01
     cache_dir: Annotated[
         str | None, "keeps records of remote datasets; null: nextlat_dist in the user's cache directory"
     ] = None
-    cache_bytes: Annotated[int, "size of that cache; 0: no cache", NOT_NEGATIVE] = 10_000_000_000
+    cache_bytes: Annotated[int, "size of that cache; 0: no cache", NOT_NEGATIVE.at_most(10**18)] = 10_000_000_000
     log_batch_hashes: Annotated[bool, "SHA-256 of every global batch into batch_hashes.jsonl"] = False
 
     @property
@@ -179,11 +196,11 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW; norms are not decayed."""
 
-    lr: Annotated[float, "peak learning rate", POSITIVE] = 1e-3
+    lr: Annotated[float, "peak learning rate", POSITIVE.within(1e-15, 100.0)] = 1e-3
     betas: Annotated[list[float], "decay of AdamW's two averages", BETAS] = field(default_factory=lambda: [0.9, 0.95])
-    eps: Annotated[float, "AdamW's epsilon", POSITIVE] = 1e-8
-    weight_decay: Annotated[float, "decoupled, as in AdamW", NOT_NEGATIVE] = 0.1
-    clip_grad: Annotated[float, "global gradient norm; 0 switches clipping off", NOT_NEGATIVE] = 1.0
+    eps: Annotated[float, "AdamW's epsilon", POSITIVE.within(1e-30, 1.0)] = 1e-8
+    weight_decay: Annotated[float, "decoupled, as in AdamW", NOT_NEGATIVE.within(1e-15, 1000.0)] = 0.1
+    clip_grad: Annotated[float, "global gradient norm; 0 switches clipping off", NOT_NEGATIVE.within(1e-9, 1e9)] = 1.0
 
 
 @dataclass
@@ -191,18 +208,18 @@ class ScheduleConfig:
     """Learning rate over tokens."""
 
     name: Annotated[Literal["constant", "cosine", "wsd"], "its form after the warm-up"] = "wsd"
-    warmup_tokens: Annotated[int, "length of the linear rise from 0", NOT_NEGATIVE] = 0
-    decay_tokens: Annotated[int, "wsd: length of the linear decay at the end", NOT_NEGATIVE] = 0
-    min_lr: Annotated[float, "where a decay ends", NOT_NEGATIVE] = 0.0
+    warmup_tokens: Annotated[int, "length of the linear rise from 0", TOKENS_OR_NONE] = 0
+    decay_tokens: Annotated[int, "wsd: length of the linear decay at the end", TOKENS_OR_NONE] = 0
+    min_lr: Annotated[float, "where a decay ends", NOT_NEGATIVE.at_most(100.0)] = 0.0
 
 
 @dataclass
 class TrainingConfig:
     """How long, in which batches and in which precision; what is logged."""
 
-    train_tokens: Annotated[int, "rounded up to whole global batches", POSITIVE] = 1_000_000
-    micro_batch_size: Annotated[int, "rows per rank and forward pass", POSITIVE] = 8
-    global_batch_size: Annotated[int, "rows per optimizer step, all data-parallel ranks together", POSITIVE] = 16
+    train_tokens: Annotated[int, "rounded up to whole global batches", TOKENS] = 1_000_000
+    micro_batch_size: Annotated[int, "rows per rank and forward pass", ROWS] = 8
+    global_batch_size: Annotated[int, "rows per optimizer step, all data-parallel ranks together", ROWS] = 16
     precision: Annotated[Literal["fp32", "bf16"], "of activations; bf16 keeps fp32 master weights"] = "fp32"
     communication_data_type: Annotated[
         Literal["fp32", "bf16"],
@@ -210,11 +227,11 @@ class TrainingConfig:
     ] = "fp32"
     activation_checkpointing: Annotated[bool, "compute activations again in the backward pass, to save memory"] = False
     seed: Annotated[int, "of the weights and of the order of the data", NOT_NEGATIVE] = 1234
-    log_interval: Annotated[int, "steps", POSITIVE] = 10
-    validation_interval: Annotated[int, "steps; 0: at the end only", NOT_NEGATIVE] = 0
-    validation_batches: Annotated[int, "global batches", NOT_NEGATIVE] = 4
+    log_interval: Annotated[int, "steps", STEPS] = 10
+    validation_interval: Annotated[int, "steps; 0: at the end only", STEPS_OR_NONE] = 0
+    validation_batches: Annotated[int, "global batches", NOT_NEGATIVE.at_most(10**9)] = 4
     peak_tflops_per_device: Annotated[
-        float | None, "for MFU; null: known GPUs by name, CPUs by a short measurement", POSITIVE
+        float | None, "for MFU; null: known GPUs by name, CPUs by a short measurement", POSITIVE.within(1e-6, 1e6)
     ] = None
 
 
@@ -222,9 +239,9 @@ class TrainingConfig:
 class CheckpointConfig:
     """When checkpoints are written, which ones stay, and what a start resumes from."""
 
-    save_interval: Annotated[int, "steps; 0: at the end only", NOT_NEGATIVE] = 0
-    keep_last: Annotated[int, "newest checkpoints that stay", POSITIVE] = 2
-    keep_every: Annotated[int, "steps; checkpoints at multiples of it are kept for ever, 0: none", NOT_NEGATIVE] = 0
+    save_interval: Annotated[int, "steps; 0: at the end only", STEPS_OR_NONE] = 0
+    keep_last: Annotated[int, "newest checkpoints that stay", STEPS] = 2
+    keep_every: Annotated[int, "steps; checkpoints at multiples of it are kept for ever, 0: none", STEPS_OR_NONE] = 0
     background: Annotated[bool, "write while training continues"] = True
     fallback: Annotated[bool, "resume from an older checkpoint when the newest is damaged; false: stop"] = True
     resume: Annotated[Literal["auto", "never", "must"], "must: an error when there is nothing to resume"] = "auto"
@@ -235,13 +252,17 @@ class GuardsConfig:
     """Steps that are not applied. A loss or gradient norm that is NaN or infinite always is one."""
 
     spike_zscore: Annotated[
-        float, "loss or gradient norm above the median, in robust standard deviations; 0: off", NOT_NEGATIVE
+        float,
+        "loss or gradient norm above the median, in robust standard deviations; 0: off",
+        NOT_NEGATIVE.within(0.1, 1e6),
     ] = 0.0
     window_steps: Annotated[
-        int, "applied steps that the median is of; spikes are looked for once there are as many", POSITIVE
+        int,
+        "applied steps that the median is of; spikes are looked for once there are as many",
+        POSITIVE.at_most(1_000_000),
     ] = 128
     max_bad_steps: Annotated[
-        int, "as many in a row: back to the last checkpoint, and on after their rows; 0: never", NOT_NEGATIVE
+        int, "as many in a row: back to the last checkpoint, and on after their rows; 0: never", STEPS_OR_NONE
     ] = 10
 
 
@@ -250,7 +271,9 @@ class WatchdogConfig:
     """Ends a run of which a rank no longer moves."""
 
     timeout_seconds: Annotated[
-        float, "without progress of a rank; longer than any save or validation; 0: no watchdog", NOT_NEGATIVE
+        float,
+        "without progress of a rank; longer than any save or validation; 0: no watchdog",
+        NOT_NEGATIVE.within(1.0, 1e7),
     ] = 1800.0
 
 

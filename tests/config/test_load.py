@@ -70,7 +70,7 @@ def test_unknown_key_of_a_file_is_an_error_too(tmp_path: Path) -> None:
         ("optimizer.betas=[0.9, high]", "optimizer.betas[1] is 'high', it must be a number"),
         ("model.tie_embeddings=1", "model.tie_embeddings is 1, it must be of type bool"),
         ("model.tie_embeddings='yes'", "model.tie_embeddings is 'yes', it must be of type bool"),
-        ("output_dir=12", "output_dir is 12, it must be of type str"),
+        ("output_dir=[12]", "output_dir is [12], it must be of type str"),
         ("output_dir=null", "output_dir is None, it must be of type str"),
         (
             "objective.name=mtp2",
@@ -119,7 +119,11 @@ def test_override_forms(override: str, expected: Any) -> None:
     [
         ("training.seed", "override 'training.seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
-        ("training.seed=[1", "the value of override 'training.seed=[1' is not valid YAML"),
+        (
+            "training.seed=[1",
+            "the value of override 'training.seed=[1' is not valid YAML: line 1: expected ',' or ']', but got '<stream "
+            "end>'; a text with such signs needs quotes, as in 'training.seed=\"…\"'",
+        ),
     ],
 )
 def test_malformed_override(override: str, sentence: str) -> None:
@@ -144,7 +148,10 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
     [
         (b"- 1\n", "must hold a mapping of sections, it holds a list"),
         (b"model: [\n", "is not valid YAML: "),
-        (b"\xff\xfe\x00", "is not valid YAML: "),
+        (b"\xff\xfe\x00", "is UTF-16, a config must be UTF-8; save it as UTF-8"),
+        (b"\xfe\xff\x00a", "is UTF-16, a config must be UTF-8; save it as UTF-8"),
+        (b"a: \xe9\n", "is not valid YAML: byte 3 is not UTF-8; save it as UTF-8"),
+        (b"#" * (1 << 18) + b"\n", "is larger than 262,144 bytes, which no config is"),
     ],
 )
 def test_unreadable_file(tmp_path: Path, content: bytes, sentence: str) -> None:
