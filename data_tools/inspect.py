@@ -23,7 +23,7 @@ from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, Record, read_manifest
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, without_secrets
 from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import say
 
@@ -159,7 +159,7 @@ def inspect(dataset: str, *, samples: int, sample_tokens: int) -> Inspection:
             shown.append(_sample(record, document - number, document, tokenizer, sample_tokens))
         number += len(record.ends)
         lengths.append(record.lengths)
-    return Inspection(dataset, manifest, np.concatenate(lengths), shown)
+    return Inspection(without_secrets(dataset), manifest, np.concatenate(lengths), shown)
 
 
 def _sample(record: Record, number: int, document: int, tokenizer: Tokenizer, limit: int) -> Sample:

@@ -30,7 +30,7 @@ from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, s
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
 from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.open import open_storage
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, without_secrets
 from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import say
 
@@ -67,8 +67,8 @@ def verify(dataset: str) -> Verified:
     Raises:
         UserError: there is no dataset.
     """
-    result = Verified(dataset)
     storage = open_storage(dataset)
+    result = Verified(without_secrets(dataset))
     try:
         manifest = read_manifest(storage)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake.
+"""The one exception for a user's mistake, and what no message, log line or file of ours holds.
 
 Commands catch `UserError`, print its message as one sentence and exit with status 2; any other exception is a bug and
 keeps its traceback.
@@ -6,18 +6,40 @@ keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
+
+HIDDEN = "***"
+# The user and password of a URL; a password may hold what should have been quoted ("/", "@", a blank).
+_USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#@:]*:(?!\d+(?:[/?\s]|$))[^?#\n@]{0,200}@)")
+_QUERY = re.compile(r"(://[^\s?#\"]*\?)([^\s\"]*?)(?=['),;:.]*(?:[\s\"]|$))")
+_REFERENCE = re.compile(r"(?:[^:@=&]*[:=])?\$\{\w+\}")  # of a variable: user:${PASSWORD}, sig=${SIGNATURE}
+
+
+def without_secrets(text: str) -> str:
+    """`text` with user, password and query of every URL in it as `***`: https://***@host/data?***.
+
+    References to environment variables, as in https://me:${PASSWORD}@host, are no secrets and stay.
+    """
+    text = _USER.sub(lambda found: _hidden([found[0][:-1]]) + "@", text)
+    return _QUERY.sub(lambda found: found[1] + _hidden(found[2].split("&")), text)
+
+
+def _hidden(pieces: list[str]) -> str:
+    return "&".join(pieces) if all(_REFERENCE.fullmatch(piece) for piece in pieces) else HIDDEN
 
 
 class UserError(ValueError):
     """Bad input: the message gives the values, the rule, and the key or option to change.
+
+    The message has no secrets, whatever it was made of: see `without_secrets`.
 
     Attributes:
         shared: every rank raises it together, so one of them may speak for all.
     """
 
     def __init__(self, message: str, *, shared: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.shared = shared
 
 

@@ -75,6 +75,7 @@ def _written(limit: float) -> str:
 
 POSITIVE = Bounds("be positive", lambda value: value > 0).at_most(LARGEST_WHOLE)
 NOT_NEGATIVE = Bounds("not be negative", lambda value: value >= 0).at_most(LARGEST_WHOLE)
+LOCATION = "a path or a URL"  # marks a key of which `~` and variables are replaced (locations.py)
 ANY = Bounds("be a number", lambda _: True)  # a rule between values decides the rest (rules.py)
 
 
@@ -110,6 +111,7 @@ class Key:
     help: str
     bounds: Bounds | None
     default: Any
+    is_location: bool = False
 
     @property
     def optional(self) -> bool:
@@ -134,6 +136,7 @@ def keys_of(section: type) -> dict[str, Key]:
             name=field.name,
             hint=plain[field.name],
             help=next((note for note in notes if isinstance(note, str)), ""),
+            is_location=LOCATION in notes[1:],
             bounds=next((note for note in notes if isinstance(note, Bounds)), None),
             default=field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS, ObjectiveEntry, PredictorEntry
-from nextlat_dist.config.keys import ANY, NOT_NEGATIVE, POSITIVE, Bounds
+from nextlat_dist.config.keys import ANY, LOCATION, NOT_NEGATIVE, POSITIVE, Bounds
 
 BETAS = Bounds("be two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
 # Beyond these no run makes sense: they catch a slip of units or of an exponent before anything is built.
@@ -135,7 +135,7 @@ class SourceConfig:
     """One dataset of a mixture."""
 
     name: Annotated[str, "by which weight_changes and metrics call it"]
-    path: Annotated[str, "directory or URL with manifest.json"]
+    path: Annotated[str, "directory or URL with manifest.json", LOCATION]
     weight: Annotated[
         float,
         "share of the rows, relative to the other sources'; 0 until a weight change says otherwise",
@@ -155,13 +155,15 @@ class WeightChange:
 class DataConfig:
     """Datasets of `nextlat-data shard` or `nextlat-data index`: directories or URLs (http, s3, gs)."""
 
-    train: Annotated[str | None, "directory or URL with manifest.json; or else `sources`"] = None
+    train: Annotated[str | None, "directory or URL with manifest.json; or else `sources`", LOCATION] = None
     sources: Annotated[list[SourceConfig], "several datasets, mixed by weight"] = field(default_factory=list)
     weight_changes: Annotated[list[WeightChange], "new weights of the sources, during the run"] = field(
         default_factory=list
     )
-    validation: Annotated[str | None, "held-out dataset; null: no validation"] = None
-    tokenizer: Annotated[str | None, "when given, must be the file that the datasets were tokenized with"] = None
+    validation: Annotated[str | None, "held-out dataset; null: no validation", LOCATION] = None
+    tokenizer: Annotated[str | None, "when given, must be the file that the datasets were tokenized with", LOCATION] = (
+        None
+    )
     sequence_length: Annotated[int, "positions per row; a row reads sequence_length + 1 tokens", LENGTH] = 256
     packing: Annotated[
         Literal["concat", "pad"], "concat: rows are cut from the joined documents; pad: a document per row"
@@ -177,7 +179,7 @@ class DataConfig:
         float, "of a source's tokens; more stops the run", NOT_NEGATIVE.at_most(1.0)
     ] = 0.01
     cache_dir: Annotated[
-        str | None, "keeps records of remote datasets; null: nextlat_dist in the user's cache directory"
+        str | None, "keeps records of remote datasets; null: nextlat_dist in the user's cache directory", LOCATION
     ] = None
     cache_bytes: Annotated[int, "size of that cache; 0: no cache", NOT_NEGATIVE.at_most(10**18)] = 10_000_000_000
     log_batch_hashes: Annotated[bool, "SHA-256 of every global batch into batch_hashes.jsonl"] = False
@@ -292,7 +294,7 @@ class WandbConfig:
 class RunConfig:
     """One training run. `output_dir` holds checkpoints/, metrics.jsonl and the resolved config."""
 
-    output_dir: Annotated[str, "directory of the run: checkpoints/, metrics.jsonl, the resolved config"] = (
+    output_dir: Annotated[str, "directory of the run: checkpoints/, metrics.jsonl, the resolved config", LOCATION] = (
         "runs/default"
     )
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -5,13 +5,16 @@ Invariant: what is finished is kept and never run again; a failed cell is named 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextlat_dist.errors import UserError
+from nextlat_dist.config.locations import secret_urls
+from nextlat_dist.data.storage.open import URLS_VARIABLE
+from nextlat_dist.errors import UserError, without_secrets
 from nextlat_dist.experiments.cell import collect, finished, make_data, run_cell, run_together, summary_names
 from nextlat_dist.experiments.compare import compare, draw, summarise, table_of
 from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
@@ -58,8 +61,12 @@ def ablate(
     with writing(output):
         make_folder(output)
     with locked(output) as lock:
-        write_whole(output / GRID_FILE, config.read_bytes())
-        processes = Processes(lock, jobs)
+        write_whole(output / GRID_FILE, without_secrets(config.read_text(encoding="utf-8-sig")))
+        # What the cells' files leave out: their trainings find it in the environment.
+        urls = {url for cell in cells for url in secret_urls(cell.config)} | set(
+            os.environ.get(URLS_VARIABLE, "").split()
+        )
+        processes = Processes(lock, jobs, {URLS_VARIABLE: " ".join(sorted(urls))})
         try:
             make_data(grid, output, processes)
             failures = _run_cells(cells, grid, output, processes, jobs, launcher)

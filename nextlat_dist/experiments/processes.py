@@ -11,7 +11,7 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,10 +23,15 @@ WATCH_SECONDS = 20.0
 class Processes:
     """Starts processes until it is told to stop; `run` may be called from several threads."""
 
-    def __init__(self, lock: int, jobs: int) -> None:
-        """`lock`: descriptor that children inherit; `jobs`: how many share this machine's cores."""
+    def __init__(self, lock: int, jobs: int, environment: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            lock: descriptor that children inherit.
+            jobs: how many share this machine's cores.
+            environment: variables of theirs, over our own.
+        """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ, **(environment or {})}
         self._lock_descriptor = lock
         self._guard = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()

@@ -16,8 +16,17 @@ import os
 import sys
 from typing import TextIO
 
+from nextlat_dist.errors import without_secrets
+
 ROOT = "nextlat_dist"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class _Formatter(logging.Formatter):
+    """A line never holds the password or signature of a URL, in the text of an exception either."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -25,7 +34,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("%(asctime)s %(rank)s%(levelname)s %(where)s: %(message)s", "%F %T"))
+        self.setFormatter(_Formatter("%(asctime)s %(rank)s%(levelname)s %(where)s: %(message)s", "%F %T"))
 
     def emit(self, record: logging.LogRecord) -> None:
         rank = os.environ.get("RANK")  # read now: a launcher's variable may be set after the import

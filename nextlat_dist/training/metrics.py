@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nextlat_dist.config.load import config_to_dict
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.errors import without_secrets
 from nextlat_dist.files import BATCH_HASHES_FILE, METRICS_FILE, write_whole, writing
 from nextlat_dist.parallel.device import peak_tflops
 from nextlat_dist.plan.counting import flops_per_token
@@ -108,15 +112,27 @@ def _start_wandb(config: RunConfig, output_dir: Path, wandb_id: str | None) -> A
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    return wandb.init(
-        project=config.wandb.project,
-        name=config.wandb.name,
-        mode=config.wandb.mode,
-        dir=str(output_dir),
-        config=config_to_dict(config),
-        id=wandb_id,
-        resume="allow" if wandb_id else None,
-    )
+    with _typed_without_secrets():
+        return wandb.init(
+            project=config.wandb.project,
+            name=config.wandb.name,
+            mode=config.wandb.mode,
+            dir=str(output_dir),
+            config=config_to_dict(config),
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
+        )
+
+
+@contextlib.contextmanager
+def _typed_without_secrets() -> Iterator[None]:
+    """wandb also sends the words of the command line, where a URL may have been typed with its password."""
+    typed = sys.argv
+    sys.argv = [without_secrets(word) for word in typed]
+    try:
+        yield
+    finally:
+        sys.argv = typed
 
 
 class Throughput:

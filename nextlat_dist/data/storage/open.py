@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,10 @@ from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.cache import CacheSettings
 from nextlat_dist.data.storage.local import LocalStorage, path_of
 from nextlat_dist.data.storage.remote import RemoteStorage
+from nextlat_dist.errors import HIDDEN, UserError, without_secrets
+
+URLS_VARIABLE = "NEXTLAT_URLS"
+_REFERENCE = re.compile(r"\$\{\w+\}")
 
 
 def open_storage(url: str | Path, cache: CacheSettings | None = None) -> Storage:
@@ -21,10 +27,36 @@ def open_storage(url: str | Path, cache: CacheSettings | None = None) -> Storage
         UserError: the scheme is none of these, its library is not installed, or the cache directory cannot be used.
     """
     if isinstance(url, str) and "://" in url:
+        url = completed(url)
         home = LocalStorage(path_of(url)) if url.startswith("file:") else RemoteStorage(url, cache)
     else:
         home = LocalStorage(Path(url))
     return _AnyStorage(home, cache)
+
+
+def completed(url: str) -> str:
+    """A URL whose password or signature was left out when it was saved, with both again.
+
+    They are looked for among the URLs in the environment variable NEXTLAT_URLS, separated by blanks or lines; only one
+    of the same scheme, host and path is taken.
+
+    Raises:
+        UserError: there is none, or a variable stands in the URL.
+    """
+    if _REFERENCE.search(url):
+        raise UserError(
+            f"{url} names an environment variable, which is replaced only in a configuration that is passed with "
+            "--config; give the URL itself"
+        )
+    if f"://{HIDDEN}@" not in url and not url.endswith(f"?{HIDDEN}"):
+        return url
+    for known in os.environ.get(URLS_VARIABLE, "").split():
+        if without_secrets(known) == url:
+            return known
+    raise UserError(
+        f"{url} was saved without its password or signature; give the whole URL again (in the run's own config, as in "
+        f"https://me:${{PASSWORD}}@host/data, or in the environment variable {URLS_VARIABLE})"
+    )
 
 
 class _AnyStorage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def run_training(raw: dict[str, Any]) -> None:
     config, _ = jobs.set_up(raw)
     torch.rand(1)  # two runs of one process never begin with the same random state
     train(config)
+
+
+def run_training_as_typed(raw: dict[str, Any], words: list[str]) -> None:
+    """As started from a command line of these words."""
+    typed, sys.argv = sys.argv, words
+    try:
+        run_training(raw)
+    finally:
+        sys.argv = typed
 
 
 def training_config(output: Path, dataset: Path, parallel: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
