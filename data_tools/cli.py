@@ -25,7 +25,8 @@ from data_tools.shards import command as shards
 from data_tools.tars import command as tars
 from data_tools.text import command as text
 from nextlat_dist.errors import UserError
-from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.console import say, say_error
+from nextlat_dist.reporting.options import CommandParser
 
 COMMANDS = (text, shards, tars, verify, inspect, mix_preview, task_command)
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except UserError as error:
-        say(f"error: {error}", error=True)
+        say_error(error)
         return 2
     except KeyboardInterrupt:
         say("interrupted", error=True)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nextlat-data", description="From text to shards.")
+    parser = CommandParser(prog="nextlat-data", description="From text to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for package in COMMANDS:
         package.add_command(commands)

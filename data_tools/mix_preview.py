@@ -33,6 +33,7 @@ from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import say
 
 CHUNK_ROWS = 1 << 15
+MOST_ROWS = 1_000_000_000
 CURVE_POINTS = 200
 TABLE_FRACTIONS = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -130,6 +131,11 @@ def open_preview(data: DataConfig, tokens: int) -> Preview:
     rows = tokens // data.sequence_length
     if rows < 1:
         raise UserError(f"--tokens {tokens} is less than one row of {data.sequence_length} tokens; give more")
+    if rows > MOST_ROWS:
+        raise UserError(
+            f"--tokens {tokens} is {rows} rows of {data.sequence_length} tokens, counted one by one; give at most "
+            f"{MOST_ROWS:,} rows"
+        )
     sources = data.train_sources
     if len({source.name for source in sources}) < len(sources):
         raise UserError(f"the sources are named {', '.join(source.name for source in sources)}; give each its own name")
@@ -149,7 +155,7 @@ def open_preview(data: DataConfig, tokens: int) -> Preview:
         if rows_per_epoch[source.name] < 1:
             raise UserError(
                 f"{source.path} has {manifest.tokens} tokens, too few for one row of {data.sequence_length + 1}; use "
-                "more data or a smaller sequence length"
+                "more data, or a smaller --sequence-length or data.sequence_length"
             )
     changes = [row for row, _ in data.weight_changes_by_row]
     return preview(mixture, changes, rows, data.sequence_length, rows_per_epoch)

@@ -39,7 +39,8 @@ from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
 from nextlat_dist.huggingface.command import add_command as add_export
 from nextlat_dist.inference.command import add_command as add_decoding
-from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.console import say, say_error
+from nextlat_dist.reporting.options import CommandParser
 from nextlat_dist.training.command import add_command as add_train
 from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
         if os.environ.get("RANK", "0") == "0" or (_ranks_have_met() and not error.shared):
-            say(f"error: {error}", error=True)
+            say_error(error)
         status = 2
     except StoppedBySignal as stopped:
         if os.environ.get("RANK", "0") == "0":
@@ -71,7 +72,7 @@ def _ranks_have_met() -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nextlat", description=__doc__.split("\n", 1)[0])
+    parser = CommandParser(prog="nextlat", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--version", action="version", version=f"nextlat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -140,3 +140,132 @@ COMMANDS = dict(leaves(_parser(), "nextlat"))
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_help_and_default(name: str) -> None:
     assert undescribed(COMMANDS[name]) == []
+
+
+def tried(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{seed}", "--config", "{config}", "{out}", "--dry-run"],
+        ["--config", "{config}", "{out}", "--dry-run", "{seed}"],
+        ["{out}", "--config", "{config}", "--dry-run", "{seed}"],
+        ["--dry-run", "{out}", "{seed}", "--config", "{config}"],
+    ],
+    ids=["before-and-after", "option-between", "around", "before"],
+)
+def test_overrides_stand_anywhere(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    config = tmp_path / "run.yaml"
+    config.write_text("training: {seed: 1}\n")
+    words = {"config": str(config), "seed": "training.seed=77", "out": f"output_dir={tmp_path}/out"}
+    status, out, _ = tried(capsys, "train", *(word.format(**words) for word in arguments))
+    assert status == 0
+    assert "  seed: 77\n" in out
+    assert f"output_dir: {tmp_path}/out\n" in out
+
+
+def test_an_unknown_option_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, errors = tried(capsys, "train", "a.b=1", "--config", "x", "--dry-rum", "c.d=2")
+    assert status == 2
+    assert "unrecognized arguments: --dry-rum" in errors
+
+
+def test_the_sentence_of_the_command_line_has_no_secret_and_no_control_character(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, _, errors = tried(capsys, "report", "--run", "x", "https://me:hunter2@host/d", "\x1b[31m")
+    assert status == 2
+    assert "unrecognized arguments: https://***@host/d \\x1b[31m" in errors
+    status, _, errors = tried(capsys, "train", "--config", "/none/\x1b[31m", "x" * 9000)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "/none/\\x1b[31m" in errors
+    status, _, errors = tried(capsys, "train", "--config", str(PAPER), "x" * 9000)
+    assert status == 2
+    assert len(errors) < 500
+
+
+@pytest.fixture
+def small(tmp_path: Path, text_dataset: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    raw = {"data": {"train": str(text_dataset / "train"), "validation": str(text_dataset / "validation")}}
+    raw |= {"model": {"vocab_size": 600}, "output_dir": str(tmp_path / "run")}  # type: ignore[dict-item]
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_dry_run_opens_the_data_that_is_there(
+    small: Path, tmp_path: Path, text_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def data_lines(*overrides: str) -> list[str]:
+        status, out, errors = tried(capsys, "train", "--config", str(small), "--dry-run", *overrides)
+        assert (status, errors) == (0, "")
+        return [line for line in out.splitlines() if line.startswith(("data   ", "tokenizer  "))]
+
+    train, validation = data_lines()
+    assert train.startswith("data        train: ")
+    assert " tokens in " in train
+    assert validation.startswith("data        validation: ")
+    assert data_lines(f"data.train={tmp_path}/none")[0] == (
+        f"data        train: {tmp_path}/none is not here (it has no manifest.json): not checked"
+    )
+    assert data_lines("data.train=null")[0] == "data        data.train is not set: a run needs it, or data.sources"
+    assert data_lines("data.train=http://127.0.0.1:9/x")[0].startswith("data        train: http://127.0.0.1:9/x cannot")
+    assert data_lines("data.tokenizer=/none/t.model")[0] == "tokenizer   /none/t.model is not here: not checked"
+    tokenizer = f"data.tokenizer={text_dataset}/train/tokenizer.model"
+    assert data_lines(tokenizer)[0].startswith(f"tokenizer   {text_dataset}/train/tokenizer.model: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.vocab_size=599", "has 600 ids, but the model's vocab_size is 599"),
+        ("data.tokenizer=README.md", "tokenizer README.md is not a sentencepiece model"),
+        ("data.train=README.md", "README.md is not a finished dataset"),
+        ("data.validation=.", "is not a finished dataset: it has no manifest.json"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(
+    small: Path, override: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    status, out, errors = tried(capsys, "train", "--config", str(small), "--dry-run", override)
+    assert (status, out) == (2, "")
+    assert sentence in errors
+
+
+def test_a_world_size_that_is_no_number(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    status, _, errors = tried(capsys, "train", "--config", str(small), "--dry-run")
+    assert (status, errors) == (
+        2,
+        "error: the environment variable WORLD_SIZE is 'many', it must be the number of ranks\n",
+    )
+
+
+def test_a_dataset_given_as_a_checkpoint(
+    text_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = str(text_dataset / "train")
+    sentence = f"{dataset} is a dataset, not a checkpoint; name a run's directory of checkpoints or one of them"
+    for arguments in (
+        ["export", "--checkpoint", dataset, "--output", str(tmp_path / "export"), "--no-verify"],
+        ["checkpoint", "list", dataset],
+        ["checkpoint", "reshape", dataset, "--output", str(tmp_path / "one")],
+    ):
+        status, _, errors = tried(capsys, *arguments)
+        assert (status, errors) == (2, f"error: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []

@@ -297,6 +297,10 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict):
         raise UserError(f"{path} cannot be read; choose another checkpoint")
+    if "files" not in manifest and "shards" in manifest:
+        raise UserError(
+            f"{checkpoint} is a dataset, not a checkpoint; name a run's directory of checkpoints or one of them"
+        )
     if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{checkpoint} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nextlat_dist.reporting.options import add_outputs
+from nextlat_dist.reporting.options import add_outputs, integers
 
 
 def add_command(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
 
 def _seeds(text: str) -> list[int]:
     """Distinct ones, in order."""
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
+    return list(dict.fromkeys(integers(text)))
 
 
 def _ablate(options: argparse.Namespace) -> None:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+
+LONGEST = 2000  # characters of a sentence about an input that may be anything
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def say(text: str, *, error: bool = False) -> None:
     """One message, at once: results on stdout; with `error` what is no result (problems, progress) on stderr."""
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_error(message: object) -> None:
+    """The one sentence about a user's mistake: short, and without what a terminal would act on."""
+    say(f"error: {printable(shortened(str(message)))}", error=True)
+
+
+def printable(text: str) -> str:
+    """Control characters but tab and newline, as they stand in file names and other people's data, as \\x1b."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} … ({len(text) - 2 * half:,} more characters) … {text[-half:]}"
 
 
 class Progress:

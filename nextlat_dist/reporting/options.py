@@ -1,16 +1,65 @@
 """Command-line options that several commands have: types of arguments, --json and --pictures, fields of a dataclass.
 
-argparse makes a sentence of the ValueError of a type.
+argparse makes a sentence of the error of a type, and names the option.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from nextlat_dist.errors import without_secrets
+from nextlat_dist.reporting.console import printable, shortened
+from nextlat_dist.reporting.number_text import number_of, whole_number_of
+
+LARGEST = 2**63 - 1
+MOST_VALUES = 10_000  # of a list such as 1..20
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command, and of the commands below it.
+
+    Numbers are written as in a configuration: 1_000, 1e9. Overrides (key=value) may stand before, between and after the
+    options. What it refuses is said without control characters and without the secrets of a URL.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, rest = self.parse_known_args(args, namespace)
+        if hasattr(options, "overrides"):
+            options.overrides = [*options.overrides, *(word for word in rest if not word.startswith("-"))]
+            rest = [word for word in rest if word.startswith("-")]
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(without_secrets(shortened(message))))
+
+
+def whole_number(text: str) -> int:
+    value = whole_number_of(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number, such as 1000, 1_000 or 1e9")
+    if abs(value) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is out of range, it must be at most {LARGEST}")
+    return value
+
+
+def number(text: str) -> float:
+    value = number_of(text)
+    if value is None or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a number, such as 0.5 or 1e-3")
+    return float(value)
 
 
 def integers(text: str) -> list[int]:
@@ -18,13 +67,16 @@ def integers(text: str) -> list[int]:
     values: list[int] = []
     for part in text.split(","):
         first, dots, last = part.partition("..")
-        values += range(int(first), int(last) + 1) if dots else [int(part)]
+        begin, end = whole_number(first), whole_number(last if dots else first)
+        if end < begin or len(values) + end - begin >= MOST_VALUES:
+            raise argparse.ArgumentTypeError(f"{shortened(part)} must rise and have at most {MOST_VALUES:,} numbers")
+        values += range(begin, end + 1)
     return values
 
 
 def numbers(text: str) -> list[float]:
     """`0,0.6,1` -> [0.0, 0.6, 1.0]."""
-    return [float(part) for part in text.split(",")]
+    return [number(part) for part in text.split(",")]
 
 
 def add_outputs(parser: argparse.ArgumentParser, *, pictures: str | None = None) -> None:
