@@ -3,22 +3,23 @@
 One reader for run configurations, grids of experiments and whatever else is a dataclass. A file holds only what differs
 from the defaults. An unknown key is an error that names the nearest known one; a value of the wrong type is an error
 that names the type. Overrides are `section.key=value`, the value read as YAML. The type of its key decides what an
-unquoted value is (yaml_text.py).
+unquoted value is (yaml_text.py); a whole number is the one that is written, never rounded by way of a float.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from nextlat_dist.config.keys import keys_of, shown, walk
-from nextlat_dist.config.scalars import convert_scalar
-from nextlat_dist.config.yaml_text import Plain, YamlError, parse, plain
+from nextlat_dist.config.yaml_text import Plain, YamlError, leading_zero, parse, plain
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.number_text import LEADING_ZERO, MOST_DIGITS, number_of
 
 Section = TypeVar("Section")
 
@@ -145,7 +146,7 @@ class _Reader:
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             return self.section(hint, value, f"{key}.")
-        return convert_scalar(value, hint, key)
+        return _convert_scalar(value, hint, key)
 
     def _any(self, value: Any, key: str) -> Any:
         try:
@@ -185,3 +186,43 @@ class _Reader:
         if not isinstance(value, list):
             raise UserError(f"{key} is {shown(value)}, it must be a list")
         return origin(self._convert(item, arguments[0], f"{key}[{number}]") for number, item in enumerate(value))
+
+
+def _convert_scalar(value: Any, hint: type, key: str) -> Any:
+    """`value`, as YAML or Python has it, as an int, float, bool or str.
+
+    Raises:
+        UserError: it is of another type, not finite, or a text that no file system and no encoding takes.
+    """
+    if hint is str and isinstance(value, Plain) and not value.is_null:
+        value = value.text
+    elif isinstance(value, Plain):
+        if hint in (int, float) and LEADING_ZERO.fullmatch(value.text):
+            raise UserError(f"{key} is {value.text}, {leading_zero(value.text)}")
+        # The text of a number is more exact than what YAML makes of it; null and true are none.
+        of_text = value.is_null or value.truth is not None or hint is bool
+        value = value.value if of_text else value.text
+    if hint in (int, float) and isinstance(value, str):
+        number = number_of(value)
+        if number is None:
+            raise UserError(f"{key} is {shown(value)}, it must be a number")
+        value = number
+    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) < 10**MOST_DIGITS:
+        value = int(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 10**300 else math.inf
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{key} is {shown(value)}, it must be of type {hint.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} is {value!r}, it must be finite")
+    if isinstance(value, str) and ("\0" in value or not _is_encodable(value)):
+        raise UserError(f"{key} is {shown(value)}, it must be text without NUL and half characters")
+    return value
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -38,6 +38,7 @@ from typing import Any
 # 0 done; 1 something was found (verify, doctor); 2 a user's mistake; 75 stopped and saved; 76 a stalled rank
 STATUSES = (0, 1, 2, 75, 76)
 LONGEST_MESSAGE = 4000  # characters on stderr of a refused command, usage line included
+CPU_SECONDS = 90  # more than any case needs; a loop without end is stopped by it even on a busy machine
 MEMORY_BYTES = 3 << 30  # more than this process has, for a case
 ALWAYS_WRITABLE = ("/dev/null", "/dev/tty", "/dev/shm", "/dev/stdout", "/dev/stderr", "/proc/self")
 TRACES = ("Traceback (most recent call last)", 'File "', "AssertionError", "RecursionError", "MemoryError")
@@ -72,6 +73,7 @@ class Answer:
     out: str
     err: str
     seconds: float
+    cpu_seconds: float
     memory_bytes: int
     written: tuple[str, ...]  # paths outside what it may write, as Python opened them
 
@@ -117,7 +119,7 @@ class Sandbox:
         *,
         writable: Sequence[Path] = (),
         stdin: bytes = b"",
-        timeout: float = 30,
+        timeout: float = 300,
         environment: dict[str, str] | None = None,
     ) -> Answer:
         """The answer of `case` in a process of its own, in `cwd`."""
@@ -141,10 +143,16 @@ class Sandbox:
                 traceback.print_exc()
                 status = 99
             os._exit(status)
-        ended, memory = _wait(child, timeout)
+        ended, usage = _wait(child, timeout)
         texts = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err, log)]
         return Answer(
-            ended, texts[0], texts[1], time.monotonic() - started, memory, tuple(sorted(set(texts[2].splitlines())))
+            ended,
+            texts[0],
+            texts[1],
+            time.monotonic() - started,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss * 1024,
+            tuple(sorted(set(texts[2].splitlines()))),
         )
 
     def _become(self, stdin: Path, out: Path, err: Path, environment: dict[str, str]) -> None:
@@ -162,6 +170,7 @@ class Sandbox:
             os.environ.pop(name, None)
         os.environ.update({name: str(path) for name, path in folders.items()} | environment)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, resource.RLIM_INFINITY))
 
 
@@ -179,15 +188,15 @@ def _status_of(case: Callable[[], Any]) -> int:
         return 1
 
 
-def _wait(child: int, timeout: float) -> tuple[int | None, int]:
-    """Exit status and largest resident size of a child, killed with its group after `timeout` seconds."""
+def _wait(child: int, timeout: float) -> tuple[int | None, resource.struct_rusage]:
+    """Exit status and use of a child, killed with its group after `timeout` seconds."""
     end, in_time = time.monotonic() + timeout, True
     pause = 0.001
     while True:
         pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
             code = os.waitstatus_to_exitcode(status)
-            return (code if in_time else None), usage.ru_maxrss * 1024
+            return (code if in_time else None), usage
         if in_time and time.monotonic() > end:
             in_time = False
             with contextlib.suppress(ProcessLookupError):
@@ -243,8 +252,8 @@ class Findings:
     def judge(self, case: str, answer: Answer, changed: Sequence[str] = ()) -> None:
         """Note what is wrong with an answer; `changed` are paths that the case should have left alone."""
         self.counts[answer.status] = self.counts.get(answer.status, 0) + 1
-        self.seconds += answer.seconds
-        self.longest = max(self.longest, (answer.seconds, case))
+        self.seconds += answer.cpu_seconds  # another process may have the machine
+        self.longest = max(self.longest, (answer.cpu_seconds, case))
         faults = list(faults_of(answer, self.statuses))
         faults += [f"changed {path}" for path in changed]
         if faults:
