@@ -48,9 +48,11 @@ def sandbox(tmp_path: Path) -> Sandbox:
     ],
     ids=["traceback", "status", "signal", "hang", "long", "control", "assert", "silent", "memory"],
 )
-def test_a_wrong_answer_is_a_finding(sandbox: Sandbox, case: Callable[[], object], fault: str) -> None:
+def test_a_wrong_answer_is_a_finding(
+    sandbox: Sandbox, case: Callable[[], object], fault: str, request: pytest.FixtureRequest
+) -> None:
     found = Findings(budget_seconds=60)
-    found.judge("case", sandbox.run(case, timeout=0.5))
+    found.judge("case", sandbox.run(case, timeout=1 if "hang" in request.node.name else 120))
     assert len(found.wrong) == 1
     assert fault in found.wrong[0]
     with pytest.raises(AssertionError, match="1 of 1 answered wrongly"):
