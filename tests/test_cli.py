@@ -263,9 +263,10 @@ def test_a_dataset_given_as_a_checkpoint(
     sentence = f"{dataset} is a dataset, not a checkpoint; name a run's directory of checkpoints or one of them"
     for arguments in (
         ["export", "--checkpoint", dataset, "--output", str(tmp_path / "export"), "--no-verify"],
-        ["checkpoint", "list", dataset],
         ["checkpoint", "reshape", dataset, "--output", str(tmp_path / "one")],
     ):
         status, _, errors = tried(capsys, *arguments)
         assert (status, errors) == (2, f"error: {sentence}\n")
+    status, out, _ = tried(capsys, "checkpoint", "list", dataset)
+    assert (status, out.splitlines()[1:]) == (1, [f"train: {sentence}"])
     assert list(tmp_path.iterdir()) == []
