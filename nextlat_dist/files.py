@@ -35,6 +35,7 @@ BATCH_HASHES_FILE = "batch_hashes.jsonl"
 CONFIG_FILE = "config.yaml"  # the resolved config; in every checkpoint too
 CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_NAME = re.compile("step_([0-9]+)")  # any other folder next to checkpoints is the user's
+RUN_LOCK_FILE = "run.lock"  # which run writes there; gone after a clean end
 EXPORT_FOLDER = "export"
 EXPORT_REPORT_FILE = "export_report.json"  # in the export
 SPECULATIVE_REPORT_FILE = "speculative.json"  # of `nextlat evaluate speculative`

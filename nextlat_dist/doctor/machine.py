@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from nextlat_dist.checkpoint.run_lock import in_use
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor.findings import Finding, note, ok, problem
 from nextlat_dist.files import CHECKPOINT_NAME, CHECKPOINTS_FOLDER
@@ -34,7 +35,10 @@ def existing_parent(directory: Path) -> Path:
 
 
 def check_output_dir(config: RunConfig) -> Finding:
-    """A file can be made where the run will write."""
+    """A file can be made where the run will write, and no other run writes there."""
+    busy = in_use(Path(config.output_dir))
+    if busy:
+        return problem("output_dir", busy)
     parent = existing_parent(Path(config.output_dir))
     try:
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".doctor-"):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.reporting.console import say
-from nextlat_dist.training.health.signals import StoppedBySignal, StopRequest
+from nextlat_dist.training.health.launcher import end_with_launcher, mark_began, mark_end
+from nextlat_dist.training.health.signals import EXIT_STOPPED, StoppedBySignal, StopRequest
 
 
 def add_command(commands: Any) -> None:
@@ -27,9 +28,12 @@ def _train(options: argparse.Namespace) -> None:
 
         say(dry_run(config))
         return
+    end_with_launcher()
     stop = StopRequest().install()  # before the imports that take seconds
+    mark_began()
     from nextlat_dist.training.run import train
 
     result = train(config, stop)
+    mark_end(EXIT_STOPPED if result.stopped else 0)
     if result.stopped:
         raise StoppedBySignal(result.steps)

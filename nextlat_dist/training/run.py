@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
+from nextlat_dist.checkpoint.run_lock import take_lock
 from nextlat_dist.config.load import dump_config
 from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
@@ -23,6 +25,7 @@ from nextlat_dist.parallel.device import third_parties
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, shutdown, world_size_from_environment
 from nextlat_dist.plan.describe import data_parallel_size, describe
 from nextlat_dist.reporting.console import say
+from nextlat_dist.reporting.log import logger
 from nextlat_dist.training.engine.build import build_engine
 from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
 from nextlat_dist.training.health.signals import StopRequest
@@ -38,6 +41,8 @@ from nextlat_dist.training.state.resume import check_same_datasets, check_same_w
 from nextlat_dist.training.state.saving import Saver
 from nextlat_dist.training.state.trainer_state import TrainerState, read_state, saved_config
 from nextlat_dist.training.validation import validation_set
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,36 @@ def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
 
 
 def _train(config: RunConfig, dims: ParallelDims, stop: StopRequest) -> RunResult:
+    with _sole_run(Path(config.output_dir), dims):
+        return _train_alone(config, dims, stop)
+
+
+@contextlib.contextmanager
+def _sole_run(output_dir: Path, dims: ParallelDims) -> Iterator[None]:
+    """No other run writes into `output_dir`, which is made, for as long as the block runs. Collective.
+
+    Raises:
+        UserError: on every rank, when it cannot be written, or another run is in.
+    """
+    lock, error = None, ""
+    if dims.rank == 0:
+        error = _cannot_write(output_dir)
+        try:
+            lock = take_lock(output_dir, waiting=log.warning) if not error else None
+        except UserError as caught:
+            error = str(caught)
+        except OSError as caught:
+            error = f"output_dir={output_dir} cannot be written ({caught}); repair the access or change output_dir"
+    try:
+        raise_together(error)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _train_alone(config: RunConfig, dims: ParallelDims, stop: StopRequest) -> RunResult:
     output_dir = Path(config.output_dir)
-    raise_together(_cannot_write(output_dir) if dims.rank == 0 else "")
     if dims.rank == 0:
         say(describe(config, dims.world_size))
     # Data and checkpoint first: what is missing should not be found out after a model was built.
@@ -113,11 +146,11 @@ def _train(config: RunConfig, dims: ParallelDims, stop: StopRequest) -> RunResul
             resume_state(dims, engine, checkpoint, state)
         saver = Saver(config, dims, engine, checkpoints, tokenizer)
         stack.callback(saver.close)
-        log = _start_log(config, dims, output_dir, state, loader)
-        stack.callback(log.close)
+        metrics = _start_log(config, dims, output_dir, state, loader)
+        stack.callback(metrics.close)
         source = batch_source(config, dims, loader, engine.device)
         validation = validation_set(config, dims, validation_loader, engine.device) if validates else None
-        trainer = Trainer(config, dims, engine, state, source, validation, log, saver, stop)
+        trainer = Trainer(config, dims, engine, state, source, validation, metrics, saver, stop)
         stopped = trainer.run()
         return RunResult(output_dir, checkpoints, state.step, state.tokens, stopped, trainer.last_metrics)
 
@@ -140,15 +173,15 @@ def _start_log(
     config: RunConfig, dims: ParallelDims, output_dir: Path, state: TrainerState, loader: RowLoader | None
 ) -> MetricsLog | NoLog:
     """`_first_log` on rank 0. Collective; raises UserError on every rank when it cannot be written."""
-    log: MetricsLog | NoLog = NoLog()
+    metrics: MetricsLog | NoLog = NoLog()
     refused = ""
     if loader is not None and dims.rank == 0:
         try:
-            log = _first_log(config, output_dir, state, loader)
+            metrics = _first_log(config, output_dir, state, loader)
         except CannotWriteError as error:
             refused = str(error)
     raise_together(refused)
-    return log
+    return metrics
 
 
 def _first_log(config: RunConfig, output_dir: Path, state: TrainerState, loader: RowLoader) -> MetricsLog:
@@ -156,7 +189,7 @@ def _first_log(config: RunConfig, output_dir: Path, state: TrainerState, loader:
     write_whole(output_dir / CONFIG_FILE, dump_config(config))
     if state.step:
         say(f"resumed at step {state.step}, {state.tokens:,} tokens")
-    log = MetricsLog(config, output_dir, state.step, state.wandb_id)
-    state.wandb_id = log.wandb_id
+    metrics = MetricsLog(config, output_dir, state.step, state.wandb_id)
+    state.wandb_id = metrics.wandb_id
     state.datasets = {name: manifest.digest for name, manifest in loader.manifests.items()}
-    return log
+    return metrics

@@ -6,6 +6,9 @@ DeepSpeed sees the module, since ZeRO-3 partitions it; they depend on the seed a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -29,7 +32,8 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> DeepSpeedEngine:
     """
     import deepspeed
 
-    deepspeed.init_distributed(communication_backend())  # wraps the groups that exist already
+    with without_extension():
+        deepspeed.init_distributed(communication_backend())  # wraps the groups that exist already
     settings = deepspeed_config(config, dims.data_size)
     entries, step_terms = layer_list(config, dims, torch.float32), StepTerms()
     several_stages = dims.pipeline_size > 1
@@ -45,3 +49,24 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> DeepSpeedEngine:
         terms=number_of_terms(config.objective),
         clip_grad=config.optimizer.clip_grad,
     )
+
+
+@contextmanager
+def without_extension() -> Iterator[None]:
+    """Inside, DeepSpeed does not load its CPU extension `deepspeed_shm_comm`.
+
+    That one reduces tensors in inference engines alone; training never calls it. Loading it takes a C++ compiler and
+    minutes at the first start, waits in silence where a killed build left its lock, and leaves 66 MB per rank in
+    /dev/shm at every start, for good: DeepSpeed 0.19.8 never removes them.
+    """
+    from deepspeed.ops import __compatible_ops__ as loadable
+
+    name = "deepspeed_shm_comm"
+    known, loadable[name] = loadable.get(name), False
+    try:
+        yield
+    finally:
+        if known is None:
+            del loadable[name]
+        else:
+            loadable[name] = known
