@@ -21,11 +21,43 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TOKENIZERS_PARALLELISM=false
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-has_gpu() {
-    [[ "${CUDA_VISIBLE_DEVICES-all}" != "" && "${CUDA_VISIBLE_DEVICES-all}" != "-1" ]] || return 1
-    # Not `| grep -q`: it would close the pipe early, and pipefail would turn that into "no GPU".
-    [[ "$(nvidia-smi -L 2>/dev/null)" == *GPU* ]]
+# The GPUs that CUDA lets this process use, as numbers of nvidia-smi, into the array gpus. CUDA_VISIBLE_DEVICES is read as
+# CUDA does: numbers or beginnings of ids up to the first that is none; nothing at all where one comes twice. Of MIG
+# instances CUDA shows a process one. nextlat_dist/doctor/gpus.py knows the same.
+find_gpus() {
+    local line entry entries=() ids=() mig="" number found
+    gpus=()
+    while read -r line; do # not `| grep -q`, which would close the pipe early
+        [[ "$line" != "MIG "* ]] || mig=1
+        [[ "$line" =~ ^GPU\ [0-9]+: ]] || continue
+        [[ "$line" =~ UUID:\ ([^\)]+) ]] && ids+=("${BASH_REMATCH[1]}") || ids+=("?")
+    done < <(nvidia-smi -L 2>/dev/null)
+    if [[ -z "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        gpus=("${!ids[@]}")
+    else
+        IFS=, read -ra entries <<<"$CUDA_VISIBLE_DEVICES"
+        for entry in ${entries[@]+"${entries[@]}"}; do
+            entry="${entry//[[:space:]]/}"
+            found=""
+            if [[ "$entry" =~ ^[0-9]{1,9} ]]; then
+                number=$((10#${BASH_REMATCH[0]}))
+                ((number >= ${#ids[@]})) || found="$number"
+            elif [[ "$entry" == GPU-* ]]; then
+                for number in "${!ids[@]}"; do
+                    [[ "${ids[number]}" != "$entry"* ]] || found="$number"
+                done
+            elif [[ "$entry" == MIG-* && -n "$mig" ]]; then
+                found="$entry"
+            fi
+            [[ -n "$found" ]] || break
+            [[ " ${gpus[*]-} " != *" $found "* ]] || { gpus=() && break; }
+            gpus+=("$found")
+        done
+    fi
+    [[ -z "$mig" ]] || gpus=(${gpus[@]+"${gpus[@]:0:1}"})
 }
+has_gpu() { ((${#gpus[@]})); }
+find_gpus
 if ! has_gpu; then
     export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 fi

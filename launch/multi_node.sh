@@ -26,34 +26,66 @@ case "${1-}" in
 esac
 choose_command "$@" && shift
 [[ $# -gt 0 && -n "$1" ]] || fail "no HOSTFILE given: name a file with a line 'HOST slots=N' per host (--help shows the usage)"
-[[ -f "$1" ]] || fail "HOSTFILE $1 is not a file: name one with a line 'HOST slots=N' per host"
 hostfile="$1"
 shift
-bad_line="$(grep -nvE '^[[:space:]]*(#.*)?$|^[[:space:]]*[^[:space:]#]+[[:space:]]+slots=[1-9][0-9]*' "$hostfile" | head -n 1 || true)"
-[[ -z "$bad_line" ]] || fail "HOSTFILE $hostfile has the line $bad_line, every line must read 'HOST slots=N'"
-mapfile -t hosts < <(grep -E '^[[:space:]]*[^[:space:]#]' "$hostfile" | awk '{print $1, $2}')
-((${#hosts[@]})) || fail "HOSTFILE $hostfile names no host: add a line 'HOST slots=N' per host"
+bash "$ROOT/launch/hostfile.sh" "$hostfile" >"$files/given" || exit
+mapfile -t hosts <"$files/given"
 lines=("${hosts[@]}") # those that the ranks run on
 require_config "$@"
 config="$1"
 shift
 options=("$@")
 MASTER_PORT="${MASTER_PORT:-29500}"
+[[ "$MASTER_PORT" =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT is $MASTER_PORT, it must be a port"
+[[ "${MASTER_ADDR-0}" =~ ^[A-Za-z0-9_.:-]+$ && "${MASTER_ADDR-0}" != -* ]] || fail "MASTER_ADDR is $MASTER_ADDR, it must be an address or a name"
 require_venv
+for path in "$PWD" "$ROOT" "$VENV"; do # DeepSpeed's launcher hands them to the hosts' shells as they are
+    [[ "$path" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] ||
+        fail "$path has characters that DeepSpeed's launcher does not quote for the hosts' shells: move it to a path of letters, digits and ._-/"
+done
 command -v pdsh >/dev/null || fail "pdsh is not installed: DeepSpeed's launcher needs it to reach the hosts (Debian, Ubuntu: pdsh)"
+ranks=0
+for line in "${hosts[@]}"; do
+    ranks=$((ranks + ${line##*=}))
+done
 check_environment "$config" "$@"
+# The ranks of other hosts: their end belongs to this host's connection, their mark lies on the first.
+NEXTLAT_LAUNCHER=ssh
+mark="/tmp/nextlat-${files##*/}-$RANDOM$RANDOM" # nobody can guess it
 
 # A host that is gone must end its connection within half a minute, or the launcher would wait for it.
 ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3)
 export PDSH_RCMD_TYPE=ssh PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND-} ${ssh_options[*]}"
-files="$(mktemp -d)"
-trap 'rm -rf "$files"' EXIT
+
+# quoted_for_pdsh TEXT: a word for the hosts' shells, which get it through pdsh, where %h, %n and %u mean something, and
+# DeepSpeed's launcher, which puts double quotes around what has a blank, and a backslash before the quotes in it.
+quoted_for_pdsh() { # sets quoted
+    quoted="$1"
+    [[ ! "$1" =~ ^[A-Za-z0-9_@+=:,./-]+$ ]] || return 0
+    if [[ "$1" == *" "* ]]; then
+        quoted="${quoted//\\/\\\\}"
+        quoted="${quoted//\$/\\\$}"
+        quoted="${quoted//\`/\\\`}"
+        quoted="${quoted//%/\$\{NEXTLAT_NOTHING-%\}}"
+    else
+        quoted="'${quoted//\'/\'\\\'\'}'"
+        quoted="${quoted//%/%\'\'}"
+    fi
+}
 
 # The launcher forwards only what this file names. Ours first: a user's file has the last word.
 {
-    for name in PATH TORCH_EXTENSIONS_DIR OMP_NUM_THREADS TOKENIZERS_PARALLELISM DS_ACCELERATOR HF_HUB_OFFLINE; do
-        [[ -z "${!name-}" ]] || echo "$name=${!name}"
+    for name in PATH TORCH_EXTENSIONS_DIR OMP_NUM_THREADS TOKENIZERS_PARALLELISM DS_ACCELERATOR HF_HUB_OFFLINE \
+        NEXTLAT_LAUNCH NEXTLAT_LAUNCHER NEXTLAT_LOG; do
+        # The launcher puts double quotes around what has special characters, and quotes nothing in them.
+        value="${!name-}"
+        value="${value//\\/\\\\}"
+        value="${value//\$/\\\$}"
+        value="${value//\`/\\\`}"
+        value="${value//\"/\\\"}"
+        [[ -z "$value" ]] || echo "$name=$value"
     done
+    echo "NEXTLAT_END_MARK=$mark"
     for file in "$HOME/.deepspeed_env" .deepspeed_env; do
         [[ ! -f "$file" ]] || grep -E '^[A-Za-z_][A-Za-z0-9_]*=' "$file" || true
     done
@@ -80,7 +112,7 @@ ask_hosts() { # sets answering, silent
 # The launcher waits for every host, also when one is gone and the ranks of the others wait for it.
 watch_ranks() {
     local child grandchild pdsh connections
-    while sleep 5 >/dev/null 2>&1; do
+    while sleep 5 >/dev/null 2>&1 && script_lives; do
         pdsh="" connections=0
         for child in $(children_of "$launcher"); do
             [[ "$(command_line "$child")" != "pdsh "* ]] || pdsh="$child"
@@ -139,16 +171,30 @@ start_ranks() {
     if [[ -n "${MASTER_ADDR-}" && "${lines[0]}" == "${hosts[0]}" ]]; then
         arguments+=(--master_addr="$MASTER_ADDR")
     fi
-    DS_ENV_FILE="$files/env" deepspeed "${arguments[@]}" --module nextlat_dist.cli "$command" --config "$config" \
-        ${options[@]+"${options[@]}"} &
+    local words=() word quoted
+    for word in --config "$config" ${options[@]+"${options[@]}"}; do
+        quoted_for_pdsh "$word"
+        words+=("$quoted")
+    done
+    DS_ENV_FILE="$files/env" deepspeed "${arguments[@]}" --module nextlat_dist.cli "$command" "${words[@]}" &
 }
 
-signal_ranks() { # on every host, the children of DeepSpeed's launcher of this run
-    local launchers="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--master_port=$MASTER_PORT "
-    pdsh -S -f 1024 -w "$(host_names)" \
-        "bash -c 'source \"$ROOT/launch/processes.sh\" && signal_children $1 \$(processes_like \"$launchers\")'"
+# on_hosts HOST,… COMMAND: a shell command; %n in it is the host's number.
+on_hosts() { pdsh -S -f 1024 -w "$1" "bash -c '$2'"; }
+
+# On every host, the children of DeepSpeed's launcher of this run, and of this host where several are one machine.
+signal_ranks() {
+    local launchers="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--node_rank=%n "
+    on_hosts "$(host_names)" "source \"$ROOT/launch/processes.sh\" && signal_children $1 \$(launchers_like \"$launchers\" NEXTLAT_LAUNCH=$NEXTLAT_LAUNCH)"
+}
+
+said_end() { # pdsh puts the host's name before a line
+    on_hosts "${lines[0]%% *}" "cat $mark; rm -f $mark" 2>/dev/null | sed 's/^[^ ]*: //'
 }
 
 ask_hosts "${hosts[@]}"
 ((${#silent[@]} == 0)) || fail "not every host of $hostfile answers over ssh (see above): repair ${silent[*]}, or leave the line out"
-train_until_done here
+status=0
+train_until_done here || status=$?
+[[ $status -eq 0 || "$command" != train ]] || said_end >/dev/null || true # removes the mark of a start that failed
+exit "$status"

@@ -36,10 +36,42 @@ processes_like() {
     return "$none"
 }
 
+# launchers_like REGEX NAME=VALUE: those of processes_like that have the setting in their environment.
+launchers_like() {
+    local process none=1
+    for process in $(processes_like "$1"); do
+        has_setting "$process" "$2" || continue
+        echo "$process"
+        none=0
+    done
+    return "$none"
+}
+
 # signal_children NAME PID…: fails when there are none.
 signal_children() {
     local name="$1" children
     shift
     mapfile -t children < <(children_of "$@")
     ((${#children[@]})) && kill "-$name" "${children[@]}"
+}
+
+# read_start PID: sets started to the moment it began, which with the id is one process; fails when there is none.
+read_start() {
+    local line fields
+    started=""
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 1
+    read -ra fields <<<"${line##*) }"
+    [[ "${fields[0]}" != [ZX] ]] || return 1
+    # shellcheck disable=SC2034  # the caller's
+    started="${fields[19]}"
+}
+
+# has_setting PID NAME=VALUE: whether its environment has that.
+has_setting() {
+    local settings=() setting
+    { mapfile -d '' settings <"/proc/$1/environ"; } 2>/dev/null || return 1
+    for setting in "${settings[@]}"; do
+        [[ "$setting" != "$2" ]] || return 0
+    done
+    return 1
 }

@@ -6,6 +6,8 @@
 #   signal_ranks NAME   signals the ranks themselves: launchers grant them only seconds; fails when there are none
 #   watch_ranks         optional: runs with the launcher, in the background
 #   before_restart      optional: looks for what is left to run on; not 0: no further start
+#   said_end            optional: prints what the ranks left in NEXTLAT_END_MARK, where that is on another host
+#   ranks               optional, a variable: how many there will be, where that is known before they start
 # Variables: MAX_RESTARTS=3 failures, RESTART_SECONDS=5 between two starts, NEXTLAT_SKIP_DOCTOR=1
 
 # shellcheck source=launch/processes.sh
@@ -19,8 +21,20 @@ RESTART_SECONDS="${RESTART_SECONDS:-5}"
 SAVED=75 # of a rank: asked to stop, it saved a checkpoint; the same command resumes from there
 MISTAKE=2
 INTERRUPTED=130
+KILLED=137
 asked_to_stop="" # the signal that this script got
-launcher=""
+launcher="" # also the process group of all that it starts on this host
+watcher=""
+guard=""
+
+files="$(mktemp -d)"
+trap 'rm -rf "$files"' EXIT
+# Told to the ranks; see nextlat_dist/training/health/launcher.py and checkpoint/run_lock.py.
+read_start $$ || fail "this system has no /proc: the launch scripts need Linux"
+script_started="$started"
+export NEXTLAT_LAUNCH="${HOSTNAME:-host}-$$-$script_started" # this run, over all its starts
+export NEXTLAT_LAUNCHER="$$:$script_started"
+export NEXTLAT_END_MARK="$files/end"
 
 # `--doctor` as the first argument runs the doctor instead of the training; true when it was there.
 choose_command() {
@@ -37,7 +51,8 @@ check_environment() {
     for argument in "$@"; do
         [[ "$argument" == -* ]] || settings+=("$argument")
     done
-    "$VENV/bin/python" -m nextlat_dist.cli doctor --quick --config "$config" ${settings[@]+"${settings[@]}"} || status=$?
+    WORLD_SIZE="${ranks:-1}" "$VENV/bin/python" -m nextlat_dist.cli doctor --quick --config "$config" ${settings[@]+"${settings[@]}"} || status=$?
+    [[ ! -e "$NEXTLAT_END_MARK" ]] || mv "$NEXTLAT_END_MARK" "$files/expected"
     [[ $status -ne 1 ]] || echo "(NEXTLAT_SKIP_DOCTOR=1 starts all the same)" >&2
     [[ $status -eq 0 ]] || exit 2
 }
@@ -45,12 +60,40 @@ check_environment() {
 ask_to_stop() {
     asked_to_stop="$1"
     # Ranks that are not there yet cannot save: end what would start them.
-    [[ -z "$launcher" ]] || signal_ranks "$1" || kill -TERM -- "-$launcher" 2>/dev/null || true
+    [[ -z "$launcher" ]] || signal_ranks "$1" || end_launcher
 }
 
-# A process group of its own: a signal for this script's whole group must not reach the launcher, and background
-# processes of a shell without job control ignore interrupts.
+# What is left of the launcher on this host, be it killed or not: nothing of it may run next to another start. Not
+# SIGTERM, on which DeepSpeed's runner ends every launcher on the other hosts, also those of other runs.
+end_launcher() {
+    kill -KILL -- "-$launcher" 2>/dev/null || return 0
+    local tries
+    for ((tries = 0; tries < 100; tries++)); do
+        kill -0 -- "-$launcher" 2>/dev/null || return 0
+        sleep 0.1 >/dev/null 2>&1
+    done
+}
+
+script_lives() { read_start $$ && [[ "$started" == "$script_started" ]]; }
+
+# Ends what was launched when this script is killed, which it cannot do itself any more.
+guard_launcher() {
+    trap - EXIT
+    while kill -0 -- "-$launcher" 2>/dev/null; do
+        if ! script_lives; then
+            [[ -z "$watcher" ]] || kill "$watcher" 2>/dev/null || true
+            end_launcher
+            rm -rf "$files"
+            return
+        fi
+        sleep 1 >/dev/null 2>&1
+    done
+}
+
+# Process groups of their own: a signal for this script's whole group must reach neither the launcher nor the guard, and
+# background processes of a shell without job control ignore interrupts.
 start_launcher() {
+    rm -f "$NEXTLAT_END_MARK"
     set -m
     start_ranks
     launcher=$!
@@ -60,6 +103,10 @@ start_launcher() {
         watch_ranks &
         watcher=$!
     fi
+    set -m
+    guard_launcher &
+    guard=$!
+    set +m
 }
 
 wait_for_launcher() { # sets status
@@ -68,8 +115,30 @@ wait_for_launcher() { # sets status
     done
     status=0
     wait "$launcher" || status=$?
+    end_launcher
     launcher=""
     [[ -z "$watcher" ]] || kill "$watcher" 2>/dev/null || true
+    kill "$guard" 2>/dev/null || true
+}
+
+# How the run ended, as its ranks said; empty where none of them began. A script may define its own.
+declare -F said_end >/dev/null || said_end() { cat "$NEXTLAT_END_MARK" 2>/dev/null || true; }
+
+# A launcher of which a part was killed may end with 0, and its ranks train on until they notice. Only the ranks know.
+believe_ranks() { # changes status
+    [[ "$command" == train ]] || return 0
+    local said
+    if [[ $status -eq 0 ]]; then
+        said="$(said_end)"
+        if [[ "$said" =~ ^[0-9]+$ ]]; then
+            status="$said"
+        elif [[ -n "$said" || -e "$files/expected" ]]; then
+            echo "the launcher ended, but no rank said that the run did: a process of it was killed" >&2
+            status=$KILLED
+        fi
+    elif [[ $status -ge 128 && -n "$asked_to_stop" && -z "$(said_end)" ]]; then
+        status=$SAVED # nothing had begun: the same command begins
+    fi
 }
 
 # train_until_done here|elsewhere: runs the launcher until it ends well, is asked to stop, or failed once more than
@@ -82,6 +151,7 @@ train_until_done() {
     while true; do
         start_launcher
         wait_for_launcher
+        believe_ranks
         if [[ "$asked_to_stop" == INT ]]; then
             return "$INTERRUPTED"
         elif [[ $status -eq 0 || $status -eq $MISTAKE || $status -eq $INTERRUPTED ]]; then

@@ -24,7 +24,6 @@ if [[ ! -f pyproject.toml ]]; then
     exit 0
 fi
 stamp_file="$VENV/setup.stamp" # a digest of what decides the versions, and the extra that was installed
-extension_dir="$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm"
 
 # The lock is inherited by pip and the compiler: while any of them lives, no second set-up begins.
 take_turn() {
@@ -72,32 +71,6 @@ install_packages() {
         fail "pip could not install the versions of launch/constraints.txt (see above); they are made for Python 3.11 and 3.13"
 }
 
-# A process killed while it built leaves torch's lock file, and every later run would wait on it in silence. Torch
-# keeps the file open while it holds the lock, so a lock that no process has open is nobody's.
-remove_stale_lock() {
-    local lock="$extension_dir/lock"
-    [[ -e "$lock" ]] || return 0
-    if [[ -n "$(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null)" ]]; then
-        echo "another process is building DeepSpeed's CPU extension: waiting for it"
-        return 0
-    fi
-    echo "removing $lock, which a killed build left"
-    rm -f "$lock"
-}
-
-build_extension() {
-    [[ "${DS_ACCELERATOR-}" == cpu && "$(uname -s)" == Linux ]] || return 0
-    remove_stale_lock
-    [[ ! -f "$extension_dir/deepspeed_shm_comm.so" ]] || return 0
-    headline "Building DeepSpeed's CPU communication extension (about a minute, once; do not interrupt)"
-    command -v "${CXX:-c++}" >/dev/null ||
-        fail "no C++ compiler ${CXX:-c++}: install one (Debian, Ubuntu: g++) for DeepSpeed's CPU communication"
-    "$VENV/bin/python" -c '
-from deepspeed.accelerator import get_accelerator
-get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)' ||
-        fail "DeepSpeed's CPU extension did not build (see above): it needs a C++ compiler and Python's headers (python3-dev)"
-}
-
 take_turn
 create_venv
 stamp="$(current_stamp)"
@@ -106,11 +79,8 @@ installed=""
 # What the tests need includes what training needs, and is not taken away again.
 [[ "$installed" != *" dev" ]] || extra=dev
 if [[ "$installed" != "$stamp $extra" ]]; then
-    rm -rf "$stamp_file" "$extension_dir/deepspeed_shm_comm.so"
+    rm -f "$stamp_file"
     install_packages
-    build_extension
     echo "$stamp $extra" >"$stamp_file"
-else
-    build_extension
 fi
 echo "set-up is up to date: $VENV ($("$VENV/bin/python" --version))"

@@ -24,13 +24,22 @@ choose_command "$@" && shift
 require_config "$@"
 config="$1"
 shift
-[[ "${NPROC-1}" =~ ^[1-9][0-9]*$ ]] || fail "NPROC is $NPROC, it must be a positive number of ranks"
+[[ "${NPROC-1}" =~ ^[1-9][0-9]{0,5}$ ]] || fail "NPROC is $NPROC, it must be a positive number of ranks"
 require_venv
-check_environment "$config" "$@"
-
 if [[ "${DS_ACCELERATOR-}" == cpu ]]; then
     NPROC="${NPROC:-2}"
+elif [[ -n "${CUDA_VISIBLE_DEVICES-}" ]] && has_gpu; then
+    # DeepSpeed's launcher takes numbers alone, and forgets them where it is told a number of ranks.
+    [[ "${NPROC-1}" -le ${#gpus[@]} ]] ||
+        fail "NPROC is $NPROC, CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES leaves ${#gpus[@]} GPUs: lower NPROC or name more"
+    gpus=("${gpus[@]:0:${NPROC:-${#gpus[@]}}}")
+    [[ "${gpus[0]}" != MIG-* ]] || fail "DeepSpeed's launcher takes no MIG instance (${gpus[0]}): use launch/torchrun.sh"
+    CUDA_VISIBLE_DEVICES="$(IFS=, && echo "${gpus[*]}")"
+    export CUDA_VISIBLE_DEVICES
+    NPROC=""
 fi
+ranks="${NPROC:-${#gpus[@]}}"
+check_environment "$config" "$@"
 options=("$@")
 
 free_port() {

@@ -30,18 +30,21 @@ config="$1"
 shift
 options=("$@")
 NNODES="${NNODES:-1}"
-[[ "$NNODES" =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NNODES is $NNODES, it must be a number of hosts or MIN:MAX"
+[[ "$NNODES" =~ ^[1-9][0-9]{0,5}(:[1-9][0-9]{0,5})?$ ]] || fail "NNODES is $NNODES, it must be a number of hosts or MIN:MAX"
 [[ "$NNODES" == 1 || -n "${RDZV_ENDPOINT-}" ]] || fail "NNODES is $NNODES but RDZV_ENDPOINT is not set: give every host the same HOST:PORT"
-[[ "${NPROC-1}" =~ ^[1-9][0-9]*$ ]] || fail "NPROC is $NPROC, it must be a positive number of ranks"
+[[ "${NPROC-1}" =~ ^[1-9][0-9]{0,5}$ ]] || fail "NPROC is $NPROC, it must be a positive number of ranks"
 require_venv
-check_environment "$config" "$@"
-
 if [[ -z "${NPROC-}" ]]; then
     NPROC=2
     if has_gpu; then
-        NPROC="$(nvidia-smi -L | grep -c GPU)"
+        NPROC="${#gpus[@]}"
     fi
 fi
+ranks=$((${NNODES%%:*} * NPROC))
+check_environment "$config" "$@"
+# The hosts of one run start again together: what one of them left, any other may take over.
+[[ "$NNODES" == 1 ]] || NEXTLAT_LAUNCH="torchrun-$RDZV_ENDPOINT-${RDZV_ID:-nextlat}"
+
 export LOCAL_SIZE="$NPROC" # read by DeepSpeed on CPU
 
 start_ranks() {

@@ -169,6 +169,14 @@ def _validate_parallel(config: RunConfig) -> None:
     )
 
 
+def _batch_that_fits(total: int, micro: int, dp: int) -> str:
+    """What to add to the command: smaller micro-batches where the batch itself can stay, else the next larger batch."""
+    if total % dp == 0:
+        smaller = next(size for size in range(min(micro, total // dp), 0, -1) if (total // dp) % size == 0)
+        return f"add training.micro_batch_size={smaller}, which keeps the batch"
+    return f"add training.global_batch_size={-(-total // (micro * dp)) * micro * dp}, the next larger batch"
+
+
 def _validate_world(config: RunConfig, world_size: int) -> None:
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     micro, total = config.training.micro_batch_size, config.training.global_batch_size
@@ -181,5 +189,5 @@ def _validate_world(config: RunConfig, world_size: int) -> None:
     _require(
         total % (micro * dp) == 0,
         f"training.global_batch_size={total} is not a multiple of training.micro_batch_size={micro} x "
-        f"{dp} data-parallel ranks",
+        f"{dp} data-parallel ranks; {_batch_that_fits(total, micro, dp)}",
     )

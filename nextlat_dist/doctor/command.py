@@ -29,6 +29,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from nextlat_dist.doctor.findings import problems, to_json
     from nextlat_dist.reporting.console import say
     from nextlat_dist.reporting.report import write_json
+    from nextlat_dist.training.health.launcher import mark_checked
 
     config = None if options.config is None else load_config(options.config, options.overrides)
     findings = examine(config, options.hostfile, options.quick)
@@ -40,3 +41,5 @@ def _doctor(options: argparse.Namespace) -> None:
         write_json(options.json, to_json(findings))
     if problems(findings):
         sys.exit(1)
+    if "RANK" not in os.environ:
+        mark_checked()

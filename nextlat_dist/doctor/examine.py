@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> lis
         software.check_python(),
         *software.check_packages(),
         software.check_accelerator(gpus, quick),
-        *([] if gpus or sys.platform != "linux" else [software.check_extension(software.extension_directory())]),
+        software.check_extensions(software.extension_directory()),
         machine.check_threads(),
         machine.check_open_files(),
         machine.check_shared_memory(bool(gpus)),

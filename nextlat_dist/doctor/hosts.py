@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
+from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.doctor.findings import Finding, ok, problem
 from nextlat_dist.errors import UserError
 
@@ -30,24 +32,12 @@ def read_hostfile(path: Path) -> dict[str, int]:
     Raises:
         UserError: it cannot be read, or a line is not `HOST slots=N`.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"cannot read the hostfile {path}: {error.strerror}; give --hostfile an existing file"
-        ) from None
-    hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
-        if match is None or match[1] in hosts:
-            raise UserError(f"line {number} of {path} is {text!r}; every line must read 'HOST slots=N', each host once")
-        hosts[match[1]] = int(match[2])
-    if not hosts:
-        raise UserError(f"the hostfile {path} names no host; add a line 'HOST slots=N' per host")
-    return hosts
+    parser = shipped_root() / "launch/hostfile.sh"  # the launch script's own: two would have two opinions
+    parsed = subprocess.run(["bash", str(parser), str(path)], capture_output=True, text=True, check=False)
+    if parsed.returncode != 0:
+        raise UserError(parsed.stderr.strip().removeprefix("error: "))
+    lines = (line.split(" slots=") for line in parsed.stdout.splitlines())
+    return {host: int(slots) for host, slots in lines}
 
 
 def check_interfaces(environment: Mapping[str, str], several_hosts: bool) -> list[Finding]:
@@ -99,16 +89,21 @@ def check_hosts(hosts: Sequence[str], output_dir: Path | None) -> list[Finding]:
 
 
 def _check_host(host: str, token: Path | None) -> list[Finding]:
-    script = f"date +%s.%N; test -x {sys.executable} && echo yes || echo no"
+    script = f"date +%s.%N; test -x {shlex.quote(sys.executable)} && echo yes || echo no"
     if token is not None:
-        script += f"; test -e {token} && echo yes || echo no"
+        script += f"; test -e {shlex.quote(str(token))} && echo yes || echo no"
     before = time.time()
     result = subprocess.run([*SSH, host, script], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     after = time.time()
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or [f"ssh ended with {result.returncode}"])[-1]
         return [problem("hosts", f"host {host} does not answer over ssh: {reason}; repair that or leave it out")]
-    clock, python, *shared = result.stdout.split()
+    # Its start-up files may print something before.
+    answer = re.search(r"^(\d+)[.]?(\d*)\S*\n(yes|no)\n?(yes|no)?\n?\Z", result.stdout, re.MULTILINE | re.ASCII)
+    if answer is None:
+        said = ascii(result.stdout[-100:])
+        return [problem("hosts", f"host {host} answers {said} over ssh: its login shell must run sh's commands")]
+    clock, python, shared = f"{answer[1]}.{answer[2] or 0}", answer[3], answer[4]
     findings = []
     # The answer was made at some moment between the two readings of our own clock.
     difference = max(before - float(clock), float(clock) - after, 0.0)
@@ -120,7 +115,7 @@ def _check_host(host: str, token: Path | None) -> list[Finding]:
     if python != "yes":
         text = f"host {host} has no {sys.executable}: it needs this project, set up, at the same path"
         findings.append(problem("hosts", text))
-    if shared == ["no"]:
+    if shared == "no":
         assert token is not None
         findings.append(_sharing_problem(host, token))
     return findings or [ok("hosts", f"{host} answers over ssh")]
@@ -138,8 +133,8 @@ def _sharing_problem(host: str, token: Path) -> Finding:
 
 @contextlib.contextmanager
 def _token(directory: Path) -> Iterator[Path]:
-    """A file in `directory` that nothing else has made; a directory made for it goes away with it."""
-    made = not directory.exists()
+    """A file in `directory` that nothing else has made; directories made for it go away with it."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     token = directory.absolute() / f".doctor-{secrets.token_hex(8)}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -150,9 +145,9 @@ def _token(directory: Path) -> Iterator[Path]:
         yield token
     finally:
         token.unlink(missing_ok=True)
-        if made:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def check_ranks(rank: int, world_size: int, output_dir: Path | None, timeout: timedelta) -> list[Finding]:

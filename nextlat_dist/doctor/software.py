@@ -1,4 +1,4 @@
-"""Versions, accelerator and the extension that DeepSpeed builds; nothing is imported to find out."""
+"""Versions, accelerator and half-done builds of extensions; nothing is imported to find out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.doctor.findings import Finding, note, ok, problem
+from nextlat_dist.doctor.gpus import visible_gpus
 
 PROJECT = "nextlat-dist"
 BUILD_SECONDS = 600  # a younger lock may be held by a process that is not seen from here: in a container, on a host
@@ -71,10 +72,10 @@ def _tested_versions(constraints: Path) -> dict[str, str]:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as the driver names them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or shutil.which("nvidia-smi") is None:
+    if shutil.which("nvidia-smi") is None:
         return []
     result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [line.split(" (UUID")[0] for line in result.stdout.splitlines() if line.startswith("GPU ")]
+    return visible_gpus(result.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def check_accelerator(found: Sequence[str], quick: bool) -> Finding:
@@ -97,33 +98,29 @@ def check_accelerator(found: Sequence[str], quick: bool) -> Finding:
     )
 
 
-def check_extension(directory: Path) -> Finding:
-    """DeepSpeed's CPU communication in `directory`: built, or buildable, and no lock that nobody holds."""
-    lock, name = directory / "lock", "DeepSpeed's CPU extension"
-    compiler = os.environ.get("CXX", "c++")
-    try:
-        age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        age = None
-    if age is not None and age > BUILD_SECONDS and not _is_open(lock):
-        return problem(
-            "extension", f"{lock} was left by a build that was killed, and every run would wait for it: delete it"
-        )
-    if age is not None:
-        return note("extension", f"another process holds {lock}, to build or load {name}: the run will wait for it")
-    if (directory / "deepspeed_shm_comm.so").is_file():
-        return ok("extension", f"{name} is built")
-    if shutil.which(compiler) is None:
-        return problem(
-            "extension", f"{name} is not built and there is no C++ compiler {compiler}: install one (Debian: g++)"
-        )
-    return note("extension", f"{name} is not built: the first start takes a minute longer, or {SET_UP}")
+def check_extensions(directory: Path) -> Finding:
+    """No lock in `directory`, where torch builds extensions, that nobody holds: a build would wait for it in silence.
+
+    Training itself builds none; a raw `deepspeed:` setting may.
+    """
+    held = []
+    for lock in sorted(directory.glob("*/lock")):
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age > BUILD_SECONDS and not _is_open(lock):
+            text = f"{lock} was left by a build that was killed, and every later one would wait for it: delete it"
+            return problem("extensions", text)
+        held.append(str(lock))
+    if held:
+        return note("extensions", f"another process holds {', '.join(held)}: a build of the same will wait for it")
+    return ok("extensions", "no build is under way or was left half done")
 
 
 def extension_directory() -> Path:
-    """Where the launch scripts have it built."""
-    root = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    return Path(root) / "deepspeed_shm_comm"
+    """Where torch builds extensions; the launch scripts choose a folder in the virtual environment."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")))
 
 
 def _is_open(path: Path) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from nextlat_dist import cli
+from nextlat_dist.checkpoint.run_lock import take_lock
 from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import machine, software
@@ -66,21 +67,27 @@ def test_gpus_need_a_torch_that_was_built_for_them(tmp_path: Path, monkeypatch: 
     assert software.check_accelerator(["GPU 0: Some Name"], quick=True).level == "ok"
 
 
-def test_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, built = tmp_path / "lock", tmp_path / "deepspeed_shm_comm.so"
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert_problem(software.check_extension(tmp_path), "no-such-compiler", "g++")
-    monkeypatch.setenv("CXX", "sh")
-    assert software.check_extension(tmp_path).level == "note"
-    built.touch()
-    assert software.check_extension(tmp_path).level == "ok"
+def test_extensions(tmp_path: Path) -> None:
+    assert software.check_extensions(tmp_path / "none").level == "ok"
+    lock = tmp_path / "some_op/lock"
+    lock.parent.mkdir()
+    assert software.check_extensions(tmp_path).level == "ok"
     with lock.open("w"):
         os.utime(lock, (0, 0))
-        assert software.check_extension(tmp_path).level == "note"
+        assert software.check_extensions(tmp_path).level == "note"
     lock.touch()  # by a process that is not seen from here, perhaps
-    assert "another process holds" in software.check_extension(tmp_path).text
+    assert "another process holds" in software.check_extensions(tmp_path).text
     os.utime(lock, (0, 0))
-    assert_problem(software.check_extension(tmp_path), str(lock), "delete it")
+    assert_problem(software.check_extensions(tmp_path), str(lock), "delete it")
+
+
+def test_an_output_directory_in_use(config: RunConfig) -> None:
+    output = Path(config.output_dir)
+    output.mkdir(parents=True)
+    lock = take_lock(output)
+    assert_problem(machine.check_output_dir(config), f"pid {os.getpid()}", "in use by the run on host", "output_dir")
+    lock.release()
+    assert machine.check_output_dir(config).level == "ok"
 
 
 def test_room_for_checkpoints(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +157,7 @@ def test_command_prints_a_table_and_writes_it(
     with pytest.raises(SystemExit) as ended:
         cli.main(["doctor"])
     assert ended.value.code == 1
-    assert "PROBLEM  extension" in capsys.readouterr().out
+    assert "PROBLEM  extensions" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["doctor", "--quick"])
     output = capsys.readouterr()

@@ -11,6 +11,7 @@ import signal
 
 import pytest
 
+from tests.kit.harness import free_port
 from tests.kit.launch.checkout import Project, assert_one_sentence
 from tests.kit.launch.starting import add_hosts, reports, starts, stopped, wait_for
 
@@ -109,7 +110,7 @@ def test_torchrun_passes_on_why_it_failed(project: Project, codes: str, code: in
 
 def test_torchrun_hosts_find_one_another(project: Project) -> None:
     project.add_real_venv()
-    settings = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": "localhost:29871", "LOCAL_ADDR": "127.0.0.1"}
+    settings = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{free_port()}", "LOCAL_ADDR": "127.0.0.1"}
     both = [project.start("launch/torchrun.sh", "run.yaml", **settings) for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=120)
@@ -175,7 +176,7 @@ def test_multi_node_asked_to_stop_lets_the_ranks_finish(project: Project) -> Non
     """The ranks of every host get the signal, and not the launchers, which would grant them seconds."""
     project.add_real_venv()
     add_hosts(project, "first", "second")
-    process = project.start("launch/multi_node.sh", "hosts", "run.yaml", "wait=yes", MASTER_PORT="29872")
+    process = project.start("launch/multi_node.sh", "hosts", "run.yaml", "wait=yes", MASTER_PORT=str(free_port()))
     wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -49,9 +49,10 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
         (["single_node.sh", "run.yaml"], ["no virtual environment", "setup.sh"]),
         (["multi_node.sh"], ["no HOSTFILE"]),
         (["multi_node.sh", "missing"], ["missing", "not a file"]),
+        (["hostfile.sh"], ["no HOSTFILE"]),
         (["multi_node.sh", "hosts"], ["no CONFIG"]),
         (["multi_node.sh", "hosts", "missing.yaml"], ["missing.yaml"]),
-        (["multi_node.sh", "bad_hosts", "run.yaml"], ["2:second slot=1", "HOST slots=N"]),
+        (["multi_node.sh", "bad_hosts", "run.yaml"], ["line 2 of bad_hosts is 'second slot=1'", "HOST slots=N"]),
         (["multi_node.sh", "no_hosts", "run.yaml"], ["names no host"]),
         (["slurm.sbatch", "run.yaml"], ["not a Slurm job", "sbatch"]),
         (["torchrun.sh"], ["no CONFIG"]),
@@ -97,7 +98,7 @@ def test_settings_of_torchrun_are_checked(project: Project, settings: dict[str, 
 def test_missing_pdsh(project: Project) -> None:
     project.add_real_venv()
     (project.root / "hosts").write_text("first slots=1\n")
-    for name in ("bash", "dirname", "sed", "grep", "head", "awk"):  # a PATH that surely has no pdsh
+    for name in ("bash", "dirname", "sed", "grep", "head", "tr", "mktemp", "rm"):  # a PATH that surely has no pdsh
         project.add_command(name, f'#!/bin/sh\nexec {shutil.which(name)} "$@"\n')
     result = project.run("launch/multi_node.sh", "hosts", "run.yaml", PATH=str(project.root / "commands"))
     assert_one_sentence(result, "pdsh is not installed")

@@ -100,10 +100,11 @@ def test_multi_node_starts_a_rank_per_host(project: Project) -> None:
     project.add_real_venv()
     add_hosts(project, "first", "second")
     (project.root / ".deepspeed_env").write_text("# interface between the hosts\nGLOO_SOCKET_IFNAME=veth0\n\n")
-    result = project.run("launch/multi_node.sh", "hosts", "run.yaml", "training.seed=7", OMP_NUM_THREADS="3")
+    odd = ["a=it's", "b=50%n", "c=x;touch pwned", 'd={"e": [1, 2]}', 'f=$HOME `id` "q" 5%n \\ &', "g=#1"]
+    result = project.run("launch/multi_node.sh", "hosts", "run.yaml", "training.seed=7", *odd, OMP_NUM_THREADS="3")
     assert result.returncode == 0, result.stderr
     for number, rank in enumerate(reports(project, 2)):
-        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7"]
+        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7", *odd]
         assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), "0", "2")
         assert (rank["MASTER_ADDR"], rank["MASTER_PORT"]) == ("127.0.0.1", "29500")
         assert (rank["DS_ACCELERATOR"], rank["OMP_NUM_THREADS"], rank["GLOO_SOCKET_IFNAME"]) == ("cpu", "3", "veth0")

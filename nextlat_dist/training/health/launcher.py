@@ -1,4 +1,4 @@
-"""The ties between a rank and what started it: it ends when its launcher is gone, and leaves a mark of how the run ended.
+"""The ties between a rank and what started it: it ends when its launcher is gone, and tells how the run ended.
 
 A launcher that is killed cannot end its ranks, and neither DeepSpeed's nor torch's has them told. Every rank therefore
 looks, each `WATCH_SECONDS`, whether the processes between it and the launch script are still there. What they are says
@@ -55,6 +55,11 @@ def launchers(environment: Mapping[str, str]) -> dict[int, int] | None:
         if not named or here or (named == "ssh" and int(fields[3]) != session):
             return found
         pid = int(fields[1])
+
+
+def mark_checked(environment: Mapping[str, str] = os.environ) -> None:
+    """Tell a launch script, before it starts ranks, that this project's ranks will leave a mark."""
+    _mark(environment, "checked")
 
 
 def mark_began(environment: Mapping[str, str] = os.environ) -> None:

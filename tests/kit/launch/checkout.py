@@ -9,8 +9,13 @@ CHECKOUT = Path(__file__).parents[3]
 # A stand-in for the training command: one file per rank with its rank, settings and environment.
 REPORTING_CLI = """
 import json, os, pathlib, signal, sys, time
+watched = "watched=yes" in sys.argv  # as the real ranks, which end with their launcher and leave marks
+if watched:
+    from nextlat_dist.training.health import launcher
 if sys.argv[1] == "doctor" and "RANK" not in os.environ:
     pathlib.Path("doctor.json").write_text(json.dumps(sys.argv[2:]))
+    if watched:
+        launcher.mark_checked()
     sys.exit(int(os.environ.get("DOCTOR_SAYS", "0")))
 if "--dry-run" in sys.argv:
     if int(os.environ["WORLD_SIZE"]) not in map(int, os.environ.get("RANKS_THAT_FIT", "1").split()):
@@ -18,10 +23,15 @@ if "--dry-run" in sys.argv:
     sys.exit(0)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR",
          "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH")
+if watched:
+    launcher.end_with_launcher()
+    launcher.mark_began()
 report = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
 def stop(number, _):
     time.sleep(0.5)  # as saving a checkpoint would take a while
     pathlib.Path(f"stopped.{os.environ['RANK']}").write_text(signal.Signals(number).name)
+    if watched:
+        launcher.mark_end(75)
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN if "deaf=yes" in sys.argv else stop)
@@ -31,11 +41,14 @@ with starts.open("a") as file:
 temporary = pathlib.Path(f".report.{os.environ['RANK']}")
 temporary.write_text(json.dumps(report))
 temporary.rename(temporary.name[1:])
-if "wait=yes" in sys.argv:
+if "wait=yes" in sys.argv or ("waits=once" in sys.argv and len(starts.read_text().split()) == 1):
     time.sleep(60)
 # exits=3,75,0: the exit code of each start in turn
 codes = next((a.split("=")[1].split(",") for a in sys.argv if a.startswith("exits=")), ["0"])
-sys.exit(int(codes[min(len(starts.read_text().split()), len(codes)) - 1]))
+code = int(codes[min(len(starts.read_text().split()), len(codes)) - 1])
+if watched and code == 0:
+    launcher.mark_end(code)
+sys.exit(code)
 """
 
 
@@ -75,7 +88,8 @@ class Project:
         (self.root / ".venv").symlink_to(sys.prefix)
         package = self.root / "nextlat_dist"
         package.mkdir()
-        (package / "__init__.py").touch()
+        # What the stand-in does not have is the real one's.
+        (package / "__init__.py").write_text(f"__path__.append({str(CHECKOUT / 'nextlat_dist')!r})\n")
         (package / "cli.py").write_text(REPORTING_CLI)
 
 

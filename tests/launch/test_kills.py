@@ -1,0 +1,111 @@
+"""Whatever process of a run is killed: no rank is left over, the script does not call it a success, and no second run
+starts next to the first.
+
+DeepSpeed's launcher and torchrun are real; the ranks are stand-ins that watch their launchers as the real ones do.
+Command: `pytest tests/launch/test_kills.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kit.launch.checkout import Project
+from tests.kit.launch.starting import starts, wait_for
+from tests.kit.processes import descendants, running
+
+ORPHAN_SECONDS = 10
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+# A part of each process's command line.
+SINGLE_NODE = {
+    "runner": "bin/deepspeed ",
+    "launcher": "deepspeed.launcher.launch ",
+    "rank": "-u -m nextlat_dist.cli ",
+}
+TORCHRUN = {"agent": "from torch.distributed import run", "rank": "-m nextlat_dist.cli "}
+CASES = [
+    ("single_node.sh", "script", 1),
+    ("single_node.sh", "runner", 1),
+    ("single_node.sh", "launcher", 1),
+    pytest.param("single_node.sh", "rank", 1, marks=pytest.mark.slow),
+    pytest.param("torchrun.sh", "script", 1, marks=pytest.mark.slow),
+    ("torchrun.sh", "agent", 1),
+    pytest.param("torchrun.sh", "rank", 1, marks=pytest.mark.slow),
+    pytest.param("single_node.sh", "launcher", 2, marks=pytest.mark.slow),
+    pytest.param("single_node.sh", "runner", 2, marks=pytest.mark.slow),
+]
+
+
+def kill(process: subprocess.Popen[str], name: str, parts: dict[str, str]) -> None:
+    if name == "script":
+        process.kill()
+        return
+    [first, *_] = [pid for pid in descendants(process.pid) if parts[name] in command_of(pid)]
+    os.kill(first, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("script", "name", "times"), CASES)
+def test_nothing_is_left_over(project: Project, script: str, name: str, times: int) -> None:
+    """`times` starts are allowed: after the last there must be none."""
+    project.add_real_venv()
+    words = ["watched=yes", "waits=once" if times == 2 else "wait=yes"]
+    process = project.start(f"launch/{script}", "run.yaml", *words, MAX_RESTARTS=str(times - 1))
+    wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
+    tree = descendants(process.pid)
+    kill(process, name, SINGLE_NODE if script == "single_node.sh" else TORCHRUN)
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while any(running(pid) for pid in tree) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {pid: command_of(pid) for pid in tree if running(pid)} == {}
+    _, errors = process.communicate(timeout=60)
+    if times == 1:
+        assert process.returncode != 0, errors
+        assert starts(project) == ["2"]
+    else:  # the second start comes after the end of the first, and ends well
+        assert process.returncode == 0, errors
+        assert starts(project) == ["2", "2"]
+    assert not list(Path("/tmp").glob(f"nextlat-*{process.pid}*"))
+
+
+def test_a_clean_end_is_believed(project: Project) -> None:
+    project.add_real_venv()
+    result = project.run("launch/single_node.sh", "run.yaml", "watched=yes", MAX_RESTARTS="0")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_launcher_that_ends_well_before_any_rank_began_is_not_believed(project: Project) -> None:
+    """DeepSpeed's runner ends with 0 when its launcher was killed."""
+    project.add_real_venv()
+    project.add_command("deepspeed", "#!/bin/sh\nexit 0\n")
+    ranks = project.root / "launch/ranks.sh"
+    ranks.write_text(ranks.read_text() + f'\nexport PATH="{project.root}/commands:$PATH"\n')
+    result = project.run("launch/single_node.sh", "run.yaml", "watched=yes", MAX_RESTARTS="0")
+    assert result.returncode == 137, result.stderr
+    assert "no rank said that the run did" in result.stderr
+
+
+def test_asked_to_stop_before_any_rank_began(project: Project) -> None:
+    """Nothing was lost: the same command begins. The launcher's own end on SIGTERM would end other runs' launchers."""
+    project.add_real_venv()
+    project.add_command("deepspeed", "#!/bin/sh\ntrap 'touch asked' TERM\ntouch there\nsleep 60 & wait\nsleep 60\n")
+    ranks = project.root / "launch/ranks.sh"
+    ranks.write_text(ranks.read_text() + f'\nexport PATH="{project.root}/commands:$PATH"\n')
+    process = project.start("launch/single_node.sh", "run.yaml", "watched=yes")
+    wait_for([project.root / "there"], process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert not (project.root / "asked").exists()
