@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -264,4 +266,38 @@ def read_line() -> str:
         return input()
     with suppress(ImportError):
         import readline  # noqa: F401  # importing it is what gives `input` its history
-    return input("> ")
+    with _no_interrupt_lost():
+        return input("> ")
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Inside, on the main thread, Ctrl-C ends `input` also when it comes just before the line editor waits for a key.
+
+    Python looks for signals only when the wait is interrupted, and that one came too early for it. A thread learns of
+    every signal and interrupts the wait again, by one that does nothing else but have the line drawn anew.
+    """
+    main, over = threading.get_ident(), threading.Event()
+    if main != threading.main_thread().ident:
+        yield
+        return
+    signalled, wake = os.pipe()
+    os.set_blocking(wake, False)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+    def nudge() -> None:
+        os.read(signalled, 1)
+        while not over.wait(0.05):
+            signal.pthread_kill(main, signal.SIGWINCH)
+
+    thread = threading.Thread(target=nudge, name="interrupts", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        os.write(wake, b"\0")
+        thread.join()
+        os.close(signalled)
+        os.close(wake)

@@ -285,6 +285,39 @@ def test_generate_command(
     assert "'many' is neither a number nor adaptive" in capsys.readouterr().err
 
 
+# The hook runs when the prompt is shown and no key is waited for yet; C code sends the signal, so that Python, which
+# looks for signals between its own instructions, does not see it there.
+EARLY_INTERRUPT = """
+import ctypes, functools, os, readline
+from nextlat_dist.inference.terminal import read_line
+readline.set_pre_input_hook(functools.partial(getattr(ctypes.CDLL(None), "raise"), 2))
+try:
+    read_line()
+except KeyboardInterrupt:
+    print("heard", flush=True)
+readline.set_pre_input_hook(None)
+print(f"<{read_line()}>", flush=True)
+"""
+
+
+def test_an_interrupt_between_the_prompt_and_the_wait_is_heard() -> None:
+    process, ours = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-c", EARLY_INTERRUPT], {**os.environ, "TERM": "xterm"})
+    seen = b""
+    try:
+        for wanted, typed in ((b"heard", b""), (b"> ", b"next\n"), (b"<next>", b"")):
+            while wanted not in seen:
+                assert select.select([ours], [], [], 60)[0], seen
+                seen += os.read(ours, 4096)
+            seen = seen.partition(wanted)[2]
+            os.write(ours, typed)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(ours)
+
+
 def test_chat_in_a_terminal(decoder: Decoder) -> None:
     """Colours, line editing, Ctrl-C and Ctrl-D, as a person at a terminal meets them."""
     command = ["-m", "nextlat_dist.cli", "chat", "--export", str(decoder.export), "--max-new-tokens", "9"]
