@@ -75,6 +75,63 @@ def test_a_host_without_power_is_named_and_left_out(site: Site) -> None:
     assert "1 ranks = tensor 1 x pipeline 1 x data 1" in text
 
 
+KILLED = {
+    "script": "^bash launch/multi_node.sh ",
+    "runner": "bin/deepspeed ",
+    "pdsh": "^pdsh ",
+    "ssh": "^ssh .*beta",
+    "launcher": "^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch ",
+    "rank": "^[^ ]*python[^ ]* -u -m nextlat_dist.cli ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_whatever_is_killed_nothing_is_left_over_and_a_restart_is_the_same_run(name: str, site: Site) -> None:
+    """No process of the run is there after ten seconds; the same command then gives the weights of a run that was left
+    alone."""
+    whole = site.configure("whole", {"zero_stage": 1}, steps=40, save_interval=5)
+    cut = site.configure("cut", {"zero_stage": 1}, steps=40, save_interval=5)
+    site.here("whole", 2)
+    process = site.start_on_two_hosts("-c", f"{SURVIVE}", "survive", KILLED[name], "cut")
+    try:
+        code = process.wait(timeout=300)
+    finally:
+        process.kill()
+    text = (site.root / "output.txt").read_text()
+    assert code == 0, text
+    assert "left over: 0" in text, text
+    assert "ended with 0" not in text
+    assert losses(cut) == losses(whole)
+    final = "checkpoints/step_00000040"
+    names = sorted(p.relative_to(whole) for part in ("weights", "optimizer") for p in (whole / final / part).iterdir())
+    assert names
+    for path in names:
+        assert (whole / path).read_bytes() == (cut / path).read_bytes(), path
+
+
+# On alpha: start, kill the first process of that kind (on this host, where ids are seen), count what is left of the run
+# on both hosts after ten seconds, start again.
+SURVIVE = """
+source launch/processes.sh
+export MAX_RESTARTS=0 NEXTLAT_SKIP_DOCTOR=1
+bash launch/multi_node.sh hosts "$2.yaml" &
+script=$!
+until grep -qs '"step": 7,' "$2/metrics.jsonl"; do kill -0 "$script" || exit 9; sleep 0.1; done
+mapfile -t found < <(processes_like "$1")
+kill -KILL "${found[0]}"
+status=0
+wait "$script" || status=$?
+echo "ended with $status"
+sleep 10
+here="$(processes_like ' nextlat_dist.cli train ' | wc -l)"
+there="$(ssh beta "bash -c 'source $PWD/launch/processes.sh; processes_like \" nextlat_dist.cli train \"'" | wc -l)"
+echo "left over: $((here + there))"
+export MAX_RESTARTS=3
+exec bash launch/multi_node.sh hosts "$2.yaml"
+"""
+
+
 def wait_for_text(path: Path, text: str, process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while text not in path.read_text():

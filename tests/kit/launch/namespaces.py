@@ -14,8 +14,7 @@ from tests.kit.launch.checkout import CHECKOUT
 from tests.kit.training.runs import training_config
 
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# pkill: of DeepSpeed's launcher.
-NEEDED = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh", "pkill")
+NEEDED = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "/usr/sbin/sshd", "pdsh")
 
 
 def why_not() -> str:
