@@ -26,6 +26,7 @@ OLD_NAMES = {
 REPORT = "measuring returns a Report; drawing returns a figure, and `publish` writes both"
 BATCH = "model.rows.Batch names the parts of a batch"
 GONE: dict[str, str] = {  # "module.name": why
+    "nextlat_dist.doctor.software.check_extension": "training builds none; check_extensions looks at all locks",
     "nextlat_dist.report.envelope": "Report.content gives it",
     "nextlat_dist.evaluation.run_report.EXPORT_REPORT": "the names of a run's files stand in nextlat_dist.files",
     "nextlat_dist.evaluation.run_report.draw_loss_terms": REPORT,
