@@ -62,6 +62,11 @@ class Tokenizer:
         has_bytes = all(map(self._processor.is_byte, space_bytes))
         self._space_symbol_ids = np.array(space_bytes, dtype=np.int32) if has_bytes else None
 
+    @property
+    def space_symbol_is_text(self) -> bool:
+        """Whether U+2581 in a text is a character of its own; to a model without bytes it is a space."""
+        return self._space_symbol_ids is not None
+
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS and EOS. `text` must be encodable as UTF-8 (no lone surrogates)."""
         ids: list[int] = self.encode_array(text).tolist()

@@ -21,6 +21,12 @@ def add_command(commands: Any) -> None:
         help="skip comparing logits with the training forward pass (default: compare)",
     )
     export.add_argument(
+        "--no-tokenizer",
+        action="store_true",
+        help="keep sentencepiece's file alone, for a tokenizer that has no Hugging Face form with the same ids "
+        "(default: write that form, compared on raw text)",
+    )
+    export.add_argument(
         "--draft-vocabulary",
         type=int,
         default=0,
@@ -54,5 +60,6 @@ def _export(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         check_logits=not options.no_verify,
         draft_vocabulary=options.draft_vocabulary,
+        tokenizer_files=not options.no_tokenizer,
     )
     say("\n".join(f"{key:24} {value}" for key, value in report.items()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def export_checkpoint(
     dtype: str | None = None,
     check_logits: bool = True,
     draft_vocabulary: int = 0,
+    tokenizer_files: bool = True,
 ) -> dict[str, Any]:
     """Write `output` from a committed checkpoint (or the newest one in a directory of them); return the export report.
 
@@ -52,11 +54,12 @@ def export_checkpoint(
         check_logits: run the training forward pass and `LlamaForCausalLM` on the same rows, both in fp32, and report
             `max_logit_difference`.
         draft_vocabulary: draft from so many of the run's most frequent training tokens; 0: from all ids.
+        tokenizer_files: write the tokenizer's Hugging Face form; if not, sentencepiece's file alone.
 
     Raises:
         UserError: no checkpoint, a half-written or damaged one, `output` holds something that no export wrote or
-            cannot be written, or a draft vocabulary for a run without a latent predictor, without its training data or
-            of a wrong size.
+            cannot be written, a draft vocabulary for a run without a latent predictor, without its training data or of
+            a wrong size, or a tokenizer whose Hugging Face form gives other ids.
     """
     source = find_checkpoint(checkpoint)
     if source is None:
@@ -82,13 +85,13 @@ def export_checkpoint(
     with whole_folder(folder) as temporary:
         with writing(output):
             base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
-            tokenizer = _save_tokenizer(source / TOKENIZER_FILE, temporary, config)
+            tokenizer = _save_tokenizer(source / TOKENIZER_FILE, temporary, config, tokenizer_files)
             ids = special_ids(tokenizer) if tokenizer is not None else dict.fromkeys(TOKEN_IDS)
             _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
             _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
         report["base_weights_sha256"] = base_sha256
-        if tokenizer is not None and loader is not None:
-            report |= compare(tokenizer, temporary, _sample_texts(loader, tokenizer))
+        if tokenizer is not None and tokenizer_files:
+            report |= compare(tokenizer, temporary, [] if loader is None else _sample_texts(loader, tokenizer))
         if kind is not None:
             drafter_config, tensors = kind.of_checkpoint(canonical, config, base_sha256)
             with writing(output):
@@ -103,11 +106,14 @@ def export_checkpoint(
     return report
 
 
-def _save_tokenizer(model: Path, export: Path, config: RunConfig) -> Tokenizer | None:
-    """Write the run's tokenizer; None where the checkpoint has none."""
+def _save_tokenizer(model: Path, export: Path, config: RunConfig, files: bool) -> Tokenizer | None:
+    """Write the run's tokenizer, with its Hugging Face form if `files`; None where the checkpoint has none."""
     if not model.is_file():
         return None
-    export_tokenizer(model, export, config.max_position_embeddings)
+    if files:
+        export_tokenizer(model, export, config.max_position_embeddings)
+    else:
+        shutil.copyfile(model, export / TOKENIZER_FILE)
     return Tokenizer(model)
 
 
@@ -141,7 +147,7 @@ def max_logit_difference(
     from transformers import LlamaForCausalLM
 
     ours = training_logits(canonical, config, tokens)
-    llama = LlamaForCausalLM.from_pretrained(str(export), dtype=torch.float32)
+    llama = LlamaForCausalLM.from_pretrained(str(export), dtype=torch.float32, use_safetensors=True)
     with torch.no_grad():
         theirs = llama.eval()(tokens).logits
     return float((ours - theirs).abs().max())

@@ -1,43 +1,49 @@
 """A sentencepiece model as Hugging Face tokenizer files, loadable by `AutoTokenizer` with no flag.
 
-The pieces, their order and the byte fallback are taken over one to one; the result is checked against sentencepiece
-itself on real text, so a model that cannot be expressed is noticed at export and not at use.
+The files are compared with sentencepiece itself on raw text (`huggingface.raw_texts`), so that a model that cannot be
+expressed is refused at export and not noticed at use. What is written stands in `huggingface.fast_tokenizer`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nextlat_dist.data.tokenizer import SPACE_SYMBOL, Tokenizer
+from nextlat_dist.data.tokenizer import Tokenizer
+from nextlat_dist.errors import UserError
+from nextlat_dist.files import TOKENIZER_FILE
+from nextlat_dist.huggingface.fast_tokenizer import ADVICE, NORMAL, REFUSED, UNIGRAM, express, model_of, token_name
+from nextlat_dist.huggingface.raw_texts import raw_texts
 
-UNIGRAM, BPE = 1, 2  # sentencepiece's TrainerSpec.ModelType
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # sentencepiece's ModelProto.SentencePiece.Type
+# Two segmentations of a unigram model are equally likely up to the rounding of sentencepiece's float32 sums.
+_ROUNDING_RELATIVE, _ROUNDING_ABSOLUTE = 2e-6, 1e-4
 
 
 def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the sentencepiece model itself into `output`."""
-    from sentencepiece import sentencepiece_model_pb2 as protobuf
+    """Write tokenizer.json, tokenizer_config.json and the sentencepiece model itself into `output`.
 
-    proto = protobuf.ModelProto()
-    proto.ParseFromString(model.read_bytes())
-    tokenizer = _build(proto)
-    # Not by `tokenizer.save`: what the system refuses there is an Exception without a kind.
-    (output / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    special = _special_tokens(proto)
+    Raises:
+        UserError: the model has no Hugging Face form.
+    """
+    tokenizer = Tokenizer(model)
+    # Not by `save`: what the system refuses there is an Exception without a kind.
+    (output / "tokenizer.json").write_text(express(tokenizer).to_str(pretty=True), encoding="utf-8")
+    proto = model_of(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": bool(proto.normalizer_spec.add_dummy_prefix),  # llama.cpp and others assume one
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # "<s>" in a text is text, as in training; BOS is put in front all the same
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",  # a batch of prompts continues at its right
-        **special,
+        **_special_tokens(proto),
     }
     (output / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(model, output / "tokenizer.model")
+    shutil.copyfile(model, output / TOKENIZER_FILE)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -46,72 +52,84 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     return {name: value if value >= 0 else None for name, value in ids.items()}
 
 
-def compare(tokenizer: Tokenizer, output: Path, texts: list[str]) -> dict[str, bool]:
-    """Whether the exported files give every text back, and whether their ids are sentencepiece's own."""
+@dataclass(frozen=True)
+class _Difference:
+    text: str
+    training: list[int]
+    exported: list[int]
+
+
+def compare(tokenizer: Tokenizer, output: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Compare the exported files with sentencepiece, on `texts` and on raw text; what is reported of it.
+
+    `tokenizer_round_trip`: whether every one of `texts` comes back. `tokenizer_ids_identical`: whether all ids are
+    those of training. A unigram model may segment a text in another, equally likely way, where the two libraries round
+    their sums differently: then `tokenizer_texts_with_other_ids` counts them.
+
+    Raises:
+        UserError: other ids for a text.
+    """
     from transformers import AutoTokenizer
 
-    exported = AutoTokenizer.from_pretrained(str(output))
-    encoded = [exported.encode(text, add_special_tokens=False) for text in texts]
-    decoded = [exported.decode(ids, skip_special_tokens=True) for ids in encoded]
-    return {
-        "tokenizer_round_trip": decoded == texts,
-        "tokenizer_ids_identical": encoded == [tokenizer.encode(text) for text in texts],
+    exported = AutoTokenizer.from_pretrained(str(output), trust_remote_code=False)
+    everything = [*texts, *raw_texts(tokenizer)]
+    encoded = exported.backend_tokenizer.encode_batch(everything, add_special_tokens=False)
+    theirs: list[list[int]] = [text.ids for text in encoded]
+    ours = [ids.tolist() for ids in tokenizer.encode_all(everything)]
+    differences = [_Difference(*found) for found in zip(everything, ours, theirs, strict=True) if found[1] != found[2]]
+    proto = model_of(tokenizer)
+    wrong = [found for found in differences if not _equally_likely(proto, found)]
+    if wrong:
+        shown = min(wrong, key=lambda found: len(found.text))
+        raise UserError(
+            f"{REFUSED}: {_short(shown.text)} is {_short(shown.training)} in training and {_short(shown.exported)} "
+            f"there; {ADVICE}"
+        )
+    decoded = [exported.decode(ids, skip_special_tokens=True) for ids in theirs[: len(texts)]]
+    report: dict[str, Any] = {
+        "tokenizer_round_trip": decoded == list(texts),
+        "tokenizer_ids_identical": not differences,
+        "tokenizer_texts_compared": len(everything),
     }
+    return report | ({"tokenizer_texts_with_other_ids": len(differences)} if differences else {})
 
 
-def _build(proto: Any) -> Any:
-    from tokenizers import AddedToken, decoders, normalizers, processors
-    from tokenizers import Tokenizer as FastTokenizer
-    from tokenizers.models import BPE as BpeModel
-    from tokenizers.models import Unigram as UnigramModel
-
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    unknown = proto.trainer_spec.unk_id
-    byte_fallback = proto.trainer_spec.byte_fallback
-    if proto.trainer_spec.model_type == BPE:
-        model: Any = BpeModel(
-            vocab={piece: index for index, (piece, _) in enumerate(pieces)},
-            merges=_merges(proto),
-            unk_token=pieces[unknown][0],
-            fuse_unk=True,
-            byte_fallback=byte_fallback,
-        )
-    else:
-        model = UnigramModel(pieces, unk_id=unknown, byte_fallback=byte_fallback)
-    fast = FastTokenizer(model)
-    prefix = proto.normalizer_spec.add_dummy_prefix
-    steps: list[Any] = [normalizers.Prepend(SPACE_SYMBOL)] if prefix else []
-    fast.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE_SYMBOL)])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE_SYMBOL, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    for piece in proto.pieces:
-        if piece.type in (CONTROL, UNKNOWN, USER_DEFINED):
-            special = piece.type != USER_DEFINED
-            token = AddedToken(piece.piece, normalized=False, special=special)
-            (fast.add_special_tokens if special else fast.add_tokens)([token])
-    bos = proto.trainer_spec.bos_id
-    if bos >= 0:  # as in training, where every document begins with BOS
-        name = pieces[bos][0]
-        fast.post_processor = processors.TemplateProcessing(
-            single=f"{name} $A", pair=f"{name} $A {name} $B", special_tokens=[(name, bos)]
-        )
-    return fast
+def _equally_likely(proto: Any, found: _Difference) -> bool:
+    if proto.trainer_spec.model_type != UNIGRAM:
+        return False
+    pieces = proto.pieces
+    sums, others = [], []
+    for ids in (found.training, found.exported):
+        sums.append([pieces[index].score for index in ids if pieces[index].type == NORMAL])
+        others.append([index for index in ids if pieces[index].type != NORMAL])
+    allowed = _ROUNDING_ABSOLUTE + _ROUNDING_RELATIVE * sum(map(abs, sums[0]))
+    return others[0] == others[1] and abs(sum(sums[0]) - sum(sums[1])) <= allowed
 
 
-def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to cut a piece in two, best piece first: sentencepiece joins the pair with the best result."""
-    ids = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type == NORMAL}
-    merges = []
-    for piece, index in sorted(ids.items(), key=lambda item: item[1]):
-        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-        pairs = [(left, right) for left, right in cuts if left in ids and right in ids]
-        merges += [(proto.pieces[index].score, pair) for pair in sorted(pairs, key=lambda p: (ids[p[0]], ids[p[1]]))]
-    return [pair for _, pair in sorted(merges, key=lambda item: -item[0])]
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _special_tokens(proto: Any) -> dict[str, str]:
     spec = proto.trainer_spec
     ids = {"unk_token": spec.unk_id, "bos_token": spec.bos_id, "eos_token": spec.eos_id, "pad_token": spec.pad_id}
-    return {name: proto.pieces[index].piece for name, index in ids.items() if index >= 0}
+    return {name: token_name(proto.pieces[index]) for name, index in ids.items() if index >= 0}
+
+
+class TrainingTokenizer:
+    """sentencepiece's own file with the two methods of a `transformers` tokenizer that decoding needs."""
+
+    def __init__(self, model: Path) -> None:
+        """Raises UserError: the file is no sentencepiece model."""
+        self._tokenizer = Tokenizer(model)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`; with `add_special_tokens` after BOS, if there is one."""
+        bos = self._tokenizer.bos_id
+        return [*([bos] if add_special_tokens and bos >= 0 else []), *self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; special tokens give nothing, ids that the tokenizer does not have neither."""
+        assert skip_special_tokens
+        return self._tokenizer.decode([index for index in ids if index < self._tokenizer.vocab_size])
