@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.stored import Fields, read_fields, read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
+ADVICE = "export the run again, or fetch the model again"
+_MOST = 1 << 22  # of anything that a configuration counts: a table of positions of this length has gigabytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class LlamaConfig:
 
     vocab_size: int
     hidden_size: int
+    intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -35,36 +40,76 @@ class LlamaConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
+    tie_word_embeddings: bool
 
     @staticmethod
     def from_directory(directory: Path) -> LlamaConfig:
         """Raises UserError: the model is no plain Llama, and which field says so."""
-        raw: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
-        rope = raw.get("rope_parameters") or {**raw, **(raw.get("rope_scaling") or {})}  # the older form is flat
+        fields = read_fields(directory / CONFIG_FILE, ADVICE)
+        raw = fields.values
+        older = fields.object("rope_scaling").values if "rope_scaling" in fields else {}  # that form is flat
+        rope = fields.object("rope_parameters") if "rope_parameters" in fields else None
+        rope = rope or Fields(fields.path, {**raw, **older}, ADVICE)
         plain = {
             "model_type": (raw.get("model_type"), "llama"),
             "hidden_act": (raw.get("hidden_act"), "silu"),
             "attention_bias": (raw.get("attention_bias", False), False),
             "mlp_bias": (raw.get("mlp_bias", False), False),
-            "rope_type": (rope.get("rope_type", "default"), "default"),
+            "rope_type": (rope.values.get("rope_type", rope.values.get("type", "default")), "default"),
+            "partial_rotary_factor": (rope.values.get("partial_rotary_factor", 1.0), 1.0),
+            "quantization_config": (raw.get("quantization_config"), None),
         }
         for field, (value, expected) in plain.items():
             if value != expected:
                 raise UserError(
                     f"{directory / CONFIG_FILE} has {field} {value!r}, but this decoder runs {expected!r} only"
                 )
-        heads = raw["num_attention_heads"]
-        return LlamaConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
+        heads = fields.integer("num_attention_heads", minimum=1, maximum=_MOST)
+        hidden = fields.integer("hidden_size", minimum=1, maximum=_MOST)
+        config = LlamaConfig(
+            vocab_size=fields.integer("vocab_size", minimum=1, maximum=_MOST),
+            hidden_size=hidden,
+            intermediate_size=fields.integer("intermediate_size", minimum=1, maximum=_MOST),
+            num_hidden_layers=fields.integer("num_hidden_layers", minimum=1, maximum=_MOST),
             num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            rms_norm_eps=raw["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", 10000.0),
-            max_position_embeddings=raw["max_position_embeddings"],
+            num_key_value_heads=fields.integer("num_key_value_heads", minimum=1, maximum=heads, default=heads),
+            head_dim=fields.integer("head_dim", minimum=2, maximum=_MOST, default=hidden // heads),
+            rms_norm_eps=fields.number("rms_norm_eps", minimum=0, maximum=1),
+            rope_theta=rope.number("rope_theta", above=0, default=10000.0),
+            max_position_embeddings=fields.integer("max_position_embeddings", minimum=1, maximum=_MOST),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         )
+        if heads % config.num_key_value_heads:
+            raise fields.wrong("num_key_value_heads", f"divide num_attention_heads {heads}")
+        if config.head_dim < 2 or config.head_dim % 2:
+            raise UserError(f"{fields.path} has heads of {config.head_dim} numbers, but that must be even; {ADVICE}")
+        return config
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the base's tensors."""
+        yield "model.embed_tokens.weight", (self.vocab_size, self.hidden_size)
+        for index in range(self.num_hidden_layers):
+            yield from self.layer_shapes(f"model.layers.{index}.")
+        yield "model.norm.weight", (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            yield "lm_head.weight", (self.vocab_size, self.hidden_size)
+
+    def layer_shapes(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Those of one decoder layer."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        for name, shape in {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():
+            yield f"{prefix}{name}.weight", shape
 
 
 def weights_sha256(weights: dict[str, torch.Tensor]) -> str:
@@ -102,22 +147,38 @@ def save_base_weights(directory: Path, weights: dict[str, torch.Tensor]) -> str:
 
 
 def load_base_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Every base tensor named by the index, on the CPU, in its stored dtype.
+    """Every base tensor, on the CPU, in its stored dtype: those of the files that the index names, or of the one file.
 
     Raises:
-        UserError: the directory is no export.
+        UserError: the directory is no export, or a file is missing or damaged.
     """
     check_is_export(directory)
-    weight_map: dict[str, str] = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
+    if not (directory / INDEX_FILE).is_file():
+        return read_tensors(directory / WEIGHTS_FILE, ADVICE)
+    placed = read_fields(directory / INDEX_FILE, ADVICE).object("weight_map")
+    for name, file in placed.values.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise placed.wrong(name, "be the name of a safetensors file next to it")
     weights: dict[str, torch.Tensor] = {}
-    for file in sorted(set(weight_map.values())):
-        with safe_open(directory / file, framework="pt") as opened:
-            weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    for file in sorted(set(placed.values.values())):
+        weights.update(read_tensors(directory / file, ADVICE))
     return weights
+
+
+def is_export(directory: Path) -> bool:
+    """Whether there are base weights and a configuration: `nextlat export` wrote it, or it is another Llama."""
+    return any(os.path.isfile(directory / name) for name in (INDEX_FILE, WEIGHTS_FILE)) and os.path.isfile(
+        directory / CONFIG_FILE
+    )
 
 
 def check_is_export(directory: Path) -> None:
     """Raises UserError: the directory has no configuration or no base weights."""
-    for name in (INDEX_FILE, CONFIG_FILE):
-        if not (directory / name).is_file():
-            raise UserError(f"{directory} is not an export: it has no {name}; write one with `nextlat export`")
+    if is_export(directory):
+        return
+    missing = CONFIG_FILE
+    if not any(os.path.isfile(directory / name) for name in (INDEX_FILE, WEIGHTS_FILE)):
+        missing = f"{INDEX_FILE} and no {WEIGHTS_FILE}"
+        pickled = os.path.isdir(directory) and any(directory.glob("*.bin"))
+        missing += ", and weights in pickles (*.bin) are never opened" if pickled else ""
+    raise UserError(f"{directory} is not an export: it has no {missing}; write one with `nextlat export`")

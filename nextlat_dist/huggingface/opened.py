@@ -8,7 +8,7 @@ Needs torch, safetensors and (for the tokenizer) transformers. Nothing that lies
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,18 @@ from typing import Any
 
 import torch
 
-from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.base import LlamaConfig, check_is_export, load_base_weights, weights_sha256
+from nextlat_dist.huggingface.base import (
+    ADVICE,
+    CONFIG_FILE,
+    LlamaConfig,
+    check_is_export,
+    load_base_weights,
+    weights_sha256,
+)
 from nextlat_dist.huggingface.drafters.catalogue import find_drafter
 from nextlat_dist.huggingface.drafters.format import StoredDrafter, write_draft_vocabulary
+from nextlat_dist.huggingface.stored import check_tensors, read_fields
+from nextlat_dist.huggingface.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,11 @@ class OpenedExport:
         They are pages of the file, mapped into memory: keeping them costs nothing that the system could not take back.
         Never write into them.
         """
-        return load_base_weights(self.path)
+        weights = load_base_weights(self.path)
+        if self.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)  # some write it all the same
+        check_tensors(self.path, weights, self.config.shapes(), ADVICE)
+        return weights
 
     @cached_property
     def base_sha256(self) -> str:
@@ -58,36 +70,38 @@ class OpenedExport:
         Raises:
             UserError: it belongs to other base weights, is damaged, or is of a kind that nothing installed brings.
         """
-        return find_drafter(self.path, self.base_sha256)
+        return find_drafter(self.path, self.base_sha256, self.config)
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
-        """`generation_config.json` overrides `config.json`."""
-        merged: dict[str, Any] = {}
-        for name in ("config.json", "generation_config.json"):
-            path = self.path / name
-            if path.is_file():
-                merged.update({key: value for key, value in json.loads(path.read_text()).items() if value is not None})
-        eos = merged.get("eos_token_id", [])
-        return SpecialTokens(merged.get("bos_token_id"), frozenset([eos] if isinstance(eos, int) else eos))
+        """`generation_config.json` overrides `config.json`.
+
+        Raises:
+            UserError: one of them is damaged.
+        """
+        bos: int | None = None
+        eos: frozenset[int] = frozenset()
+        for name in (CONFIG_FILE, "generation_config.json"):
+            if not os.path.isfile(self.path / name):
+                continue
+            fields = read_fields(self.path / name, ADVICE)
+            bos = fields.integer("bos_token_id", maximum=self.config.vocab_size - 1, default=bos)
+            if "eos_token_id" in fields:
+                found = fields.values["eos_token_id"]
+                ids = found if isinstance(found, list) else [found]
+                if not all(type(index) is int for index in ids):
+                    raise fields.wrong("eos_token_id", "be a token id or a list of them")
+                eos = frozenset(ids)
+        return SpecialTokens(bos, eos)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The export's `transformers` tokenizer.
+        """The export's `transformers` tokenizer; where there is sentencepiece's file alone, that of training.
 
         Raises:
             UserError: it has none that transformers loads without code of its own.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"{self.path} has no tokenizer that transformers loads without code from there ({reason}); export the "
-                "run again"
-            ) from None
+        return load_tokenizer(self.path)
 
     def set_draft_vocabulary(self, ids: torch.Tensor | None) -> None:
         """Let the drafter draft from these ids (int64, ascending) from now on; None: from all. A calibration measured

@@ -7,6 +7,7 @@ expressed is refused at export and not noticed at use. What is written stands in
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.files import TOKENIZER_FILE
 from nextlat_dist.huggingface.fast_tokenizer import ADVICE, NORMAL, REFUSED, UNIGRAM, express, model_of, token_name
 from nextlat_dist.huggingface.raw_texts import raw_texts
+from nextlat_dist.huggingface.stored import read_fields
 
+FAST_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 # Two segmentations of a unigram model are equally likely up to the rounding of sentencepiece's float32 sums.
 _ROUNDING_RELATIVE, _ROUNDING_ABSOLUTE = 2e-6, 1e-4
 
@@ -31,7 +34,7 @@ def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
     """
     tokenizer = Tokenizer(model)
     # Not by `save`: what the system refuses there is an Exception without a kind.
-    (output / "tokenizer.json").write_text(express(tokenizer).to_str(pretty=True), encoding="utf-8")
+    (output / FAST_FILE).write_text(express(tokenizer).to_str(pretty=True), encoding="utf-8")
     proto = model_of(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -42,7 +45,7 @@ def export_tokenizer(model: Path, output: Path, max_length: int) -> None:
         "padding_side": "left",  # a batch of prompts continues at its right
         **_special_tokens(proto),
     }
-    (output / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(model, output / TOKENIZER_FILE)
 
 
@@ -133,3 +136,35 @@ class TrainingTokenizer:
         """Text of `ids`; special tokens give nothing, ids that the tokenizer does not have neither."""
         assert skip_special_tokens
         return self._tokenizer.decode([index for index in ids if index < self._tokenizer.vocab_size])
+
+
+def load_tokenizer(export: Path) -> Any:
+    """The `transformers` tokenizer in `export`; `TrainingTokenizer` where there is sentencepiece's file alone.
+
+    Raises:
+        UserError: there is none that transformers loads without code from there, or a file is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    fast = os.path.isfile(export / FAST_FILE)
+    if not fast and os.path.isfile(export / TOKENIZER_FILE) and not os.path.isfile(export / CONFIG_FILE):
+        return TrainingTokenizer(export / TOKENIZER_FILE)
+    for name in (FAST_FILE, CONFIG_FILE):
+        if os.path.isfile(export / name):
+            read_fields(export / name, "export the run again")
+    try:
+        return AutoTokenizer.from_pretrained(export, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        # The files are read by transformers, which answers foreign values in them in all these ways.
+        raise _refused(export, error) from None
+    except Exception as error:
+        if type(error) is not Exception:  # the Rust library's own errors have no class
+            raise
+        raise _refused(export, error) from None
+
+
+def _refused(export: Path, error: Exception) -> UserError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return UserError(
+        f"{export} has no tokenizer that transformers loads without code from there ({reason}); export the run again"
+    )

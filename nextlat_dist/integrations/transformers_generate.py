@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.base import INDEX_FILE
+from nextlat_dist.huggingface.base import is_export
 from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import DraftLength, Piece
@@ -201,7 +201,7 @@ def _decoder(model: Any, export: Path | str | None, *, needs_predictor: bool) ->
 
 
 def _build(model: Any, export: Path) -> Decoder:
-    if not (export / INDEX_FILE).is_file():
+    if not is_export(export):
         raise UserError(
             f"the model comes from {str(export)!r}, which is no export on this machine, so it has no latent predictor; "
             "load the model from a directory written by `nextlat export`, or name that directory with export="

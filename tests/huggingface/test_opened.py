@@ -19,6 +19,7 @@ from tests.kit.exports import (
     copying_model,
     random_predictor,
     random_weights,
+    reference_model,
     tiny_config,
     write_export,
     write_tokenizer,
@@ -95,10 +96,50 @@ def test_what_is_no_export_is_refused_at_once(tmp_path: Path) -> None:
         open_export(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors.index.json"])
-def test_a_directory_without_one_of_its_files_is_no_export(tmp_path: Path, missing: str) -> None:
+def test_a_directory_without_a_configuration_is_no_export(tmp_path: Path) -> None:
     config = tiny_config()
     write_export(tmp_path, config, random_weights(config), random_predictor(32))
-    (tmp_path / missing).unlink()
-    with pytest.raises(UserError, match=f"is not an export: it has no {missing}; write one with"):
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"is not an export: it has no config\.json; write one with"):
         open_export(tmp_path)
+
+
+def test_a_single_file_without_an_index_is_read(tmp_path: Path) -> None:
+    """As most small Llamas are published."""
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    with_index = decoder_of(open_export(tmp_path)).generate([[1, 5, 9]], max_new_tokens=8)[0].token_ids
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert decoder_of(open_export(tmp_path)).generate([[1, 5, 9]], max_new_tokens=8)[0].token_ids == with_index
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), None)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"weights in pickles \(\*\.bin\) are never opened"):
+        open_export(tmp_path)
+
+
+def test_a_tied_model_keeps_its_embedding_whatever_head_lies_there(tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    weights = random_weights(config)
+    write_export(tmp_path, config, {**weights, "lm_head.weight": torch.zeros(31, 32)}, None)
+    llama = decoder_of(open_export(tmp_path)).llama
+    assert torch.equal(llama.head_weight, weights["model.embed_tokens.weight"])
+
+
+def test_a_norm_of_another_epsilon_gives_other_states(tmp_path: Path) -> None:
+    """`rms_norm_eps` of the stored configuration is the one that the decoder computes with."""
+    found = []
+    for epsilon in (1e-5, 0.5):
+        config = tiny_config(rms_norm_eps=epsilon)
+        export = write_export(tmp_path / str(epsilon), config, random_weights(config, scale=0.05), None)
+        llama = decoder_of(open_export(export), dtype=torch.float64).llama
+        cache = llama.new_cache(1, 4)
+        logits = llama.logits(llama.forward(torch.tensor([1, 7, 9]), [3], cache))
+        theirs = reference_model(export, torch.float64)(torch.tensor([[1, 7, 9]])).logits[0]
+        torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-9)
+        found.append(logits)
+    assert (found[0] - found[1]).abs().max() > 0.01

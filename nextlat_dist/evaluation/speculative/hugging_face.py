@@ -24,7 +24,11 @@ class HuggingFace:
     """The base model of an export in stock transformers."""
 
     def __init__(self, export: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(export, dtype=dtype).to(device).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(export, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+            .to(device)
+            .eval()
+        )
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0  # asked for, never used: rows are alone
 

@@ -9,14 +9,15 @@ that is a `DrafterKind`. An export names a kind only, by a folder's name: nothin
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.huggingface.drafters.format import CONFIG_FILE, DrafterKind, StoredDrafter, load_drafter
 from nextlat_dist.huggingface.drafters.latent_predictor import LATENT_PREDICTOR
 from nextlat_dist.huggingface.drafters.mtp import MTP
+from nextlat_dist.huggingface.stored import read_fields
 
 GROUP = "nextlat_dist.drafters"
 BUILT_IN = {kind.name: kind for kind in (LATENT_PREDICTOR, MTP)}
@@ -55,7 +56,7 @@ def _lies_in(entry: EntryPoint, directory: Path | None) -> bool:
     return Path(str(entry.dist.locate_file(""))).resolve().is_relative_to(directory.resolve())
 
 
-def find_drafter(export: Path, base_sha256: str) -> StoredDrafter | None:
+def find_drafter(export: Path, base_sha256: str, base: LlamaConfig | None = None) -> StoredDrafter | None:
     """What drafts for the base weights in `export`; None if nothing does. A built-in kind comes before the others.
 
     Raises:
@@ -71,7 +72,7 @@ def find_drafter(export: Path, base_sha256: str) -> StoredDrafter | None:
             f"{export / names[0]} cannot be used: {error}; install the distribution that brings it (nothing in an "
             "export is ever imported), or remove that folder"
         ) from None
-    return load_drafter(export, kind, base_sha256)
+    return load_drafter(export, kind, base_sha256, base)
 
 
 def _named_kinds(export: Path) -> list[str]:
@@ -83,6 +84,6 @@ def _named_kinds(export: Path) -> list[str]:
 
 def _says_it_drafts(config: Path) -> bool:
     try:
-        return "speculators_config" in json.loads(config.read_text())
-    except (ValueError, TypeError):  # somebody else's file
+        return "speculators_config" in read_fields(config, "").values
+    except UserError:  # somebody else's file
         return False

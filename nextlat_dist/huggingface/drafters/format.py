@@ -13,15 +13,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
-from safetensors.torch import load_file
 
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import whole_path, writing
-from nextlat_dist.huggingface.base import WEIGHTS_FILE, save_tensors
+from nextlat_dist.huggingface.base import WEIGHTS_FILE, LlamaConfig, save_tensors
+from nextlat_dist.huggingface.stored import check_tensors, read_fields, read_tensors
 
 if TYPE_CHECKING:
     from nextlat_dist.config.schema import RunConfig
@@ -30,6 +30,7 @@ CONFIG_FILE = "config.json"
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.safetensors"
 DRAFT_VOCABULARY_TENSOR = "draft_vocabulary"  # int64 [draft vocabulary], ascending
 CALIBRATION_FILE = "calibration.json"
+ADVICE = "export the checkpoint again"
 FORMAT_VERSION = 1  # of every kind's config.json
 
 Tensors = dict[str, torch.Tensor]
@@ -53,6 +54,7 @@ class DrafterKind:
         constants: keys of config.json that are the same for every export.
         speculative_tokens: config → most tokens that it drafts at a time; None: any number.
         draft_vocabulary: whether it can draft from fewer ids than the base has.
+        shapes: config and the base's config → names and shapes of the tensors, checked when they are read.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DrafterKind:
     constants: Mapping[str, Any] = field(default_factory=dict)
     speculative_tokens: Callable[[Any], int | None] = lambda config: None
     draft_vocabulary: bool = False
+    shapes: Callable[[Any, LlamaConfig], Mapping[str, tuple[int, ...]]] | None = None
 
     def to_json(self, config: Any) -> dict[str, Any]:
         """config.json: what speculators' configurations have in common, then what is the kind's own."""
@@ -125,12 +128,17 @@ def save_drafter(export: Path, kind: DrafterKind, config: Any, weights: Tensors)
     (target / CONFIG_FILE).write_text(json.dumps(kind.to_json(config), indent=2) + "\n")
 
 
-def load_drafter(export: Path, kind: DrafterKind, base_sha256: str) -> StoredDrafter | None:
+def load_drafter(
+    export: Path, kind: DrafterKind, base_sha256: str, base: LlamaConfig | None = None
+) -> StoredDrafter | None:
     """The drafter of `kind` next to the base weights in `export`; None if the export has none.
+
+    Args:
+        base: the base's configuration, which the drafter's sizes are compared with.
 
     Raises:
         UserError: it was trained with other base weights than `base_sha256`, its format is unknown, it is of another
-            kind than its folder, or its draft vocabulary is damaged.
+            kind than its folder, or one of its files is damaged.
     """
     target = export / kind.name
     if not target.is_dir():
@@ -142,11 +150,20 @@ def load_drafter(export: Path, kind: DrafterKind, base_sha256: str) -> StoredDra
             f"{base_sha256[:12]}…; export base and predictor together again"
         )
     vocabulary = _load_draft_vocabulary(target, config.vocab_size) if kind.draft_vocabulary else None
-    return StoredDrafter(kind, target, config, load_file(target / WEIGHTS_FILE), vocabulary)
+    weights = read_tensors(target / WEIGHTS_FILE, ADVICE)
+    if base is not None:
+        for name in ("hidden_size", "vocab_size"):
+            own, expected = getattr(config, name, None), getattr(base, name)
+            if own not in (None, expected):
+                raise UserError(f"{target / CONFIG_FILE} has {name} {own}, but the base has {expected}; {ADVICE}")
+        if kind.shapes is not None:
+            check_tensors(target, weights, iter(kind.shapes(config, base).items()), ADVICE)
+    return StoredDrafter(kind, target, config, weights, vocabulary)
 
 
 def _read_config(target: Path, kind: DrafterKind) -> Any:
-    raw = json.loads((target / CONFIG_FILE).read_text())
+    stored = read_fields(target / CONFIG_FILE, ADVICE)
+    raw = stored.values
     if raw.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{target} has format_version {raw.get('format_version')}, this release reads {FORMAT_VERSION}; "
@@ -162,7 +179,15 @@ def _read_config(target: Path, kind: DrafterKind) -> Any:
     missing = [f.name for f in fields(kind.config) if f.default is MISSING and f.name not in raw]
     if missing:
         raise UserError(f"{target / CONFIG_FILE} has no {missing[0]}; export the checkpoint again")
-    return kind.config(**{f.name: raw[f.name] for f in fields(kind.config) if f.name in raw})
+    types = get_type_hints(kind.config)
+    readers: dict[Any, Callable[[str], Any]] = {
+        int: lambda name: stored.integer(name, minimum=1),
+        float: lambda name: stored.number(name, above=0),
+        str: stored.text,
+        bool: stored.flag,
+    }
+    present = [f.name for f in fields(kind.config) if f.name in raw]
+    return kind.config(**{name: readers.get(types[name], raw.__getitem__)(name) for name in present})
 
 
 def write_draft_vocabulary(drafter: Path, ids: torch.Tensor | None) -> None:
@@ -185,7 +210,8 @@ def _load_draft_vocabulary(target: Path, vocab_size: int) -> torch.Tensor | None
     path = target / DRAFT_VOCABULARY_FILE
     if not path.is_file():
         return None
-    ids = load_file(path).get(DRAFT_VOCABULARY_TENSOR)
+    advice = "write it again with `nextlat calibrate --draft-vocabulary`"
+    ids = read_tensors(path, advice).get(DRAFT_VOCABULARY_TENSOR)
     if (
         ids is None
         or ids.dtype != torch.int64
@@ -194,8 +220,5 @@ def _load_draft_vocabulary(target: Path, vocab_size: int) -> torch.Tensor | None
         or not 0 <= int(ids[0]) <= int(ids[-1]) < vocab_size
         or not bool((ids.diff() > 0).all())
     ):
-        raise UserError(
-            f"{path} is not an ascending list of some of the {vocab_size} token ids; write it again with "
-            "`nextlat calibrate --draft-vocabulary`"
-        )
+        raise UserError(f"{path} is not an ascending list of some of the {vocab_size} token ids; {advice}")
     return ids

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.huggingface.drafters.format import (
     DrafterKind,
     StoredDrafter,
@@ -43,6 +44,14 @@ class LatentPredictorConfig:
     fusion: str = "concat"  # the form of the predictor, `predictor.fusion` of its run; the default is the paper's
 
 
+def _shapes(config: LatentPredictorConfig, base: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    if config.fusion != LatentPredictorConfig.fusion:
+        return {}  # its entry alone knows
+    hidden, width = base.hidden_size, config.predictor_hidden_size
+    shapes = ((2 * hidden,), (2 * hidden,), (width, 2 * hidden), (width, width), (hidden, width))
+    return dict(zip(PREDICTOR_TENSORS, shapes, strict=True))
+
+
 LATENT_PREDICTOR = DrafterKind(
     name=PREDICTOR_DIRECTORY,
     algorithm="nextlat",
@@ -53,6 +62,7 @@ LATENT_PREDICTOR = DrafterKind(
     drafter="nextlat_dist.inference.drafters.latent_predictor:build",
     constants={"activation": "gelu"},
     draft_vocabulary=True,
+    shapes=_shapes,
 )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.huggingface.drafters.format import DrafterKind, StoredDrafter, Tensors, load_drafter, save_drafter
 
 MTP_DIRECTORY = "mtp"
@@ -41,6 +42,14 @@ def _tensor_names(config: MTPConfig) -> Sequence[str]:
     return [f"layers.{index}.{name}" for index in range(config.horizon) for name in MTP_TENSORS]
 
 
+def _shapes(config: MTPConfig, base: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(config.horizon):
+        shapes |= dict(base.layer_shapes(f"layers.{index}."))
+        shapes[f"layers.{index}.norm.weight"] = (base.hidden_size,)
+    return shapes
+
+
 MTP = DrafterKind(
     name=MTP_DIRECTORY,
     algorithm="mtp",
@@ -50,6 +59,7 @@ MTP = DrafterKind(
     from_checkpoint="nextlat_dist.huggingface.checkpoint_drafters:mtp_of_checkpoint",
     drafter="nextlat_dist.inference.drafters.mtp:build",
     speculative_tokens=lambda config: config.horizon,
+    shapes=_shapes,
 )
 
 

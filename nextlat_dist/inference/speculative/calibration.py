@@ -16,6 +16,7 @@ from typing import Any
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
 from nextlat_dist.huggingface.drafters.format import CALIBRATION_FILE
+from nextlat_dist.huggingface.stored import Fields, read_fields
 
 FORMAT_VERSION = 1
 CONFIDENCE_LIMIT = 1e-4  # logits of a confidence are taken this far from 0 and 1 at most
@@ -116,28 +117,52 @@ class Calibration:
         if not path.is_file():
             return None
         try:
-            raw = json.loads(path.read_text())
-            if raw["format_version"] != FORMAT_VERSION:
-                raise ValueError
-            costs = Costs(
-                {int(rows): float(cost) for rows, cost in raw["costs"]["draft"].items()},
-                {
-                    int(rows): {int(width): float(cost) for width, cost in line.items()}
-                    for rows, line in raw["costs"]["verify"].items()
-                },
-                {int(rows): float(cost) for rows, cost in raw["costs"]["begin"].items()},
-            )
-            acceptance = [Acceptance(**entry) for entry in raw["acceptance"]]
-            if (
-                not acceptance
-                or not costs.draft
-                or not costs.begin
-                or not all(1 in line for line in costs.verify.values())
-            ):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return _read(read_fields(path, ""))
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path} ").rstrip("; ")
             raise UserError(
-                f"{path} is not a calibration of format_version {FORMAT_VERSION}; write it again with "
+                f"{path} is not a calibration of format_version {FORMAT_VERSION}, it {reason}; write it again with "
                 "`nextlat calibrate`"
             ) from None
-        return Calibration(raw["device"], costs, acceptance, raw["measured_on"])
+
+
+def _read(fields: Fields) -> Calibration:
+    fields.integer("format_version", minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
+    costs = fields.object("costs")
+    verify = costs.object("verify")
+    by_rows = {rows: _costs(verify, str(rows), above=0) for rows in _counts(verify)}
+    for rows, line in by_rows.items():
+        if 1 not in line:
+            raise verify.wrong(str(rows), "have the cost of 1 token, the plain step")
+    acceptance = [
+        Acceptance(
+            entry.number("temperature", minimum=0),
+            entry.numbers("by_position", minimum=0, maximum=1),
+            entry.numbers("confidence"),
+        )
+        for entry in fields.objects("acceptance")
+    ]
+    if not acceptance or not all(entry.by_position and len(entry.confidence) == 3 for entry in acceptance):
+        raise fields.wrong("acceptance", "have a temperature, shares by position and three weights in every entry")
+    measured_on = dict(fields.object("measured_on").values) if "measured_on" in fields else {}
+    return Calibration(
+        fields.text("device"),
+        Costs(_costs(costs, "draft"), by_rows, _costs(costs, "begin")),
+        acceptance,
+        measured_on,
+    )
+
+
+def _counts(fields: Fields) -> list[int]:
+    """The keys, which are numbers of rows or tokens."""
+    for key in fields.values:
+        if not (key.isascii() and key.isdecimal() and 0 < len(key) < 10 and int(key) > 0 and str(int(key)) == key):
+            raise UserError(f"{fields.path} has {fields.within}{key}, but keys there must be whole numbers ≥ 1")
+    if not fields.values:
+        raise UserError(f"{fields.path} has nothing in {fields.within.rstrip('.')}")
+    return sorted(map(int, fields.values))
+
+
+def _costs(fields: Fields, key: str, above: float = -math.inf) -> dict[int, float]:
+    line = fields.object(key)
+    return {count: line.number(str(count), minimum=0, above=above) for count in _counts(line)}
