@@ -60,7 +60,7 @@ def export(checkpoint: Path, output: Path, *options: str) -> dict[str, Any]:
     ("model", "objective", "drafter"),
     [
         ({}, {}, "latent_predictor"),
-        ({"tie_embeddings": True}, {}, "latent_predictor"),
+        ({"tie_embeddings": True, "norm_epsilon": 0.01}, {}, "latent_predictor"),
         ({}, {"name": "mtp", "horizon": 2}, "mtp"),
     ],
     ids=["nextlat", "tied", "mtp"],

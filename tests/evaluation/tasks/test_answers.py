@@ -11,7 +11,7 @@ import pytest
 from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks import answers as task_answers
 from nextlat_dist.evaluation.tasks.answers import agreement, before_end, teacher_forced, write_answers
-from nextlat_dist.evaluation.tasks.scorers.answered import read_and_write
+from nextlat_dist.evaluation.tasks.scorers.answered import exact, read_and_write, score_answers
 from nextlat_dist.evaluation.tasks.scorers.countdown import add_verdicts, score_countdown
 from nextlat_dist.evaluation.tasks.scorers.path_star import score_path_star
 from nextlat_dist.evaluation.tasks.scores import Sampled, Scores, Share, unwatched
@@ -55,6 +55,26 @@ def test_missing_tokens_are_wrong_and_further_ones_do_not_count_by_position() ->
     document = question(4, answer=[5, 6, EOS_ID])
     assert agreement(document, np.array([5])).tolist() == [True, False, False]
     assert agreement(document, np.array([5, 6, 7, EOS_ID])).tolist() == [True, True, False]
+
+
+def test_an_exact_answer_has_its_end() -> None:
+    document = question(4, answer=[5, 6, EOS_ID])
+    written = {"greedy": [5, 6, EOS_ID], "cut": [5, 6], "more": [5, 6, 7], "late": [5, 6, 7, EOS_ID], "none": []}
+    scores = exact([document], {name: [np.array(tokens, dtype=np.int64)] for name, tokens in written.items()})
+    assert scores["exact_greedy"] == Share(1, 1)
+    assert {name: scores[f"exact_{name}"] for name in written if name != "greedy"} == dict.fromkeys(
+        ("cut", "more", "late", "none"), Share(0, 1)
+    )
+
+
+def test_an_answer_that_goes_on_is_not_exact(tmp_path: Path) -> None:
+    """Written by a model that has every token right but the end."""
+    document = question(10, 4, answer=[5, 6, EOS_ID])
+    for number, (following, right) in enumerate(((FOLLOWING, 1), ({**FOLLOWING, 6: 7}, 0))):
+        export = following_export(tmp_path / str(number), following)
+        scores = score_answers(ExportModel(export), COUNTDOWN, [document], Sampled((0.0,), 0), unwatched)
+        assert scores.numbers["exact_greedy"] == Share(right, 1)
+        assert scores.curves["greedy"].shares[:2] == (Share(1, 1), Share(1, 1))
 
 
 def test_answers_by_position(follower: Path) -> None:
