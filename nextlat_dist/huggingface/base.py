@@ -60,7 +60,7 @@ class LlamaConfig:
             "quantization_config": (raw.get("quantization_config"), None),
         }
         for field, (value, expected) in plain.items():
-            if value != expected:
+            if value != expected or isinstance(value, bool) is not isinstance(expected, bool):
                 raise UserError(
                     f"{directory / CONFIG_FILE} has {field} {value!r}, but this decoder runs {expected!r} only"
                 )

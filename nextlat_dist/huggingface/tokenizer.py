@@ -144,6 +144,7 @@ def load_tokenizer(export: Path) -> Any:
     Raises:
         UserError: there is none that transformers loads without code from there, or a file is damaged.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     fast = os.path.isfile(export / FAST_FILE)
@@ -154,7 +155,7 @@ def load_tokenizer(export: Path) -> Any:
             read_fields(export / name, "export the run again")
     try:
         return AutoTokenizer.from_pretrained(export, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
         # The files are read by transformers, which answers foreign values in them in all these ways.
         raise _refused(export, error) from None
     except Exception as error:
