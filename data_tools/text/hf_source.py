@@ -42,6 +42,11 @@ class HfSource:
             raise UserError(
                 f"--source {SCHEME}{name} needs the `datasets` package; install it with pip install 'nextlat-dist[hf]'"
             ) from None
+        if name == "pandas":
+            raise UserError(
+                f"--source {SCHEME}{name} would unpickle its files, which runs code in them; write them as Parquet and "
+                f"use {SCHEME}parquet"
+            )
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors come as exceptions too
         self._name = name

@@ -127,6 +127,10 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     ),
     "tokenizer cut": (cut("tokenizer.json", 400), r"tokenizer\.json is no JSON"),
     "tokenizer model": (edit("tokenizer.json", put("model", "type", value="x")), r"has no tokenizer that transformers"),
+    "tokenizer length": (
+        edit("tokenizer_config.json", put("model_max_length", value="x")),
+        r"has no tokenizer that transformers",
+    ),
     "tokenizer class": (
         edit("tokenizer_config.json", put("eos_token", value=5)),
         r"has no tokenizer that transformers",

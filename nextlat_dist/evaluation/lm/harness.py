@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.opened import open_export
+from nextlat_dist.huggingface.tokenizer import TrainingTokenizer
 
 BOOTSTRAPS = 100  # resamples for the standard error of what is no mean, such as a perplexity: known to 1 in √200, 7%
 
@@ -59,7 +61,11 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> tuple[Any, li
 
 
 def run_tasks(export: Path, manager: Any, tasks: list[Any], limit: int | None, batch_size: int) -> dict[str, Any]:
-    """The harness's results of one export, as it returns them."""
+    """The harness's results of one export, as it returns them.
+
+    Raises:
+        UserError: the export is damaged, or has no tokenizer that transformers loads.
+    """
     import torch
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
@@ -76,9 +82,15 @@ def run_tasks(export: Path, manager: Any, tasks: list[Any], limit: int | None, b
             finally:
                 self.add_bos_token = None  # the tokenizer's own way
 
+    opened = open_export(export)
+    if not opened.weights or isinstance(opened.tokenizer, TrainingTokenizer):
+        raise UserError(
+            f"{export} has sentencepiece's file alone, which lm-evaluation-harness does not read; export the run "
+            "without --no-tokenizer"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = simple_evaluate(
-        OneBos(str(export), device=device, batch_size=batch_size),
+        OneBos(str(export), device=device, batch_size=batch_size, trust_remote_code=False, use_safetensors=True),
         tasks=tasks,
         task_manager=manager,  # or it reads all its files again
         limit=limit,

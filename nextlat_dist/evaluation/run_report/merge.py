@@ -20,6 +20,7 @@ from typing import Any
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, markdown
 from nextlat_dist.files import EXPORT_FOLDER, EXPORT_REPORT_FILE, METRICS_FILE, SPECULATIVE_REPORT_FILE
+from nextlat_dist.huggingface.stored import read_fields
 
 SPECULATIVE_FIELDS = (
     "greedy_identical",
@@ -59,9 +60,10 @@ def merge_run(run_dir: Path) -> RunReport:
     """
     entries = _read_metrics(run_dir / METRICS_FILE)
     content: dict[str, Any] = {"train": _train_summary(run_dir / METRICS_FILE, entries)}
-    exported = _read_json(run_dir / EXPORT_FOLDER / EXPORT_REPORT_FILE)
-    if exported is not None:
-        content["export"] = {"max_logit_difference": exported.get("max_logit_difference")}
+    exported = run_dir / EXPORT_FOLDER / EXPORT_REPORT_FILE
+    if exported.is_file():
+        difference = read_fields(exported, "export the run again").number("max_logit_difference", default=None)
+        content["export"] = {"max_logit_difference": difference}
     measured = _read_json(run_dir / SPECULATIVE_REPORT_FILE)
     if measured is not None:
         summary = measured["summary"]

@@ -77,6 +77,7 @@ def test_the_identity_is_of_the_data_files(folder: Path) -> None:
     [
         ("no/such-dataset", [], Fields(), "train", "hf:no/such-dataset cannot be read .*network, then run the same"),
         ("{}/none", [], Fields(), "train", "none cannot be read"),
+        ("pandas", ["{}/x.pkl"], Fields(), "train", "hf:pandas would unpickle its files, which runs code in them"),
         ("parquet", ["{}/none/*.parquet"], Fields(), "train", "hf:parquet cannot be read"),
         ("parquet", ["{}/json/0.jsonl"], Fields(), "train", "hf:parquet cannot be read"),
         ("{}/json", [], Fields(), "test", r"cannot be read \(Bad split: test"),
