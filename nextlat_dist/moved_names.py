@@ -282,6 +282,14 @@ NAMES: dict[str, dict[str, str]] = {
         "TURN_ROWS": "nextlat_dist.calibration.cycle_costs:ROUND_ROWS",
         "WARM_UP_TURNS": "nextlat_dist.calibration.cycle_costs:WARM_UP_ROUNDS",
     },
+    "nextlat_dist.export.tokenizer": {
+        "BPE": "nextlat_dist.huggingface.fast_tokenizer",
+        "CONTROL": "nextlat_dist.huggingface.fast_tokenizer",
+        "NORMAL": "nextlat_dist.huggingface.fast_tokenizer",
+        "UNIGRAM": "nextlat_dist.huggingface.fast_tokenizer",
+        "UNKNOWN": "nextlat_dist.huggingface.fast_tokenizer",
+        "USER_DEFINED": "nextlat_dist.huggingface.fast_tokenizer",
+    },
     "nextlat_dist.export.layout": {
         "INDEX_FILE": "nextlat_dist.huggingface.base",
         "MTPConfig": "nextlat_dist.huggingface.drafters.mtp",
