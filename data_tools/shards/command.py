@@ -48,8 +48,16 @@ def _add_shard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--on-invalid",
         choices=("replace", "skip", "fail"),
         default="replace",
-        help="what to do with what is not UTF-8 (default: %(default)s)",
+        help="what to do with what is not UTF-8; a line that is no document is left out by skip, else an error "
+        "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mix the documents, so that a batch is not of neighbours (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --shuffle (default: %(default)s)")
     add_sizes(parser)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: all cores)")
     parser.add_argument(
@@ -73,6 +81,7 @@ def _shard(options: argparse.Namespace) -> None:
         shard_tokens=options.shard_tokens,
         workers=options.workers,
         overwrite=options.overwrite,
+        shuffle_seed=options.seed if options.shuffle else None,
     )
     source = open_source(options, prompt=options.prompt_field, split=options.split_field)
     for manifest in shard(source, plan):

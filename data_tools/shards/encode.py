@@ -1,7 +1,8 @@
 """Turn documents into tokens, in this process or in several, in the order in which they came.
 
 Invariant: the result does not depend on the number of workers. What was not encoded exactly as found (empty, not UTF-8,
-binary, changed by the tokenizer) is marked on each document, so that nothing is lost silently.
+binary, changed by the tokenizer) is marked on each document, so that nothing is lost silently. A long document comes
+and goes in pieces.
 """
 
 from __future__ import annotations
@@ -22,39 +23,44 @@ from typing import Literal
 
 import numpy as np
 
+from data_tools.shards.pieces import in_pieces
+from data_tools.text.formats import is_binary, utf_encoding
 from data_tools.text.sources import TextDocument
 from nextlat_dist.data.shard_format import token_dtype
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 
 OnInvalid = Literal["replace", "skip", "fail"]
-Remark = Literal["empty", "binary", "invalid_utf8", "not_lossless"]
+Remark = Literal["empty", "binary", "utf16", "bad_line", "without", "invalid_utf8", "not_lossless", "cut", "long"]
 BATCH_BYTES = 1 << 20
 BATCH_DOCUMENTS = 4096
 BATCHES_PER_WORKER = 3  # under way
-BINARY_PROBE_BYTES = 8192
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document as tokens.
+    """A document, or a piece of one, as tokens.
 
     Attributes:
         tokens: [tokens] in the stored type, BOS and EOS included; None for a document that is left out.
         prompt_tokens: leading tokens that belong to BOS and prompt.
-        remark: why it was left out ("empty", "binary", "invalid_utf8") or what was changed ("invalid_utf8": bytes that
-            are no UTF-8 became U+FFFD; "not_lossless": decoding the tokens does not give the text back).
+        remark: why it was left out ("empty", "binary", "utf16", "bad_line", "invalid_utf8") or what was changed
+            ("invalid_utf8": bytes that are no UTF-8 became U+FFFD; "not_lossless": decoding the tokens does not give
+            the text back; "cut": tokenised in pieces that are not known to be safe).
         refusal: what is wrong with a document that must not be there.
+        ends: the document is complete with it.
     """
 
     tokens: np.ndarray | None
     prompt_tokens: int = 0
     remark: Remark | None = None
     refusal: str | None = None
+    ends: bool = True
 
 
 @dataclass(frozen=True)
 class _Text:
+    document: TextDocument
     prompt: str
     text: str
     remark: Remark | None
@@ -62,6 +68,9 @@ class _Text:
 
 class Encoder:
     """Encodes documents; `bos` and `eos` put these tokens around each.
+
+    Attributes:
+        model: content of the tokenizer's file.
 
     Raises:
         UserError: the tokenizer has no such token.
@@ -72,6 +81,7 @@ class Encoder:
             if wanted and token < 0:
                 raise UserError(f"the tokenizer has no {name.upper()} token; pass --no-{name} or use another tokenizer")
         self._tokenizer = tokenizer
+        self.model = tokenizer.model
         self._bos = np.array([tokenizer.bos_id] if bos else [], dtype=np.int32)
         self._eos = np.array([tokenizer.eos_id] if eos else [], dtype=np.int32)
         self._no_tokens = np.array([], dtype=np.int32)
@@ -87,37 +97,51 @@ class Encoder:
 
     def _read(self, document: TextDocument) -> _Text | Encoded:
         """The text of a document; one that is left out is encoded already."""
-        if not document.text and not document.prompt:
+        if document.fault is not None:
+            return self._invalid("bad_line", f"{document.fault}, or leave such lines out with --on-invalid skip")
+        if not document.text and not document.prompt and document.begins and document.ends:
             return Encoded(None, remark="empty")
-        if document.may_be_binary and b"\0" in document.text[:BINARY_PROBE_BYTES]:
-            return Encoded(None, remark="binary")
+        if document.may_be_binary and document.begins:
+            other: Remark = "utf16" if utf_encoding(document.text) else "binary"
+            if other == "utf16" or is_binary(document.text):
+                return Encoded(None, remark=other, ends=document.ends)
         prompt = document.prompt or b""
+        remark: Remark | None = "cut" if document.cut_anywhere else None
         try:
-            return _Text(prompt.decode(), document.text.decode(), None)
+            return _Text(document, prompt.decode(), document.text.decode(), remark)
         except UnicodeDecodeError as error:
             if self._on_invalid == "replace":
-                return _Text(prompt.decode(errors="replace"), document.text.decode(errors="replace"), "invalid_utf8")
-            refusal = (
-                f"{document.name} is not UTF-8 at byte {error.start}; convert it or pass --on-invalid replace or skip"
+                as_text = [part.decode(errors="replace") for part in (prompt, document.text)]
+                return _Text(document, as_text[0], as_text[1], "invalid_utf8")
+            where = f"at byte {error.start}" if document.begins else "somewhere"
+            return self._invalid(
+                "invalid_utf8",
+                f"{document.name} is not UTF-8 {where}; convert it or pass --on-invalid replace or skip",
+                ends=document.ends,
             )
-            return Encoded(None, remark="invalid_utf8", refusal=refusal if self._on_invalid == "fail" else None)
+
+    def _invalid(self, remark: Remark, sentence: str, *, ends: bool = True) -> Encoded:
+        """A document that is left out when asked for, refused otherwise."""
+        return Encoded(None, remark=remark, refusal=None if self._on_invalid == "skip" else sentence, ends=ends)
 
     def _encode(self, texts: Sequence[_Text]) -> list[Encoded]:
         prompts = iter(self._tokenizer.encode_all([text.prompt for text in texts if text.prompt]))
         parts: list[np.ndarray] = []
         for text, ids in zip(texts, self._tokenizer.encode_all([text.text for text in texts]), strict=True):
-            parts += [self._bos, next(prompts) if text.prompt else self._no_tokens, ids, self._eos]
+            begin = self._bos if text.document.begins else self._no_tokens
+            end = self._eos if text.document.ends else self._no_tokens
+            parts += [begin, next(prompts) if text.prompt else self._no_tokens, ids, end]
         ends = list(accumulate(map(len, parts)))
         tokens = np.concatenate(parts)
         # Checked on the very tokens that are stored.
         exact = self._tokenizer.given_back(tokens, ends[3::4], [text.prompt + text.text for text in texts])
         stored = tokens.astype(self._dtype)
         found: list[Encoded] = []
-        begin = 0
-        for text, is_exact, prompt_end, end in zip(texts, exact, ends[1::4], ends[3::4], strict=True):
+        first = 0
+        for text, is_exact, prompt_end, last in zip(texts, exact, ends[1::4], ends[3::4], strict=True):
             remark = text.remark or (None if is_exact else "not_lossless")
-            found.append(Encoded(stored[begin:end], prompt_end - begin, remark))
-            begin = end
+            found.append(Encoded(stored[first:last], prompt_end - first, remark, ends=text.document.ends))
+            first = last
         return found
 
 
@@ -131,7 +155,7 @@ def encode_all(
     """
     settings = (tokenizer, bos, eos, on_invalid)
     encoder = _encoder(*settings)  # also here, so that a worker's start cannot fail
-    batches = _batches(documents)
+    batches = _batches(in_pieces(documents, encoder.model))
     if workers == 1:
         for batch in batches:
             yield from _accepted(encoder(batch))

@@ -15,9 +15,13 @@ from data_tools.text.sources import TextDocument, TextSource
 from nextlat_dist.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Passed:
-    """A document that was handed out to be encoded: what of it is needed afterwards."""
+    """A document that was handed out to be encoded: what of it is needed afterwards.
+
+    Attributes:
+        mark: up to where of it was handed out; of a document that was encoded to its end, its end.
+    """
 
     name: str
     split: str
@@ -55,23 +59,27 @@ class PendingDocuments:
         for document in self._source.documents(part):
             if document.part != part:
                 part, before_part, crc32 = document.part, number, 0
-            number += 1
+            number += document.begins
             crc32 = zlib.crc32(document.text, zlib.crc32(document.prompt or b"", crc32))
             if number > self.start.documents:
                 source_bytes += document.source_bytes
             mark = self.position = Mark(part, before_part, number, source_bytes, crc32)
-            if expected and (known := expected.pop(number, None)) and (known.part, known.crc32) != (part, crc32):
+            known = expected.pop(number, None) if document.ends else None
+            if known is not None and (known.part, known.crc32) != (part, crc32):
                 raise _changed(number)
             split = self._split_of(document)
             if number > self._done[split].documents:
-                self._passed.append(Passed(document.name, split, mark))
+                if document.begins:
+                    handed_out = Passed(document.name, split, mark)
+                    self._passed.append(handed_out)
+                handed_out.mark = mark
                 yield document
         if expected:
             raise _changed(max(expected))
 
-    def next_passed(self) -> Passed:
-        """The first document handed out by `documents` that was not yet asked for here."""
-        return self._passed.popleft()
+    def next_passed(self, *, ends: bool) -> Passed:
+        """The first document handed out by `documents` that was not yet asked for here to its end."""
+        return self._passed.popleft() if ends else self._passed[0]
 
 
 def _changed(documents: int) -> UserError:

@@ -18,10 +18,12 @@ import sentencepiece
 from tqdm import tqdm
 
 from data_tools.options import RECORD_TOKENS, SHARD_TOKENS
-from data_tools.shards.encode import OnInvalid, encode_all
+from data_tools.shards.encode import OnInvalid, Remark, encode_all
 from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
+from data_tools.shards.long_documents import TokenCollector
 from data_tools.shards.pending import PendingDocuments
-from data_tools.shards.shard_report import ShardReport
+from data_tools.shards.shard_report import LEFT_OUT, LONG_TOKENS, MEANINGS, ShardReport
+from data_tools.shards.shuffle import ShuffledWriter
 from data_tools.shards.writer import DatasetWriter
 from data_tools.text.sources import TextDocument, TextSource
 from data_tools.text.splits import Split, split_of
@@ -37,7 +39,8 @@ PROGRESS_BYTES = 1 << 18
 @dataclass(frozen=True)
 class ShardOptions:
     """What to write. With `validation_fraction` or `split_by_field` there are two datasets, OUTPUT/train and
-    OUTPUT/validation; otherwise OUTPUT is one dataset named `split`."""
+    OUTPUT/validation; otherwise OUTPUT is one dataset named `split`. `shuffle_seed` mixes the documents (the command's
+    default); None keeps their order."""
 
     tokenizer: Path
     output: Path
@@ -52,6 +55,7 @@ class ShardOptions:
     shard_tokens: int = SHARD_TOKENS
     workers: int = 1
     overwrite: bool = False
+    shuffle_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for values out of range."""
@@ -61,12 +65,16 @@ class ShardOptions:
         for name in ("record_tokens", "shard_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.shuffle_seed is not None and not 0 <= self.shuffle_seed < 1 << 63:
+            raise UserError(f"--seed is {self.shuffle_seed}; it must be a number from 0 to 2**63 - 1")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What of this and of the libraries decides the output, by the name that a message gives it."""
         named = ("split", "validation_fraction", "bos", "eos", "on_invalid", "record_tokens", "shard_tokens")
+        shuffled = {} if self.shuffle_seed is None else {"--seed": self.shuffle_seed}
         return {
+            **shuffled,
             "format version": FORMAT_VERSION,
             "sentencepiece": sentencepiece.__version__,
             **{f"--{name.replace('_', '-')}": getattr(self, name) for name in named},
@@ -81,6 +89,8 @@ class ShardOptions:
 
     def split_of(self, document: TextDocument) -> str:
         """Raises UserError for a document whose split field names no split."""
+        if document.fault is not None:  # it is counted with the first split
+            return next(iter(self.splits))
         if self.split_by_field:
             if document.split is None or document.split not in get_args(Split):
                 raise UserError(
@@ -100,6 +110,8 @@ def shard(source: TextSource, options: ShardOptions) -> list[Manifest]:
         UserError: an output exists or cannot be written, a document is refused, or a split would be empty.
     """
     tokenizer = Tokenizer(options.tokenizer)
+    if options.shuffle_seed is not None:
+        source = source.shuffled(options.shuffle_seed)
     settings = {**options.settings, "tokenizer (sha256)": tokenizer.sha256, **source.identity}
     writing = writing_to(options.output)
     with writing:
@@ -119,6 +131,7 @@ class _Run:
         self._options = options
         self._journal = journal
         self._writers: dict[str, DatasetWriter] = {}
+        self._shuffled: dict[str, ShuffledWriter] = {}
         self._reports: dict[str, ShardReport] = {}
         done: dict[str, Mark] = {}
         for name, directory in options.splits.items():
@@ -129,13 +142,17 @@ class _Run:
                     name,
                     tokenizer,
                     record_tokens=options.record_tokens,
-                    shard_tokens=options.shard_tokens,
+                    # A buffer of shuffled documents ends where a shard does, and says so.
+                    shard_tokens=options.shard_tokens if options.shuffle_seed is None else sys.maxsize,
                     has_prompts=options.has_prompts,
                     bos=options.bos,
                     eos=options.eos,
                     overwrite=options.overwrite,
                     kept=[shard.entry for shard in kept],
                 )
+            self._shuffled[name] = ShuffledWriter(
+                self._writers[name], shard_tokens=options.shard_tokens, seed=options.shuffle_seed
+            )
             self._reports[name] = ShardReport(options.on_invalid, kept[-1].report if kept else None)
             done[name] = kept[-1].mark if kept else Mark()
         self._pending = PendingDocuments(source, options.split_of, done)
@@ -150,7 +167,7 @@ class _Run:
             with self._writing:
                 for name, writer in self._writers.items():
                     before = len(writer.shards)
-                    writer.flush()
+                    self._shuffled[name].flush()
                     if len(writer.shards) > before:
                         self._note_finished(name, self._pending.position)
             self._refuse_empty_splits()
@@ -175,16 +192,33 @@ class _Run:
         )
         # Closing ends the workers at once, also when the error comes from this loop.
         with closing(encoding), _Progress(self._source, self._pending.start) as progress:
+            collector, remarks, prompt_tokens, is_left_out = TokenCollector(options.output), set[Remark](), 0, False
             for encoded in encoding:
-                document = self._pending.next_passed()
+                document = self._pending.next_passed(ends=encoded.ends)
                 if encoded.remark is not None:
-                    self._reports[document.split].add(encoded.remark, document.name)
-                if encoded.tokens is not None:
+                    remarks.add(encoded.remark)
+                is_left_out = is_left_out or encoded.tokens is None
+                if is_left_out:
+                    collector.drop()
+                elif encoded.tokens is not None:
                     with self._writing:
-                        if self._writers[document.split].add(encoded.tokens, encoded.prompt_tokens):
-                            self._note_finished(document.split, document.mark)
+                        collector.add(encoded.tokens)
+                    prompt_tokens += encoded.prompt_tokens
                     progress.tokens += len(encoded.tokens)
                 progress.reach(document.mark)
+                if not encoded.ends:
+                    continue
+                tokens = None if is_left_out else collector.take()
+                if tokens is not None and len(tokens) > LONG_TOKENS:
+                    remarks.add("long")
+                for remark in MEANINGS:  # in a fixed order
+                    if remark in remarks and (tokens is not None or remark in LEFT_OUT):
+                        self._reports[document.split].add(remark, document.name)
+                if tokens is not None:
+                    with self._writing:
+                        if self._shuffled[document.split].add(tokens, prompt_tokens):
+                            self._note_finished(document.split, document.mark)
+                remarks, prompt_tokens, is_left_out = set(), 0, False
 
     def _note_finished(self, split: str, mark: Mark) -> None:
         """Write to the journal that a shard of this split was finished with the document at `mark`."""

@@ -16,9 +16,19 @@ REPORTED_NAMES = 20
 MEANINGS: dict[Remark, str] = {
     "empty": "empty documents left out",
     "binary": "binary files left out",
+    "utf16": "files in UTF-16 or UTF-32 left out",
+    "bad_line": "lines that hold no document left out",
+    "without": "records without the member left out",
     "invalid_utf8": "documents that are not UTF-8",
     "not_lossless": "documents whose text does not come back from their tokens",
+    "cut": "documents that were tokenised in pieces whose tokens may differ from those of the whole",
+    "long": "documents of more than 16.8 million tokens, each in a record that training holds in memory",
 }
+# Older releases have these in every report; the others are there when there is something to say.
+ALWAYS: frozenset[Remark] = frozenset({"empty", "binary", "invalid_utf8", "not_lossless"})
+# Reasons to leave a document out; the others remark on one that is there.
+LEFT_OUT: frozenset[Remark] = frozenset({"empty", "binary", "utf16", "bad_line", "without", "invalid_utf8"})
+LONG_TOKENS = 1 << 24
 
 
 class ShardReport:
@@ -30,8 +40,9 @@ class ShardReport:
 
     def __init__(self, on_invalid: OnInvalid, before: Mapping[str, Any] | None = None) -> None:
         self._on_invalid = on_invalid
-        self._counts = {remark: before[remark]["count"] if before else 0 for remark in MEANINGS}
-        self._names = {remark: list(before[remark]["names"]) if before else [] for remark in MEANINGS}
+        known = before or {}
+        self._counts = {remark: known[remark]["count"] if remark in known else 0 for remark in MEANINGS}
+        self._names = {remark: list(known[remark]["names"]) if remark in known else [] for remark in MEANINGS}
 
     def add(self, remark: Remark, name: str) -> None:
         self._counts[remark] += 1
@@ -41,7 +52,8 @@ class ShardReport:
     def to_json(self) -> dict[str, Any]:
         report: dict[str, Any] = {"on_invalid": self._on_invalid}
         for remark in MEANINGS:
-            report[remark] = {"count": self._counts[remark], "names": list(self._names[remark])}
+            if remark in ALWAYS or self._counts[remark]:
+                report[remark] = {"count": self._counts[remark], "names": list(self._names[remark])}
         return report
 
 

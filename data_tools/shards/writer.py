@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from data_tools.shards.long_documents import SpooledTokens, Tokens, chunks_of
 from nextlat_dist.data.shard_format import (
     MANIFEST_FILE,
     IndexEntry,
@@ -33,6 +36,21 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.files import TOKENIZER_FILE, whole_file, write_whole
 
 OWNER = "nextlat"  # of every member of a shard
+READ_BYTES = 1 << 23
+
+
+class _ChunkFile:
+    """Chunks of bytes as the file that `tarfile` copies from."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._held = b""
+
+    def read(self, count: int) -> bytes:
+        while len(self._held) < count and (chunk := next(self._chunks, None)) is not None:
+            self._held += chunk
+        data, self._held = self._held[:count], self._held[count:]
+        return data
 
 
 class _Shard:
@@ -51,12 +69,40 @@ class _Shard:
 
     def write(self, record: Record, extra: Mapping[str, bytes]) -> None:
         """Append a record; `extra` are members of it that training does not read."""
-        key = f"{self.path.stem}-{len(self.entries):06d}"
         begin = self._tar.tarstream.offset
-        self._tar.write({"__key__": key, **record.members(), **extra})
-        length = self._tar.tarstream.offset - begin
-        self.entries.append(IndexEntry(begin, length, len(record.ends), len(record.tokens), 0))
-        self.tokens += len(record.tokens)
+        self._tar.write({"__key__": self._key, **record.members(), **extra})
+        self._note(begin, len(record.ends), len(record.tokens))
+
+    def write_long(self, documents: Sequence[Tokens], ends: np.ndarray, prompts: np.ndarray | None) -> None:
+        """As `write`, to the byte, for documents that are not all in memory."""
+        begin, tokens = self._tar.tarstream.offset, int(ends[-1])
+        small = {"ends.npy": ends, "prompts.npy": prompts}
+        members = {name: _npy_bytes(array) for name, array in small.items() if array is not None}
+        self._tar.write({"__key__": self._key, **members})
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header,
+            {
+                "descr": np.lib.format.dtype_to_descr(documents[0].dtype),
+                "fortran_order": False,
+                "shape": (tokens,),
+            },
+        )
+        # As webdataset's writer does, but not from bytes.
+        info = tarfile.TarInfo(f"{self._key}.tokens.npy")
+        info.size = len(header.getvalue()) + tokens * documents[0].dtype.itemsize
+        info.mtime, info.mode = 0, self._tar.mode
+        info.uname, info.gname = self._tar.user, self._tar.group
+        self._tar.tarstream.addfile(info, _ChunkFile(chain([header.getvalue()], chunks_of(documents))))
+        self._note(begin, len(ends), tokens)
+
+    @property
+    def _key(self) -> str:
+        return f"{self.path.stem}-{len(self.entries):06d}"
+
+    def _note(self, begin: int, documents: int, tokens: int) -> None:
+        self.entries.append(IndexEntry(begin, self._tar.tarstream.offset - begin, documents, tokens, 0))
+        self.tokens += tokens
 
     def finish(self) -> ShardEntry:
         """Close the tar, read it back for its digests, write the index, and give both their final names."""
@@ -64,10 +110,13 @@ class _Shard:
         self._file.seek(0)
         digest = hashlib.sha256()
         for number, entry in enumerate(self.entries):
-            data = self._file.read(entry.length)
-            assert len(data) == entry.length
-            digest.update(data)
-            self.entries[number] = IndexEntry(**{**vars(entry), "crc32": zlib.crc32(data)})
+            crc32, left = 0, entry.length
+            while left:
+                data = self._file.read(min(left, READ_BYTES))
+                assert data, "the tar ends inside a record"
+                digest.update(data)
+                crc32, left = zlib.crc32(data, crc32), left - len(data)
+            self.entries[number] = IndexEntry(**{**vars(entry), "crc32": crc32})
         digest.update(self._file.read())
         size = self._file.tell()
         index = index_bytes(self.entries)
@@ -134,7 +183,7 @@ class DatasetWriter:
         self._eos = eos
         self.shards: list[ShardEntry] = list(kept)
         self._shard: _Shard | None = None
-        self._documents: list[np.ndarray] = []
+        self._documents: list[Tokens] = []
         self._prompts: list[int] = []
         self._extra: dict[str, list[np.ndarray]] = {}
         self._buffered_tokens = 0
@@ -161,7 +210,12 @@ class DatasetWriter:
                 if stale.name not in kept:
                     stale.unlink()
 
-    def add(self, tokens: np.ndarray, prompt_tokens: int, extra: Mapping[str, np.ndarray] | None = None) -> bool:
+    @property
+    def unfinished_tokens(self) -> int:
+        """Tokens that were added since the last finished shard."""
+        return self._buffered_tokens + (0 if self._shard is None else self._shard.tokens)
+
+    def add(self, tokens: Tokens, prompt_tokens: int, extra: Mapping[str, np.ndarray] | None = None) -> bool:
         """Append a document: ids [tokens] in the stored type, of which `prompt_tokens` are never predicted.
 
         Args:
@@ -183,19 +237,23 @@ class DatasetWriter:
         return self._shard is None
 
     def _flush_record(self) -> None:
-        extra = {name: np.concatenate(arrays) for name, arrays in self._extra.items()}
-        record = Record(
-            tokens=np.concatenate(self._documents),
-            ends=np.cumsum([len(document) for document in self._documents], dtype=np.int64),
-            prompts=np.array(self._prompts, dtype=np.int64) if self._has_prompts else None,
-            labels=extra.pop("labels", None),
-        )
-        assert all(len(array) == len(record.tokens) for array in extra.values()), "a document without them"
-        assert 0 <= int(record.tokens.max()) < self._tokenizer.vocab_size, "an id outside the vocabulary"
+        documents, arrays = self._documents, self._extra
+        largest = max(each.largest if isinstance(each, SpooledTokens) else int(each.max()) for each in documents)
+        assert 0 <= largest < self._tokenizer.vocab_size, "an id outside the vocabulary"
+        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+        prompts = np.array(self._prompts, dtype=np.int64) if self._has_prompts else None
         self._documents, self._prompts, self._extra, self._buffered_tokens = [], [], {}, 0
         if self._shard is None:
             self._shard = _Shard(self.directory / shard_name(self.split, len(self.shards)))
-        self._shard.write(record, {f"{name}.npy": _npy_bytes(array) for name, array in extra.items()})
+        here = [document for document in documents if isinstance(document, np.ndarray)]
+        if len(here) < len(documents):
+            assert not arrays, "only documents in memory have labels"
+            self._shard.write_long(documents, ends, prompts)
+        else:
+            extra = {name: np.concatenate(each) for name, each in arrays.items()}
+            record = Record(np.concatenate(here), ends, prompts, extra.pop("labels", None))
+            assert all(len(array) == len(record.tokens) for array in extra.values()), "a document without them"
+            self._shard.write(record, {f"{name}.npy": _npy_bytes(array) for name, array in extra.items()})
         if self._shard.tokens >= self._shard_tokens:
             self._finish_shard()
 

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_tools.shards.shard_report import REPORTED_NAMES
@@ -37,6 +37,7 @@ class AdoptedTar:
         empty, not_lossless: {"count", "names"} of the documents without text or tokens, which are left out, and of
             those whose text does not come back from their tokens.
         ignored: files that are not the wanted member, by extension.
+        without: {"count", "names"} of the records without the wanted member, which are left out.
     """
 
     entry: ShardEntry
@@ -44,6 +45,7 @@ class AdoptedTar:
     empty: dict[str, Any]
     not_lossless: dict[str, Any]
     ignored: dict[str, int]
+    without: dict[str, Any] = field(default_factory=lambda: {"count": 0, "names": []})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +103,7 @@ class Adopter:
             documents=len(entries),
             tokens=sum(found.tokens for found in entries),
         )
+        names["without"] = records.without
         lists = {key: {"count": len(found), "names": found[:REPORTED_NAMES]} for key, found in names.items()}
         return AdoptedTar(entry, stamp, **lists, ignored=dict(sorted(records.ignored.items()))), index
 
@@ -134,6 +137,7 @@ class _Records:
         self._key: str | None = None
         self._files: dict[str, str] = {}
         self.ignored: Counter[str] = Counter()
+        self.without: list[str] = []
 
     def is_wanted(self, name: str) -> bool:
         return not META_FILE.match(name) and (self._split(name)[1] or "").lower() == self._wanted
@@ -164,7 +168,7 @@ class _Records:
         return extension == self._wanted
 
     def close(self) -> None:
-        """End the current record. Raises UserError when it has no document, or several that look like one."""
+        """End the current record; one without a document is noted. Raises UserError when several look like one."""
         if self._key is None or self._wanted in self._files:
             return
         alike = [name for extension, name in self._files.items() if extension.endswith(f".{self._wanted}")]
@@ -173,13 +177,10 @@ class _Records:
                 f"{' and '.join(alike[:3])} in {self._path} collide: WebDataset splits names at the first dot, so they "
                 f"are one record {self._key!r} without a member {self._wanted}; rename them"
             )
-        raise UserError(
-            f"record {self._key!r} in {self._path} has no member {self._wanted}, only "
-            f"{', '.join(self._files)}; name another one with --text-member or --token-member"
-        )
+        self.without.append(self._key)
 
 
 def left_out(manifest: Manifest) -> dict[str, int]:
     """Records of each adopted tar that are not in its index."""
     tars = [AdoptedTar.from_json(raw) for raw in manifest.report.get("tars", [])]
-    return {tar.entry.name: tar.empty["count"] for tar in tars}
+    return {tar.entry.name: tar.empty["count"] + tar.without["count"] for tar in tars}

@@ -171,7 +171,12 @@ def _index(tars: Tars, model: bytes, template: Manifest) -> Manifest:
         template, shards=tuple(known[name].entry for name in tars.names), report=_report([*map(known.get, tars.names)])
     )
     if not manifest.documents:
-        raise UserError(f"the {len(sizes)} tars hold no document with text or tokens; name other tars or members")
+        there = manifest.report["ignored_members"]
+        raise UserError(
+            f"the {len(sizes)} tars hold no document in members .{template.members.member}, only "
+            f"{', '.join(f'{count:,} {name}' for name, count in there.items()) or 'empty ones'}; name another "
+            "member with --text-member or --token-member"
+        )
     with writing_to(tars.output):
         write_whole(tars.output / TOKENIZER_FILE, model)
         write_whole(tars.output / MANIFEST_FILE, manifest_bytes(manifest))
@@ -198,6 +203,7 @@ def _report(tars: list[Any]) -> dict[str, Any]:
         "binary": nothing,
         "invalid_utf8": nothing,
         "not_lossless": merged([tar.not_lossless for tar in tars]),
+        "without": merged([tar.without for tar in tars]),
         "ignored_members": dict(ignored),
         "tars": [tar.to_json() for tar in tars],
     }

@@ -126,8 +126,8 @@ def tar_members(reader: TarReader, wanted: Callable[[str], bool]) -> Iterator[Ta
                 continue
             file = tar.extractfile(info) if wanted(info.name) else None
             content = b"" if file is None else file.read()
-            end = info.offset_data + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
-            yield TarMember(info.name, info.offset, end, content)
+            # Not from its size: a file with holes (`tar -S`) takes less.
+            yield TarMember(info.name, info.offset, tar.offset, content)
     except (TarDamage, OSError, AssertionError):
         raise
     except Exception as error:  # tarfile lets several kinds through for damaged headers

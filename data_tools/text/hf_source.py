@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from data_tools.text.sources import Fields, TextDocument, text_bytes
+from data_tools.text.json_lines import Fields, text_bytes
+from data_tools.text.sources import TextDocument
+from nextlat_dist.data.order import permutation
 from nextlat_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class HfSource:
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors come as exceptions too
         self._name = name
         self._fields = fields
+        self._seed: int | None = None
         with self._opening():
             builder = datasets.load_dataset_builder(name, config, data_files=list(data_files) or None)
             self._dataset: IterableDataset = builder.as_streaming_dataset(split=split)
@@ -116,8 +120,9 @@ class HfSource:
         Raises:
             UserError: the dataset cannot be read, or a field is no text.
         """
+        order = range(self.parts) if self._seed is None else permutation(self.parts, self._seed).tolist()
         for part in range(first_part, self.parts):
-            rows = self._dataset.shard(num_shards=self.parts, index=part, contiguous=True)
+            rows = self._dataset.shard(num_shards=self.parts, index=order[part], contiguous=True)
             batches = iter(rows.iter(batch_size=BATCH_ROWS))
             number = 0
             while True:
@@ -127,9 +132,15 @@ class HfSource:
                     break
                 for row in zip(*(batch[name] for name in self._fields.names), strict=True):
                     number += 1
-                    yield self._document(dict(zip(self._fields.names, row, strict=True)), part, number)
+                    yield self._document(dict(zip(self._fields.names, row, strict=True)), order[part], number, part)
 
-    def _document(self, row: Mapping[str, Any], part: int, number: int) -> TextDocument:
+    def shuffled(self, seed: int) -> HfSource:
+        """The data files in another order."""
+        other = copy(self)
+        other._seed = seed
+        return other
+
+    def _document(self, row: Mapping[str, Any], file: int, number: int, part: int) -> TextDocument:
         values: dict[str, str] = {}
         for name in self._fields.names:
             value = row[name]
@@ -143,4 +154,4 @@ class HfSource:
         split = None if self._fields.split is None else values[self._fields.split]
         size = len(text) + len(prompt or b"")
         short_name = self._name.rstrip("/").rpartition("/")[2]
-        return TextDocument(f"{short_name}/{part}:{number}", text, prompt, split, size, part=part)
+        return TextDocument(f"{short_name}/{file}:{number}", text, prompt, split, size, part=part)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 
+from data_tools.text.find import STDIN, find_inputs
 from data_tools.text.hf_source import SCHEME, HfSource
-from data_tools.text.sources import STDIN, Fields, FileSource, TextSource, find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource, TextSource
 from nextlat_dist.errors import UserError
+from nextlat_dist.reporting.console import say
 
 
 def input_options() -> argparse.ArgumentParser:
@@ -20,7 +23,8 @@ def input_options() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         metavar="SRC",
-        help=f"folders, globs, text files, .jsonl[.gz|.zst], .parquet, or {STDIN} for standard input",
+        help="folders, globs, text files (one document each), JSON lines (.jsonl, .ndjson, .json), .parquet, any of "
+        f"them compressed (gzip, zstd, bzip2, xz), or {STDIN} for standard input (a document per line)",
     )
     source.add_argument(
         "--source",
@@ -35,7 +39,7 @@ def input_options() -> argparse.ArgumentParser:
     )
     inputs.add_argument("--field", default="text", help="text field of JSONL and Parquet (default: text)")
     inputs.add_argument(
-        "--format", choices=("lines", "jsonl"), default="lines", help="of standard input (default: lines)"
+        "--format", choices=("lines", "jsonl"), help="of standard input (default: lines; must be given for JSON)"
     )
     inputs.add_argument(
         "--hf-config", metavar="NAME", help="configuration of the dataset of --source (default: its own)"
@@ -61,4 +65,7 @@ def open_source(options: argparse.Namespace, *, prompt: str | None = None, split
         return HfSource(
             name, fields, config=options.hf_config, split=options.hf_split, data_files=options.hf_data_files
         )
-    return FileSource(find_files(options.input, options.glob, options.exclude), fields, options.format)
+    found = find_inputs(options.input, options.glob, options.exclude)
+    if found.left_out:
+        say(found.describe(), error=True)
+    return FileSource(found.files, fields, options.format)

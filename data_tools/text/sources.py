@@ -2,33 +2,47 @@
 
 A source is a list of parts (here: files) that are read one after the other, so that whole parts can be skipped.
 
+A text file is one document, a line of JSONL, a row of Parquet and a line of standard input are one each. What a file
+holds is told by its first bytes and then by its name, capitals or not.
+
 Invariant: names are relative to the input they came from and files are visited in sorted order, so the same data gives
 the same documents, names and order on every machine. Text is handed on as the bytes that were there: nothing is
-decoded, normalised or dropped here.
+decoded, normalised or dropped here but a byte order mark at the beginning of a file.
 """
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
 import io
 import json
-import os
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from data_tools.text.find import SourceFile
+from data_tools.text.formats import (
+    READ_ERRORS,
+    decompressed,
+    is_binary,
+    looks_compressed,
+    other_format,
+    peeked,
+    plain_name,
+    utf_encoding,
+    without_bom,
+)
+from data_tools.text.json_lines import BadLine, Fields, lines_of, parse_fields
+from nextlat_dist.data.order import permutation
 from nextlat_dist.errors import UserError, require_extra
 
-STDIN = "-"
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
+JSON_SUFFIX = ".json"
 PARQUET_SUFFIX = ".parquet"
-IGNORED_FOLDER = "__pycache__"
+PARQUET_MAGIC = b"PAR1"
+TEXT = Fields()
+PIECE_BYTES = 1 << 20  # a longer text file is handed on in pieces
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,10 @@ class TextDocument:
         source_bytes: bytes of input that this document took, for progress.
         may_be_binary: found in a folder, so that it may not be text at all.
         part: number of the part of the source that it is in, from 0.
+        fault: a sentence on a line that holds no document, None for a document.
+        begins, ends: a long document comes in several pieces of whole characters, one after the other; of these the
+            first begins it and the last ends it.
+        cut_anywhere: a piece that ends where it had to, so that its last tokens may differ from those of the whole.
     """
 
     name: str
@@ -52,6 +70,10 @@ class TextDocument:
     source_bytes: int
     may_be_binary: bool = False
     part: int = 0
+    fault: str | None = None
+    begins: bool = True
+    ends: bool = True
+    cut_anywhere: bool = False
 
 
 class TextSource(Protocol):
@@ -76,96 +98,9 @@ class TextSource(Protocol):
         """The documents from that part on; raises UserError for what cannot be read or has not the fields asked for."""
         ...
 
-
-@dataclass(frozen=True)
-class Fields:
-    """Names of the fields of JSONL and Parquet documents; `prompt` and `split` only where asked for."""
-
-    text: str = "text"
-    prompt: str | None = None
-    split: str | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in (self.text, self.prompt, self.split) if name is not None]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """As `TextSource.identity`."""
-        return {"--field": self.text, "--prompt-field": self.prompt, "--split-field": self.split}
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read (`path` None: standard input) and its name relative to the input it came from."""
-
-    path: Path | None
-    name: str
-    in_folder: bool = False
-
-    @property
-    def holds_many(self) -> bool:
-        return self.path is None or self.name.endswith((*JSONL_SUFFIXES, PARQUET_SUFFIX))
-
-
-def find_files(inputs: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[SourceFile]:
-    """Files of the inputs (folder, glob, file or `-`), in the order of the inputs, sorted inside each.
-
-    `include` and `exclude` are patterns for the files of folders and globs; a pattern matches the relative path or any
-    part of it. Hidden files and `__pycache__` are left out.
-
-    Raises:
-        UserError: an input does not exist or has no file.
-    """
-    files: list[SourceFile] = []
-    for given in inputs:
-        if given == STDIN:
-            files.append(SourceFile(None, "stdin"))
-            continue
-        path = Path(given)
-        if path.is_file():
-            files.append(SourceFile(path, path.name))
-            continue
-        if path.is_dir():
-            root, found = path, _walk(path)
-        else:
-            root = _glob_root(given)
-            matches = map(Path, glob.glob(given, recursive=True))
-            found = [match for match in matches if match.is_file() and IGNORED_FOLDER not in match.parts]
-        relative = [(file, file.relative_to(root).as_posix()) for file in found]
-        kept = [
-            SourceFile(file, name, in_folder=True)
-            for file, name in sorted(relative, key=lambda pair: pair[1])
-            if (not include or _matches(name, include)) and not _matches(name, exclude)
-        ]
-        if not kept:
-            why = "has no file left after --glob and --exclude" if found else "does not exist or has no file"
-            raise UserError(f"input {given} {why}; change --input")
-        files += kept
-    return files
-
-
-def _walk(root: Path) -> list[Path]:
-    found: list[Path] = []
-    for directory, subdirectories, names in os.walk(root):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".") and name != IGNORED_FOLDER]
-        paths = (Path(directory, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.is_file()]
-    return found
-
-
-def _glob_root(pattern: str) -> Path:
-    """Leading folders of a glob that hold no magic: names are relative to it."""
-    fixed: list[str] = []
-    for part in Path(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split("/")))
+    def shuffled(self, seed: int) -> TextSource:
+        """The same documents with the parts in another order, which depends on the seed and their number alone."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -173,8 +108,8 @@ class FileSource:
     """Documents of files; each file is a part."""
 
     files: Sequence[SourceFile]
-    fields: Fields = Fields()
-    stdin_format: Literal["lines", "jsonl"] = "lines"
+    fields: Fields = TEXT
+    stdin_format: Literal["lines", "jsonl"] | None = None
 
     @property
     def parts(self) -> int:
@@ -193,7 +128,7 @@ class FileSource:
         stamps = json.dumps(list(self._stamps())).encode()
         return {
             "input files": {"files": len(self.files), "sha256": hashlib.sha256(stamps).hexdigest()},
-            "--format": self.stdin_format,
+            "--format": self.stdin_format or "lines",
             **self.fields.identity,
         }
 
@@ -218,95 +153,137 @@ class FileSource:
             if part >= first_part:
                 try:
                     yield from self._read(file, part)
-                except (OSError, EOFError, zlib.error) as error:
+                except READ_ERRORS as error:
                     raise UserError(f"input {file.name} cannot be read: {error}; copy or compress it again") from error
+
+    def shuffled(self, seed: int) -> FileSource:
+        """The files in another order."""
+        return replace(self, files=[self.files[number] for number in permutation(len(self.files), seed)])
 
     def _read(self, file: SourceFile, part: int) -> Iterator[TextDocument]:
         if file.path is None:
-            lines = self.stdin_format == "lines"
-            stream = sys.stdin.buffer
-            yield from _read_lines(stream, part) if lines else _read_jsonl(stream, file.name, self.fields, part)
-        elif file.name.endswith(JSONL_SUFFIXES):
-            with file.path.open("rb") as raw:
-                yield from _read_jsonl(raw, file.name, self.fields, part)
-        elif file.name.endswith(PARQUET_SUFFIX):
-            yield from _read_parquet(file.path, file.name, self.fields, part)
-        else:
+            yield from self._read_stdin(part)
+            return
+        with file.path.open("rb") as raw:
+            name = plain_name(file.name)
+            if name.endswith(PARQUET_SUFFIX) or raw.peek(len(PARQUET_MAGIC)).startswith(PARQUET_MAGIC):
+                yield from _read_parquet(file.path, file.name, self.fields, part)
+                return
+            is_lines = name.endswith(JSONL_SUFFIXES)
+            if name.endswith(JSON_SUFFIX):
+                is_lines = looks_compressed(file.name) or _json_is_lines(
+                    decompressed(raw, file.name), file, self.fields.text
+                )
+                raw.seek(0)
+            stream = decompressed(raw, file.name)
+            if is_lines:
+                yield from _read_jsonl(stream, raw, file.name, self.fields, part)
+                return
             if self.fields.prompt or self.fields.split:
                 raise UserError(
                     f"input {file.name} is a text file without fields; "
                     "--prompt-field and --split-field need JSONL or Parquet input"
                 )
-            text = file.path.read_bytes()
-            yield TextDocument(file.name, text, None, None, len(text), file.in_folder, part)
+            yield from _read_text(stream, raw, file, part)
+
+    def _read_stdin(self, part: int) -> Iterator[TextDocument]:
+        raw = sys.stdin.buffer
+        head, stream = peeked(decompressed(raw, "stdin"))
+        if self.stdin_format is None and without_bom(head).lstrip().startswith((b'{"', b'{ "')):
+            raise UserError(
+                "standard input begins like JSON lines; say --format jsonl to read their text field, or --format lines "
+                "to take every line as text"
+            )
+        if self.stdin_format == "jsonl":
+            yield from _read_jsonl(stream, raw, "stdin", self.fields, part)
+        else:
+            yield from _read_lines(stream, part)
 
 
 def _read_lines(stream: BinaryIO, part: int) -> Iterator[TextDocument]:
-    for number, line in enumerate(stream, 1):
+    for number, line in lines_of(stream, "stdin"):
         text = line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
         yield TextDocument(f"stdin:{number}", text, None, None, len(line), part=part)
 
 
-def _read_jsonl(raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator[TextDocument]:
-    """Documents of a JSONL stream, decompressed by the end of its name. `raw` counts the bytes of the file itself."""
+def _read_jsonl(stream: BinaryIO, raw: BinaryIO, name: str, fields: Fields, part: int) -> Iterator[TextDocument]:
+    """Documents of a JSONL stream; `raw` counts the bytes of the file itself."""
     position = 0
-    for number, line in enumerate(_decompressed(raw, name), 1):
+    for number, line in lines_of(stream, name):
         if not line.strip():
             continue
-        values = _json_fields(line, f"{name} line {number}", fields)
         before, position = position, raw.tell() if raw.seekable() else position + len(line)
-        yield TextDocument(f"{name}:{number}", *values, source_bytes=position - before, part=part)
+        document = TextDocument(f"{name}:{number}", b"", None, None, source_bytes=position - before, part=part)
+        try:
+            text, prompt, split = parse_fields(line, f"{name} line {number}", fields)
+        except BadLine as error:
+            yield replace(document, fault=str(error))
+        else:
+            yield replace(document, text=text, prompt=prompt, split=split)
 
 
-def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
-    if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw))
-    if name.endswith(".zst"):
-        require_extra("data", "pyarrow", purpose=f"reading {name}")
-        import pyarrow
+def _read_text(stream: BinaryIO, raw: BinaryIO, file: SourceFile, part: int) -> Iterator[TextDocument]:
+    """The one document of a text file, in pieces of whole characters where it is long."""
+    position, begins = 0, True
+    held = without_bom(stream.read(PIECE_BYTES))
+    if not file.in_folder and (what := other_format(held)):
+        raise UserError(f"input {file.name} is {what}, not text; unpack or convert it")
+    if not file.in_folder and (encoding := utf_encoding(held)):
+        raise UserError(f"input {file.name} is {encoding}, not UTF-8; convert it, as with iconv -f {encoding} -t UTF-8")
+    is_text = not (file.in_folder and (is_binary(held) or utf_encoding(held)))
+    while True:
+        following = stream.read(PIECE_BYTES) if is_text else b""
+        end = whole_characters(held) if following else len(held)
+        before, position = position, raw.tell() if is_text else raw.seek(0, io.SEEK_END)
+        yield TextDocument(
+            file.name,
+            held[:end],
+            None,
+            None,
+            position - before,
+            may_be_binary=file.in_folder,
+            part=part,
+            begins=begins,
+            ends=not following,
+        )
+        if not following:
+            return
+        held, begins = held[end:] + following, False
 
-        # The zstandard module takes a file that was cut short for a complete one.
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
-    return raw
+
+def whole_characters(text: bytes) -> int:
+    """Bytes of `text` without a UTF-8 character at its end that is not complete."""
+    for back in range(1, min(4, len(text)) + 1):
+        byte = text[-back]
+        if byte < 0x80:
+            break
+        if byte >= 0xC0:  # the first byte of a character
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(text) - back if back < length else len(text)
+    return len(text)
 
 
-def _json_fields(line: bytes, line_name: str, fields: Fields) -> tuple[bytes, bytes | None, str | None]:
+def _json_is_lines(stream: BinaryIO, file: SourceFile, field: str) -> bool:
+    """Whether a .json file holds JSON lines; one in a folder that does not is a document itself, such as a setting in a
+    folder of code.
+
+    Raises:
+        UserError: a file that was given by its name is something else.
+    """
+    lines = (line for _, line in lines_of(stream, file.name) if line.strip())
+    first, more = next(lines, b""), next(lines, None) is not None
     try:
-        # surrogateescape carries bytes that are no UTF-8 through the parser, to be treated like those of a text file.
-        raw = json.loads(line.decode("utf-8", "surrogateescape"))
-    except ValueError as error:
-        raise UserError(f"{line_name} is not JSON ({error}); each line must be one JSON object") from None
-    values: dict[str, str] = {}
-    for name in fields.names:
-        if not isinstance(raw, dict) or name not in raw:
-            raise UserError(
-                f"{line_name} has no field {name!r}; name the fields with --field, --prompt-field, --split-field"
-            )
-        if not isinstance(raw[name], str | None):
-            raise UserError(f"field {name!r} of {line_name} is a {type(raw[name]).__name__}; it must be a string")
-        values[name] = raw[name] or ""
-    return (
-        text_bytes(values[fields.text]),
-        None if fields.prompt is None else text_bytes(values[fields.prompt]),
-        None if fields.split is None else values[fields.split],
+        value = json.loads(first.decode("utf-8", "surrogateescape")) if first else {}
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and (more or field in value or not file.in_folder):
+        return True
+    if file.in_folder:
+        return False
+    what = "an array" if first.lstrip().startswith(b"[") else "not JSON lines"
+    raise UserError(
+        f"input {file.name} is {what}; write each document as one object on a line of its own, as jq -c '.[]' does"
     )
-
-
-def text_bytes(text: str) -> bytes:
-    """The bytes of a parsed string; never valid UTF-8 where it holds a surrogate."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        pass
-    try:
-        raw = text.encode("utf-8", "surrogateescape")
-        raw.decode()
-    except UnicodeDecodeError:
-        return raw  # bytes of the file that are no UTF-8
-    except UnicodeEncodeError:
-        pass
-    # Lone surrogates written as JSON escapes; a few of them would pass for the bytes of another character.
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[TextDocument]:
@@ -326,7 +303,16 @@ def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[
         )
     row_bytes = path.stat().st_size / max(file.metadata.num_rows, 1)
     number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=fields.names):
+    batches = file.iter_batches(batch_size=1024, columns=fields.names)
+    while True:
+        try:
+            batch = next(batches, None)
+        except pyarrow.ArrowException as error:
+            raise UserError(
+                f"input {name} cannot be read: {str(error).splitlines()[0]}; copy or write it again"
+            ) from None
+        if batch is None:
+            return
         columns: dict[str, list[bytes]] = {}
         for field in fields.names:
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from data_tools.text.formats import is_binary, utf_encoding
 from data_tools.text.sources import TextDocument
 from data_tools.text.splits import unit_hash
 from nextlat_dist.data.tokenizer import Tokenizer
@@ -28,13 +29,23 @@ SENTENCE_BYTES = 4000  # sentencepiece leaves out longer ones than its own limit
 
 def sample(documents: Iterable[TextDocument], limit_bytes: int, seed: int) -> list[str]:
     """Whole documents of about `limit_bytes` in total, chosen by a hash of seed and name; everything if there is less.
+    Of a document that comes in pieces, each piece is chosen by itself.
 
-    Holds no more than the sample in memory. Bytes that are not UTF-8 become U+FFFD.
+    Holds no more than the sample in memory. Bytes that are not UTF-8 become U+FFFD; binary files are left out.
+
+    Raises:
+        UserError: a line holds no document.
     """
     kept: list[tuple[float, str, bytes]] = []  # a heap with the largest hash on top
-    size = 0
+    size = piece = 0
     for document in documents:
-        heapq.heappush(kept, (-unit_hash(f"{seed}/{document.name}"), document.name, document.text))
+        if document.fault is not None:
+            raise UserError(document.fault)
+        piece = 0 if document.begins else piece + 1
+        if not piece and document.may_be_binary and (is_binary(document.text) or utf_encoding(document.text)):
+            continue
+        name = f"{document.name}@{piece}" if piece else document.name
+        heapq.heappush(kept, (-unit_hash(f"{seed}/{name}"), name, document.text))
         size += len(document.text)
         while size - len(kept[0][2]) >= limit_bytes:
             size -= len(heapq.heappop(kept)[2])

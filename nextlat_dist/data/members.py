@@ -23,6 +23,8 @@ from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError
 
+# Of a file with holes: its header may say any size.
+MAX_MEMBER_BYTES = 1 << 32
 Decoder = Callable[[Mapping[str, bytes]], Record]
 
 
@@ -62,10 +64,23 @@ def split_members(data: bytes) -> dict[str, bytes]:
 
     plain = _plain_members(data)
     if plain is None:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            files = [member for member in tar if member.isreg()]
-        plain = {file.name: data[file.offset_data : file.offset_data + file.size] for file in files}
+        try:
+            plain = _all_members(data)
+        except (tarfile.TarError, EOFError, OverflowError) as error:
+            raise ValueError(f"its bytes are no members of a tar ({error})") from None
     return {base_plus_ext(name)[1]: content for name, content in plain.items()}
+
+
+def _all_members(data: bytes) -> dict[str, bytes]:
+    """Files of a tar range by name, those with holes (`tar -S`) as they were before."""
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            if member.isreg() and (file := tar.extractfile(member)) is not None:
+                if member.size > MAX_MEMBER_BYTES:
+                    raise ValueError(f"member {member.name} has {member.size:,} bytes, too many to be held")
+                members[member.name] = file.read()
+    return members
 
 
 def _plain_members(data: bytes) -> dict[str, bytes] | None:
@@ -135,8 +150,8 @@ def text_of(content: bytes, field: str | None) -> str:
 
 def _json_text(text: str, field: str) -> str:
     try:
-        raw = json.loads(text)
-    except ValueError as error:
+        raw = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the member is not JSON ({error})") from None
     if not isinstance(raw, dict) or field not in raw:
         there = f"only {', '.join(raw) or 'none'}" if isinstance(raw, dict) else f"it is a JSON {type(raw).__name__}"

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nextlat_dist.data.json_values import MAX_COUNT, check_file_name, check_report, checked, shown, typed
 from nextlat_dist.data.storage.base import Storage
 from nextlat_dist.data.storage.local import LocalStorage
 from nextlat_dist.errors import UserError
@@ -38,6 +39,8 @@ from nextlat_dist.errors import UserError
 FORMAT = "nextlat_dist.dataset"
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+MANIFEST_BYTES = 1 << 28
+INDEX_HEADER_BYTES = 1 << 12
 INDEX_COLUMNS = ("offset", "length", "documents", "tokens", "crc32")
 
 
@@ -144,6 +147,8 @@ def npy_array(data: bytes) -> np.ndarray:
     if not data.startswith(_NPY_MAGIC) or header is None:
         raise ValueError("a member is no .npy file of whole numbers in one row")
     shape = [int(size) for size in header.groups()[1:] if size is not None]
+    if max(shape, default=0) > len(data):
+        raise ValueError(f"a member says that it has the shape {shape}, but has {len(data)} bytes")
     return np.frombuffer(data, header[1].decode(), offset=header.end()).reshape(shape)
 
 
@@ -256,7 +261,7 @@ def read_manifest(dataset: Path | Storage) -> Manifest:
     storage = LocalStorage(dataset) if isinstance(dataset, Path) else dataset
     path = storage.full_name(MANIFEST_FILE)
     try:
-        raw = json.loads(storage.read(MANIFEST_FILE))
+        raw = json.loads(storage.read(MANIFEST_FILE, MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         splits = ("train", "validation", "test")
         inside = [split for split in splits if storage.sizes([f"{split}/{MANIFEST_FILE}"]) != [None]]
@@ -264,13 +269,13 @@ def read_manifest(dataset: Path | Storage) -> Manifest:
         raise UserError(f"{storage.url} is not a finished dataset: it has no {MANIFEST_FILE}; {hint}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); correct the dataset's address or try again") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not a dataset manifest: it is not JSON; shard the data again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UserError(f"{path} is not a manifest written by `nextlat-data shard` (no format: {FORMAT!r})")
     if raw.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {raw.get('format_version')}, this release reads {FORMAT_VERSION}; "
+            f"{path} has format_version {shown(raw.get('format_version'))}, this release reads {FORMAT_VERSION}; "
             "shard the data again"
         )
     digest = raw.pop("digest", None)
@@ -278,15 +283,49 @@ def read_manifest(dataset: Path | Storage) -> Manifest:
         raise UserError(
             f"{path} was changed after it was written: its content no longer matches its digest; shard the data again"
         )
+    try:
+        return _checked_manifest(raw)
+    except ValueError as error:
+        raise UserError(f"{path} is not a manifest that can be used: {error}; shard the data again") from None
+
+
+def _checked_manifest(raw: Mapping[str, Any]) -> Manifest:
+    """The manifest of a JSON object. Raises ValueError when a value is not what `nextlat-data` writes there."""
+    for name, kind in {"split": str, "has_prompts": bool, "bos": bool, "eos": bool, "report": dict}.items():
+        checked(raw.get(name), kind, name)
+    check_report(raw["report"])
+    members = typed(MembersEntry, raw.get("members"), "members")
+    tokenizer = typed(TokenizerEntry, raw.get("tokenizer"), "tokenizer")
+    check_file_name(tokenizer.file, "tokenizer.file", anywhere=False)
+    if tokenizer.vocab_size < 1:
+        raise ValueError(f"tokenizer.vocab_size is {tokenizer.vocab_size}, not at least 1")
+    for name in ("bos_id", "eos_id", "pad_id"):
+        if getattr(tokenizer, name) >= tokenizer.vocab_size:
+            raise ValueError(f"tokenizer.{name} is {getattr(tokenizer, name)}, not below {tokenizer.vocab_size}")
+    for name in ("bos", "eos"):
+        if members.kind != "block" and raw[name] and getattr(tokenizer, f"{name}_id") < 0:
+            raise ValueError(f"{name} is true, but the tokenizer has no such token")
+    # `nextlat-data index` lists the tars that it adopted, wherever they lie; a dataset of `shard` has its own.
+    adopted = {tar["entry"]["name"] for tar in raw["report"].get("tars", [])} if members.kind != "block" else set()
+    shards = []
+    for number, entry in enumerate(checked(raw.get("shards"), list, "shards")):
+        shard = typed(ShardEntry, entry, f"shards[{number}]")
+        check_file_name(shard.name, f"shards[{number}].name", anywhere=shard.name in adopted)
+        for name in ("bytes", "records", "documents", "tokens"):
+            if getattr(shard, name) < 0:
+                raise ValueError(f"shards[{number}].{name} is {getattr(shard, name)}, not a count")
+        shards.append(shard)
+    if sum(shard.tokens + shard.bytes for shard in shards) > MAX_COUNT:
+        raise ValueError("its shards hold more tokens or bytes than can be counted")
     return Manifest(
         split=raw["split"],
-        tokenizer=TokenizerEntry(**raw["tokenizer"]),
-        shards=tuple(ShardEntry(**shard) for shard in raw["shards"]),
+        tokenizer=tokenizer,
+        shards=tuple(shards),
         has_prompts=raw["has_prompts"],
         bos=raw["bos"],
         eos=raw["eos"],
         report=raw["report"],
-        members=MembersEntry(**raw["members"]),
+        members=members,
     )
 
 
@@ -304,7 +343,7 @@ def read_index(storage: Storage, shard: ShardEntry) -> np.ndarray:
     """
     name = index_name(shard.name)
     try:
-        data = storage.read(name)
+        data = storage.read(name, shard.records * 8 * len(INDEX_COLUMNS) + INDEX_HEADER_BYTES)
     except FileNotFoundError:
         raise UserError(
             f"index {storage.full_name(name)} of shard {shard.name} is missing; copy it or write it again with "
@@ -317,6 +356,27 @@ def read_index(storage: Storage, shard: ShardEntry) -> np.ndarray:
             f"index {storage.full_name(name)} does not match {MANIFEST_FILE}: expected sha256 "
             f"{shard.index_sha256[:12]}…; copy the dataset again or write its index again"
         )
-    table = npy_array(data)
-    assert table.shape == (shard.records, len(INDEX_COLUMNS)), table.shape
+    try:
+        table = npy_array(data)
+        _check_index(table, shard)
+    except ValueError as error:
+        raise UserError(
+            f"index {storage.full_name(name)} is not one that `nextlat-data` writes: {error}; shard the data again"
+        ) from None
     return table
+
+
+def _check_index(table: np.ndarray, shard: ShardEntry) -> None:
+    """Raises ValueError unless the table describes records of this shard."""
+    if table.dtype != np.int64 or table.shape != (shard.records, len(INDEX_COLUMNS)):
+        raise ValueError(
+            f"it is a table of {table.dtype} {list(table.shape)} where the manifest has {shard.records} records, so "
+            f"int64 [{shard.records}, {len(INDEX_COLUMNS)}]"
+        )
+    offset, length, documents, tokens, crc32 = table.T
+    beyond = (offset < 0) | (length < 1) | (length > shard.bytes) | (offset > shard.bytes - length)
+    uncounted = (documents < 1) | (tokens < documents) | (tokens > shard.tokens) | (crc32 < 0) | (crc32 >> 32 != 0)
+    if (beyond | uncounted).any():
+        row = int(np.argmax(beyond | uncounted))
+        found = ", ".join(f"{name} {value}" for name, value in zip(INDEX_COLUMNS, table[row].tolist(), strict=True))
+        raise ValueError(f"record {row} has {found}, which is impossible in a shard of {shard.bytes} bytes")

@@ -1,10 +1,41 @@
-"""The console: text for the person who typed the command, and the progress of what takes long."""
+"""The console: text for the person who typed the command, and the progress of what takes long.
+
+Invariant: no message sends a control character to a terminal. Names of files, text of documents and whatever else a
+file holds may contain some that clear the screen, change its colours or type a command: they are shown as escapes.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
+import unicodedata
+
+_CONTROL, _SURROGATE = "Cc", "Cs"
+# Turn the direction of writing, so that a name reads as another one.
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """The text with every control character, and every byte of a file name that is not UTF-8, as an escape: `\\x1b`.
+
+    Args:
+        keep: control characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(each) if each not in keep and _is_control(each) else each for each in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in (_CONTROL, _SURROGATE) or character in _DIRECTIONS
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 LONGEST = 2000  # characters of a sentence about an input that may be anything
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -12,7 +43,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def say(text: str, *, error: bool = False) -> None:
     """One message, at once: results on stdout; with `error` what is no result (problems, progress) on stderr."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    print(printable(text, keep="\n\t"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def say_error(message: object) -> None:

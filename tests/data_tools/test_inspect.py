@@ -10,7 +10,9 @@ from data_tools.cli import main
 from data_tools.inspect import Histogram, inspect
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.tars.index import find_tars, index
-from data_tools.text.sources import Fields, FileSource, find_files
+from data_tools.text.find import find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource
 from nextlat_dist.data.shard_format import MembersEntry
 from nextlat_dist.data.tokenizer import Tokenizer
 from nextlat_dist.errors import UserError

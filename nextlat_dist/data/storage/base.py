@@ -7,8 +7,11 @@ and from a process forked or spawned later.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Protocol
+
+SMALL_FILE_BYTES = 1 << 28
 
 
 class Storage(Protocol):
@@ -23,8 +26,9 @@ class Storage(Protocol):
         """Full path or URL of a file, without user, password and query: for messages."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """A whole (small) file."""
+    def read(self, name: str, limit: int = SMALL_FILE_BYTES) -> bytes:
+        """A whole (small) file. Raises OSError (EFBIG) when it has more than `limit` bytes: what says how long it is
+        may be wrong, and a server may send without end."""
         ...
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -38,3 +42,8 @@ class Storage(Protocol):
     def read_range(self, name: str, offset: int, length: int, crc32: int) -> bytes:
         """`length` bytes from `offset`, fewer at the end of the file. A cached copy must have this crc32."""
         ...
+
+
+def too_large(limit: int) -> OSError:
+    """The error of `Storage.read` for a file of more than `limit` bytes."""
+    return OSError(errno.EFBIG, f"it has more than the {limit:,} bytes that it may have")

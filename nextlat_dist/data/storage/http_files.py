@@ -14,8 +14,10 @@ from typing import Any
 import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
+from nextlat_dist.data.storage.base import SMALL_FILE_BYTES, too_large
 from nextlat_dist.errors import UserError
 
+_CHUNK_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -35,12 +37,14 @@ class HttpFiles(HTTPFileSystem):
         }
         super().__init__(client_kwargs=client, encoded=True, **options)
 
-    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    async def _cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, *, limit: int = SMALL_FILE_BYTES, **_: Any
+    ) -> bytes:
         session = await self.set_session()
         if start is None or end is None:
             async with session.get(self.encode_url(path)) as answer:
                 _check_status(answer)
-                return bytes(await answer.read())
+                return await _body(answer, limit)
         async with session.get(self.encode_url(path), headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
             if answer.status == 416:
                 return b""
@@ -56,7 +60,7 @@ class HttpFiles(HTTPFileSystem):
                 raise ConnectionError(f"asked for bytes from {start}, got {answer.headers.get('Content-Range')}")
             if int(sent[2]) + 1 < end and sent[3] != str(int(sent[2]) + 1):
                 raise ConnectionError(f"asked for bytes {start}-{end - 1}, got {sent[0]}")
-            return bytes(await answer.read())
+            return await _body(answer, end - start)
 
     async def _info(self, path: str, **_: Any) -> dict[str, Any]:
         """`size`, and `ETag` and `Last-Modified` where the server tells them."""
@@ -75,6 +79,18 @@ class HttpFiles(HTTPFileSystem):
             if not size.isdigit():
                 raise OSError(errno.EINVAL, "the server does not tell the size of the file")
             return _described(int(size), answer)
+
+
+async def _body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """All that a server sends, which must not be more than `limit`: one may send without end."""
+    if (answer.content_length or 0) > limit:
+        raise too_large(limit)
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
 
 
 def _described(size: int, answer: aiohttp.ClientResponse) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from nextlat_dist.data.storage.base import SMALL_FILE_BYTES, too_large
 from nextlat_dist.errors import UserError
 
 # Of one storage: ten sources at once stay below the usual limit of 1024 for a process.
@@ -63,8 +65,17 @@ class LocalStorage:
     def full_name(self, name: str) -> str:
         return os.path.join(self._directory, name)
 
-    def read(self, name: str) -> bytes:
-        return Path(self.full_name(name)).read_bytes()
+    def read(self, name: str, limit: int = SMALL_FILE_BYTES) -> bytes:
+        path = self.full_name(name)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, "is a directory", path)
+            raise OSError(errno.EINVAL, "is not a regular file", path)
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise too_large(limit)
+        return data
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self._size(name) for name in names]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from nextlat_dist.data.storage.base import Storage
+from nextlat_dist.data.storage.base import SMALL_FILE_BYTES, Storage
 from nextlat_dist.data.storage.cache import CacheSettings
 from nextlat_dist.data.storage.local import LocalStorage, path_of
 from nextlat_dist.data.storage.remote import RemoteStorage
@@ -88,9 +88,9 @@ class _AnyStorage:
         storage, name = self._find(name)
         return storage.full_name(name)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = SMALL_FILE_BYTES) -> bytes:
         storage, name = self._find(name)
-        return storage.read(name)
+        return storage.read(name, limit)
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         found = [self._find(name) for name in names]

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from nextlat_dist.data.storage.base import SMALL_FILE_BYTES, too_large
 from nextlat_dist.data.storage.cache import CacheSettings, RangeCache
 from nextlat_dist.data.storage.catalogue import PARALLEL_REQUESTS, StorageEntry, shown, storage_entry
 from nextlat_dist.errors import UserError
@@ -94,9 +95,9 @@ class RemoteStorage:
             self._opened.setdefault(key, self._entry(address).open_files(self._timeout))
         return self._opened[key]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = SMALL_FILE_BYTES) -> bytes:
         address = self._address(name)
-        return self._insist(address, lambda files: bytes(files.cat_file(address)))
+        return self._insist(address, partial(_whole, address, limit, is_web=self._entry(address).is_web))
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         addresses = [self._address(name) for name in names]
@@ -181,6 +182,15 @@ def _entries(folder: str, files: Any) -> list[dict[str, Any]]:
     return list(files.ls(folder, detail=True))
 
 
+def _whole(address: str, limit: int, files: Any, *, is_web: bool) -> bytes:
+    """A whole file of at most `limit` bytes."""
+    if is_web:
+        return bytes(files.cat_file(address, limit=limit))
+    if int(files.info(address)["size"]) > limit:
+        raise too_large(limit)
+    return bytes(files.cat_file(address))
+
+
 def _range(address: str, start: int, end: int, files: Any) -> bytes:
     try:
         return bytes(files.cat_file(address, start=start, end=end))
@@ -207,7 +217,7 @@ def _is_transient(error: Exception) -> bool:
     status = _status(error)
     if status is not None and status not in (408, 429):
         return status >= 500 or isinstance(error, TimeoutError)
-    return not isinstance(error, ValueError) and getattr(error, "errno", None) != errno.EINVAL
+    return not isinstance(error, ValueError) and getattr(error, "errno", None) not in (errno.EINVAL, errno.EFBIG)
 
 
 def _cause(error: Exception, address: str) -> str:

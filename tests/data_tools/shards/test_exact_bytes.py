@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.shards.shard_report import REPORTED_NAMES
-from data_tools.text.sources import Fields, FileSource, find_files
+from data_tools.text.find import find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource
 from nextlat_dist.data.tokenizer import Tokenizer
 from tests.kit.corpora import stored
 from tests.kit.datasets import tiny_tokenizer

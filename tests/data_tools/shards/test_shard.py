@@ -14,7 +14,9 @@ import pytest
 from data_tools.shards.journal import JOURNAL_FILE
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.shards.shard_report import describe
-from data_tools.text.sources import Fields, FileSource, find_files
+from data_tools.text.find import find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource
 from data_tools.text.splits import unit_hash
 from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, read_manifest

@@ -19,8 +19,10 @@ from sentencepiece import sentencepiece_model_pb2
 from data_tools.shards.journal import JOURNAL_FILE, ShardJournal
 from data_tools.shards.pending import PendingDocuments
 from data_tools.shards.shard import ShardOptions, shard
+from data_tools.text.find import find_files
 from data_tools.text.hf_source import HfSource
-from data_tools.text.sources import Fields, FileSource, TextDocument, TextSource, find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource, TextDocument, TextSource
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import sole_writer

@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
 
 def test_the_command_shards_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["shard", "--source", "hf:parquet", "--hf-data-files", f"{folder}/parquet/0.parquet"]
-    arguments += [f"{folder}/parquet/2.parquet", "--tokenizer", str(tiny_tokenizer()), "--workers", "1"]
+    arguments += [f"{folder}/parquet/2.parquet", "--tokenizer", str(tiny_tokenizer()), "--workers", "1", "--no-shuffle"]
     assert main([*arguments, "--output", str(folder / "out"), "--prompt-field", "q", "--split-field", "split"]) == 0
     assert "validation: 8 documents" in capsys.readouterr().out
     _, found = stored(folder / "out/train")

@@ -12,7 +12,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_tools.text.sources import Fields, FileSource, TextDocument, find_files
+from data_tools.text.find import find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource, TextDocument
 from nextlat_dist.errors import UserError
 
 TEXT = Fields()

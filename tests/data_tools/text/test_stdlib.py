@@ -8,7 +8,9 @@ import pytest
 
 from data_tools.shards.shard import ShardOptions, shard
 from data_tools.text import stdlib
-from data_tools.text.sources import Fields, FileSource, find_files
+from data_tools.text.find import find_files
+from data_tools.text.json_lines import Fields
+from data_tools.text.sources import FileSource
 from data_tools.text.stdlib import Text, cut_prompts, docstrings_of, write_stdlib
 from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import read_manifest
