@@ -77,6 +77,6 @@ def text_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["shard", "--input", str(text), "--tokenizer", str(tiny_tokenizer()), "--output", str(directory)]
     command += ["--field", "text", "--prompt-field", "prompt", "--validation-fraction", "0.2"]
-    command += ["--record-tokens", "1024"]
+    command += ["--record-tokens", "1024", "--no-shuffle"]  # tests know where each document is
     subprocess.run([sys.executable, "-m", "data_tools.cli", *command], check=True, capture_output=True)
     return directory
