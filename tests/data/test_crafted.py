@@ -1,4 +1,4 @@
-"""A manifest or an index that somebody made up, with every digest right: one sentence, and nothing foreign is opened."""
+"""A manifest or an index that somebody made up, with every digest right: one sentence, nothing foreign is opened."""
 
 from __future__ import annotations
 
