@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 SPOOL_TOKENS = 1 << 22
-CHUNK_TOKENS = 1 << 20
+CHUNK_TOKENS = 1 << 16
 
 
 class SpooledTokens:

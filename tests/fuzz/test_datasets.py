@@ -47,7 +47,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ShardOptions(tiny_tokenizer(), root / "own", record_tokens=300, shard_tokens=2000, has_prompts=True),
     )
     (root / "adopted").mkdir()
-    write_tar(root / "adopted/a.tar", text_files(TEXTS[:10]))
+    write_tar(root / "adopted/a.tar", text_files({f"{n:03d}": text for n, text in enumerate(TEXTS[:10])}))
     tars = find_tars([str(root / "adopted")], None)
     index(tars, Tokenizer(tiny_tokenizer()), MembersEntry("text", "txt"), split="train", bos=True, eos=True)
     return [root / "own", root / "adopted"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_tools.shards.shard_report import describe
 from data_tools.tars.adopt import Adopter
 from data_tools.tars.index import JOURNAL_FILE, find_tars, index
+from data_tools.verify import verify
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.records import Records
 from nextlat_dist.data.shard_format import Manifest, MembersEntry, read_manifest
@@ -281,7 +284,11 @@ def test_what_readers_skip_without_a_word_is_refused(tmp_path: Path, make: Any, 
         ([("a.txt", b"x"), ("a.TXT", b"y")], TEXT, r"a\.txt and a\.TXT in .* have the same name"),
         ([("a.txt", b"x"), ("a.txt", b"y")], TEXT, r"a\.txt and a\.txt in .* have the same name"),
         ([("a.txt", b"x"), ("b.txt", b"y"), ("a.json", b"")], TEXT, r"record 'a' comes twice in .* with a\.json"),
-        ([("a.txt", b"x"), ("b.text", b"y"), ("b.jpg", b"")], TEXT, r"'b' in .* no member txt, only text, jpg;"),
+        (
+            [("b.text", b"y"), ("b.jpg", b"")],
+            TEXT,
+            r"no document in members \.txt, only 1 jpg, 1 text; name another",
+        ),
         ([("a.txt", b"x"), ("b.txt", b"caf\xe9")], TEXT, r"b\.txt in .*a\.tar cannot be used: .* UTF-8 at byte 3"),
         ([("a.npy", npy([5, 600]))], TOKENS, r"a\.npy in .* token id 600 .* vocabulary of 600 ids"),
         ([("a.npy", b"cposix\nabort\n(tR.")], TOKENS, "no .npy file"),
@@ -297,6 +304,43 @@ def test_wrong_records_are_refused(
         adopt(write_tar(tmp_path / "a.tar", files), members=members)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_records_without_the_member_are_left_out_and_counted(tmp_path: Path) -> None:
+    files = [("a.jpg", b"1"), ("b.txt", b"text"), ("b.jpg", b"2"), ("c.json", b"{}"), ("d.txt", b"more")]
+    dataset, manifest = adopt(write_tar(tmp_path / "a.tar", files))
+    assert texts_of(dataset) == ["text", "more"]
+    assert manifest.report["without"] == {"count": 2, "names": ["a", "c"]}
+    assert "2 records without the member left out: a, c" in describe(manifest, dataset)
+    assert verify(str(dataset)).problems == []
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+def test_files_with_holes_are_read_as_plain_webdataset_reads_them(tmp_path: Path, form: str) -> None:
+    """`tar -S` stores them without their zeros."""
+    ids = np.zeros(60_000, np.int64)
+    ids[:3], ids[-3:] = [10, 11, 12], [20, 21, 22]
+    for name, array in {"a": np.arange(5, 9), "b": ids, "c": np.arange(9, 12)}.items():
+        with (tmp_path / f"{name}.npy").open("wb") as file:
+            raw = npy(array.tolist())
+            for at in range(0, len(raw), 4096):
+                block = raw[at : at + 4096]
+                file.seek(len(block), os.SEEK_CUR) if not any(block) else file.write(block)
+    names = ["a.npy", "b.npy", "c.npy"]
+    command = ["tar", "-C", str(tmp_path), "-S", f"--format={form}", "-cf", str(tmp_path / "a.tar"), *names]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 100_000, "this file system has no holes"
+    dataset, manifest = adopt(tmp_path / "a.tar", output=tmp_path / "out", members=TOKENS, bos=False, eos=False)
+    records = Records(open_storage(dataset), manifest)
+    assert [records.read(number).tokens.tolist() for number in range(3)] == [[5, 6, 7, 8], ids.tolist(), [9, 10, 11]]
+    assert verify(str(dataset)).problems == []
+
+
+def test_a_byte_order_mark_before_json_is_dropped(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.json", b'\xef\xbb\xbf{"text": "x y"}')])
+    dataset, _ = adopt(path, members=MembersEntry("text", "json", "text"))
+    assert texts_of(dataset) == ["x y"]
 
 
 def test_wrong_places_are_refused(tars: Path, tmp_path: Path) -> None:
