@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data_tools.shards.journal import FinishedShard, Mark, ShardJournal, writing_to
 from data_tools.shards.shard import ShardOptions
-from data_tools.shards.shard_report import MEANINGS, merged
+from data_tools.shards.shard_report import ALWAYS, MEANINGS, merged
 from data_tools.shards.writer import DatasetWriter
 from nextlat_dist.data.members import load_tokenizer, read_tokenizer
 from nextlat_dist.data.records import Records
@@ -124,7 +124,11 @@ class _Sources:
         policies = sorted({report.get("on_invalid", "fail") for report in reports})
         return {
             "on_invalid": ", ".join(policies),
-            **{remark: merged([report.get(remark, nothing) for report in reports]) for remark in MEANINGS},
+            **{
+                remark: merged([report.get(remark, nothing) for report in reports])
+                for remark in MEANINGS
+                if remark in ALWAYS or any(remark in report for report in reports)
+            },
             "resharded": [
                 {"digest": m.digest, "documents": m.documents, "tokens": m.tokens, "report": m.report}
                 for m in self.manifests

@@ -73,7 +73,7 @@ def test_a_long_document_gives_the_same_dataset_to_the_byte(corpus: Path, monkey
 def test_a_text_file_in_pieces_is_one_document(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_pieces(monkeypatch)
     source = FileSource(find_files([f"{corpus}/*.txt"]))
-    (manifest,) = shard(source, ShardOptions(TOKENIZER, corpus / "out"))
+    (manifest,) = shard(source, ShardOptions(TOKENIZER, corpus / "out", record_tokens=1 << 20))
     record = Records(open_storage(corpus / "out"), manifest).read(0)
     tokenizer = Tokenizer(TOKENIZER)
     expected = [[1, *tokenizer.encode(text), 2] for text in ("short", LONG, "end")]
