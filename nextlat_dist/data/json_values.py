@@ -13,7 +13,7 @@ from nextlat_dist.reporting.console import printable
 
 T = TypeVar("T")
 # Sums of counts, and what they are multiplied with, stay in 64 bits.
-MAX_COUNT = 1 << 48
+MAX_COUNT = 1 << 56
 _SHOWN = 60
 _REMARKS = ("empty", "binary", "utf16", "bad_line", "without", "invalid_utf8", "not_lossless", "cut", "long")
 

@@ -186,9 +186,10 @@ def _whole(address: str, limit: int, files: Any, *, is_web: bool) -> bytes:
     """A whole file of at most `limit` bytes."""
     if is_web:
         return bytes(files.cat_file(address, limit=limit))
-    if int(files.info(address)["size"]) > limit:
+    data = _range(address, 0, limit + 1, files)
+    if len(data) > limit:
         raise too_large(limit)
-    return bytes(files.cat_file(address))
+    return data
 
 
 def _range(address: str, start: int, end: int, files: Any) -> bytes:
