@@ -37,6 +37,7 @@ def _escaped(character: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
+
 LONGEST = 2000  # characters of a sentence about an input that may be anything
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
