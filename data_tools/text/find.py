@@ -41,7 +41,7 @@ class FoundFiles:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, name: str) -> None:
-        self.left_out.setdefault(reason, []).append(printable(name))
+        self.left_out.setdefault(reason, []).append(printable(name, keep=""))
 
     def describe(self) -> str:
         """What was left out, in one line; empty when nothing was."""
@@ -68,14 +68,14 @@ def find_inputs(inputs: Sequence[str], include: Sequence[str] = (), exclude: Seq
             continue
         path = Path(given).expanduser()
         if path.is_file():
-            result.files.append(SourceFile(path, printable(path.name)))
+            result.files.append(SourceFile(path, printable(path.name, keep="")))
             continue
         if path.exists() and not path.is_dir():
             raise UserError(f"input {given} is a pipe or a device; give its content on standard input: --input {STDIN}")
         root, found = _find(path, result)
         relative = sorted((file.relative_to(root).as_posix(), file) for file in found)
         kept = [
-            SourceFile(file, printable(name), in_folder=True)
+            SourceFile(file, printable(name, keep=""), in_folder=True)
             for name, file in relative
             if (not include or _matches(name, include)) and not _matches(name, exclude)
         ]

@@ -99,5 +99,5 @@ def _check_list(value: Any, name: str) -> None:
 
 def shown(value: Any) -> str:
     """A value for a sentence: short, and without control characters."""
-    text = printable(repr(value))
+    text = printable(repr(value), keep="")
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -6,17 +6,17 @@ file holds may contain some that clear the screen, change its colours or type a 
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import unicodedata
 
+LONGEST = 2000  # characters of a sentence about an input that may be anything
 _CONTROL, _SURROGATE = "Cc", "Cs"
 # Turn the direction of writing, so that a name reads as another one.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def printable(text: str, *, keep: str = "") -> str:
+def printable(text: str, *, keep: str = "\n\t") -> str:
     """The text with every control character, and every byte of a file name that is not UTF-8, as an escape: `\\x1b`.
 
     Args:
@@ -38,23 +38,14 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-LONGEST = 2000  # characters of a sentence about an input that may be anything
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
 def say(text: str, *, error: bool = False) -> None:
     """One message, at once: results on stdout; with `error` what is no result (problems, progress) on stderr."""
-    print(printable(text, keep="\n\t"), file=sys.stderr if error else sys.stdout, flush=True)
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def say_error(message: object) -> None:
     """The one sentence about a user's mistake: short, and without what a terminal would act on."""
     say(f"error: {printable(shortened(str(message)))}", error=True)
-
-
-def printable(text: str) -> str:
-    """Control characters but tab and newline, as they stand in file names and other people's data, as \\x1b."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:

@@ -18,7 +18,7 @@ from nextlat_dist.reporting.console import printable, say
     ],
 )
 def test_what_would_move_a_terminal_is_an_escape(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert printable(text, keep="") == shown
 
 
 def test_a_message_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
