@@ -40,7 +40,7 @@ FORMAT = "nextlat_dist.dataset"
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MANIFEST_BYTES = 1 << 28
-INDEX_HEADER_BYTES = 1 << 12
+INDEX_HEADER_BYTES, INDEX_BYTES = 1 << 12, 1 << 32
 INDEX_COLUMNS = ("offset", "length", "documents", "tokens", "crc32")
 
 
@@ -343,7 +343,7 @@ def read_index(storage: Storage, shard: ShardEntry) -> np.ndarray:
     """
     name = index_name(shard.name)
     try:
-        data = storage.read(name, shard.records * 8 * len(INDEX_COLUMNS) + INDEX_HEADER_BYTES)
+        data = storage.read(name, min(shard.records * 8 * len(INDEX_COLUMNS) + INDEX_HEADER_BYTES, INDEX_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"index {storage.full_name(name)} of shard {shard.name} is missing; copy it or write it again with "

@@ -93,6 +93,14 @@ def test_an_index_of_other_values_is_one_sentence(dataset: Path, kind: str) -> N
         read_all(dataset)
 
 
+def test_a_count_that_no_memory_holds_is_one_sentence(dataset: Path) -> None:
+    manifest = manifest_of(dataset)
+    manifest["shards"][0]["records"] = 10**12
+    write_manifest(dataset, manifest)
+    with pytest.raises(UserError, match=r"is not one that .*where the manifest has 1000000000000 records"):
+        read_all(dataset)
+
+
 def test_only_what_index_adopted_may_lie_elsewhere(dataset: Path) -> None:
     manifest = manifest_of(dataset)
     name = "http://127.0.0.1:9/x.tar"

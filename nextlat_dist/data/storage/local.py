@@ -67,12 +67,15 @@ class LocalStorage:
 
     def read(self, name: str, limit: int = SMALL_FILE_BYTES) -> bytes:
         path = self.full_name(name)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, "is a directory", path)
             raise OSError(errno.EINVAL, "is not a regular file", path)
+        if status.st_size > limit:
+            raise too_large(limit)
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            data = file.read(status.st_size + 1)
         if len(data) > limit:
             raise too_large(limit)
         return data
