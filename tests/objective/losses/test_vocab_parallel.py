@@ -151,6 +151,49 @@ def test_identical_distributions_do_not_diverge(pool: str, request: pytest.Fixtu
         assert gradient.abs().max() == 0
 
 
+def nearly_agreeing(noise: float, shift: float = 0.0) -> dict[str, torch.Tensor]:
+    """KL and gradient in fp32 of a student that differs by `noise`, and the same of those logits in fp64 by torch."""
+    group: Any = dist.group.WORLD
+    generator = torch.Generator().manual_seed(3)
+    teacher = torch.randn(50, 600, generator=generator)
+    student = teacher + noise * torch.randn(50, 600, generator=generator) + shift
+    ours, theirs = (x.chunk(group.size(), dim=-1)[group.rank()].contiguous() for x in (student, teacher))
+    _, log_sum_exp = vocab_parallel_cross_entropy(theirs, torch.zeros(50, dtype=torch.long), group)
+    divergence = vocab_parallel_kl(ours.requires_grad_(), theirs, log_sum_exp, group)
+    (gradient,) = torch.autograd.grad(divergence.sum(), ours)
+    exact = student.double().requires_grad_()
+    logs = exact.log_softmax(-1), teacher.double().log_softmax(-1)
+    expected = F.kl_div(*logs, reduction="none", log_target=True).sum(dim=-1)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    part = slope.chunk(group.size(), dim=-1)[group.rank()]
+    return {
+        "kl": divergence.detach().double(),
+        "expected": expected.detach(),
+        "gradient_error": (gradient.double() - part).norm() / part.norm(),
+    }
+
+
+@pytest.mark.parametrize("pool", ["one_rank", "two_ranks"])
+@pytest.mark.parametrize(
+    ("noise", "tolerance"), [(1.0, 2e-6), (0.1, 1e-5), (0.01, 1e-4), (0.001, 1e-3)], ids=lambda x: f"{x:g}"
+)
+def test_a_small_divergence_has_its_digits_in_fp32(
+    noise: float, tolerance: float, pool: str, request: pytest.FixtureRequest
+) -> None:
+    """Down to a KL of 5e-7: the rounding of a log-sum-exp (about 2e-7) must not be in it."""
+    for found in request.getfixturevalue(pool).run(nearly_agreeing, noise):
+        expected = found["expected"]
+        assert expected.mean() == pytest.approx(noise**2 / 2, rel=0.1)
+        assert ((found["kl"] - expected).abs() / expected).max() < tolerance
+        assert found["gradient_error"] < tolerance
+
+
+@pytest.mark.parametrize("shift", [-60.0, 60.0, 1e4])
+def test_a_shift_of_all_logits_is_no_divergence(shift: float, one_rank: Ranks) -> None:
+    (found,) = one_rank.run(nearly_agreeing, 1.0, shift)
+    torch.testing.assert_close(found["kl"], found["expected"], rtol=1e-5, atol=0)
+
+
 def bf16_gradients() -> list[dict[str, torch.Tensor]]:
     return [_bf16_gradients(noise) for noise in (0.3, 0.003)]
 
