@@ -205,7 +205,9 @@ def write_export(
     config: LlamaConfig,
     weights: dict[str, torch.Tensor],
     predictor: dict[str, torch.Tensor] | None,
+    epsilon: float = 1e-5,
 ) -> Path:
+    """An export; `epsilon` of the predictor's norm."""
     directory.mkdir(parents=True, exist_ok=True)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(directory)
@@ -214,7 +216,7 @@ def write_export(
     digest = save_base_weights(directory, weights)
     if predictor is not None:
         width = predictor["linear_mid.weight"].shape[0]
-        fields = LatentPredictorConfig(config.hidden_size, width, config.vocab_size, 2, 1e-5, digest)
+        fields = LatentPredictorConfig(config.hidden_size, width, config.vocab_size, 2, epsilon, digest)
         save_predictor(directory, fields, predictor)
     return directory
 

@@ -15,11 +15,13 @@ from nextlat_dist.inference.loading import load
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
 
-def transcription(decoder: Decoder, predictor: dict[str, torch.Tensor], h: torch.Tensor, token: int) -> torch.Tensor:
+def transcription(
+    decoder: Decoder, predictor: dict[str, torch.Tensor], h: torch.Tensor, token: int, epsilon: float = 1e-5
+) -> torch.Tensor:
     """h + linear_out(gelu(linear_mid(gelu(linear_in(LayerNorm([h, e(x)])))))) in float64, for h [hidden]."""
     w = {name: tensor.double() for name, tensor in predictor.items()}
     x = torch.cat([h, decoder.llama.embedding[token]])
-    x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() * w["layer_norm.weight"] + w["layer_norm.bias"]
+    x = (x - x.mean()) / (x.var(unbiased=False) + epsilon).sqrt() * w["layer_norm.weight"] + w["layer_norm.bias"]
 
     def gelu(z: torch.Tensor) -> torch.Tensor:
         return z * (1 + torch.erf(z / 2**0.5)) / 2
@@ -54,6 +56,28 @@ def test_a_draft_rolls_the_state_with_the_token_before_it(decoder: Decoder, pred
         for place, row in enumerate(rows):
             expected[row] = transcription(decoder, predictor, expected[row], tokens[place])
             torch.testing.assert_close(logits[place], head @ expected[row], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_the_epsilon_of_the_norm_is_the_exports(
+    epsilon: float, tmp_path: Path, predictor: dict[str, torch.Tensor]
+) -> None:
+    """States whose variance is near 1e-5 or 0.5, so that any other epsilon shows."""
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), predictor, epsilon)
+    decoder = load(tmp_path, "cpu", torch.float64)
+    decoder.llama.embedding.mul_(epsilon**0.5)
+    drafter = decoder.drafter
+    assert drafter is not None
+    memory = drafter.start(1, 4)
+    state = torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * epsilon**0.5
+    memory.begin(state[None])
+    logits = memory.logits(torch.tensor([7]), None)
+    head = decoder.llama.logits(torch.eye(32, dtype=torch.float64)).t()
+    expected = head @ transcription(decoder, predictor, state, 7, epsilon)
+    torch.testing.assert_close(logits[0], expected, rtol=1e-10, atol=1e-12)
+    for other in (epsilon / 10, epsilon * 10):
+        assert not torch.allclose(logits[0], head @ transcription(decoder, predictor, state, 7, other), rtol=1e-3)
 
 
 def test_a_draft_vocabulary_is_rows_of_the_head(
