@@ -35,6 +35,7 @@ from nextlat_dist.files import (
     write_whole,
 )
 from nextlat_dist.parallel.dims import raise_together
+from nextlat_dist.parallel.host_exchange import HostExchange
 from nextlat_dist.reporting.log import logger
 
 FORMAT_VERSION = 2
@@ -55,7 +56,7 @@ def commit(
     step: int,
     description: dict[str, Any],
     write: Callable[[Path], Sequence[str]],
-    group: dist.ProcessGroup | None = None,
+    exchange: HostExchange | None = None,
 ) -> None:
     """Let every rank write its files, then make the checkpoint exist. Collective over all ranks.
 
@@ -64,7 +65,7 @@ def commit(
         step: names the checkpoint.
         description: JSON-able facts for the manifest (topology, format), the same on every rank.
         write: puts this rank's files into the given directory and returns their relative names.
-        group: of all ranks, used by nobody else at the time; the default group if None.
+        exchange: used by nobody else at the time; the default group if None.
 
     Raises:
         UserError: on every rank, when any of them cannot write; an older checkpoint is as it was.
@@ -74,13 +75,13 @@ def commit(
     files: dict[str, dict[str, Any]] = {}
     try:
         if first:
-            _try_together(lambda: _prepare(root, temporary), group)
+            _try_together(lambda: _prepare(root, temporary), exchange)
         else:
-            _try_together(dict, group)
-        for part in _try_together(lambda: _written(temporary, write(temporary)), group):
+            _try_together(dict, exchange)
+        for part in _try_together(lambda: _written(temporary, write(temporary)), exchange):
             files |= part
         manifest = {"format_version": FORMAT_VERSION, "step": step, **description, "files": dict(sorted(files.items()))}
-        _try_together(lambda: _publish(root, temporary, final, manifest) if first else {}, group)
+        _try_together(lambda: _publish(root, temporary, final, manifest) if first else {}, exchange)
     except UserError as error:
         if first:
             _discard(temporary)
@@ -107,7 +108,7 @@ def write_alone(root: Path, step: int, description: dict[str, Any], write: Calla
     return final
 
 
-def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
+def _try_together(work: Callable[[], dict[str, Any]], exchange: HostExchange | None) -> list[dict[str, Any]]:
     """Every rank's result of its `work`. Collective; raises UserError on all ranks when any rank's raised OSError."""
     result: dict[str, Any] = {}
     error = ""
@@ -115,8 +116,11 @@ def _try_together(work: Callable[[], dict[str, Any]], group: dist.ProcessGroup |
         result = work()
     except (OSError, SafetensorError) as caught:
         error = _reason(caught)
-    answers: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size(group)
-    dist.all_gather_object(answers, (result, error), group=group)
+    answers: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size()
+    if exchange is None:
+        dist.all_gather_object(answers, (result, error))
+    else:
+        answers = exchange.gather((result, error))
     for rank, (_, said) in enumerate(answers):
         if said:
             raise UserError(f"rank {rank}: {said}", shared=True)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.commit import commit, prune
 from nextlat_dist.checkpoint.tensors import Fragment, write_fragments
 from nextlat_dist.errors import UserError
+from nextlat_dist.parallel.host_exchange import HostExchange
 from nextlat_dist.reporting.log import logger
 
 log = logger(__name__)
@@ -65,8 +66,7 @@ class CheckpointWriter:
         self._root = root
         self._keep_last, self._keep_every = keep_last, keep_every
         self._background = background
-        # Of its own: collectives of two threads in one group would get mixed up.
-        self._group = dist.new_group(backend="gloo")
+        self._exchange = HostExchange()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: tuple[int, Future[None]] | None = None
         self._outcomes: list[SaveOutcome] = []
@@ -106,10 +106,10 @@ class CheckpointWriter:
         """End the background thread; a save that is under way is not waited for and will never be committed."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._running is None:
-            dist.destroy_process_group(self._group)
+            self._exchange.close()
 
     def _write(self, step: int, description: dict[str, Any], snapshot: Snapshot) -> None:
-        commit(self._root, step, description, snapshot.write, self._group)
+        commit(self._root, step, description, snapshot.write, self._exchange)
         if dist.get_rank() == 0:
             refused = prune(self._root, self._keep_last, self._keep_every)
             for name in sorted(refused.keys() - self._complained):

@@ -43,8 +43,12 @@ class ParallelDims:
 
         tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
         if not parallel_state.model_parallel_is_initialized():
+            # Megatron-Core's gloo copies of its groups are for its own checkpoints; each is a mesh of sockets.
             parallel_state.initialize_model_parallel(
-                tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, order="tp-cp-ep-dp-pp"
+                tensor_model_parallel_size=tp,
+                pipeline_model_parallel_size=pp,
+                order="tp-cp-ep-dp-pp",
+                create_gloo_process_groups=False,
             )
         assert parallel_state.get_tensor_model_parallel_world_size() == tp
         assert parallel_state.get_pipeline_model_parallel_world_size() == pp
