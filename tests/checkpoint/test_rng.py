@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as write
 
 from nextlat_dist.checkpoint.rng import load_rng, rng_file, rng_state
 from tests.kit.harness import Ranks
@@ -63,6 +65,63 @@ def test_every_rank_has_its_own(tmp_path: Path) -> None:
     for rank in (1, 0):
         load_rng(tmp_path, rank)
         assert draw() == states[rank]
+
+
+class FakeCuda:
+    """As many GPUs as a host has, each with a state; the rank's own is the current one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int, current: int) -> None:
+        self.states = [torch.full((16,), device, dtype=torch.uint8) for device in range(devices)]
+        self.current = current
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", self.get)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(self.states))
+        monkeypatch.setattr(torch.cuda, "set_rng_state", self.set)
+
+    def get(self, device: int | None = None) -> torch.Tensor:
+        return self.states[self.current if device is None else device]
+
+    def set(self, state: torch.Tensor, device: int | None = None) -> None:
+        self.states[self.current if device is None else device] = state
+
+
+def test_only_the_ranks_own_device_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, devices=8, current=5)
+    save(tmp_path, 5)
+    with safe_open(tmp_path / rng_file(5), "pt") as file:
+        assert [key for key in file.keys() if key.startswith("cuda")] == ["cuda"]  # noqa: SIM118
+        assert file.get_tensor("cuda").tolist() == [5] * 16
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_host_with_fewer_gpus_resumes(devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, devices=8, current=5)
+    save(tmp_path, 5)
+    here = FakeCuda(monkeypatch, devices, current=5 % devices)
+    here.states[here.current] = torch.zeros(16, dtype=torch.uint8)
+    others = [state.clone() for state in here.states]
+    load_rng(tmp_path, 5)
+    assert here.states[here.current].tolist() == [5] * 16
+    assert all(
+        torch.equal(one, other)
+        for i, (one, other) in enumerate(zip(here.states, others, strict=True))
+        if i != here.current
+    )
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, 0), (5, 5), (9, 1)])
+def test_a_checkpoint_that_holds_every_device_is_read(
+    rank: int, own: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were written before: rank 9 is the second of the second host of eight."""
+    every = {f"cuda_{device}": torch.full((16,), device, dtype=torch.uint8) for device in range(8)}
+    save(tmp_path, rank)
+    with safe_open(tmp_path / rng_file(rank), "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    (tmp_path / rng_file(rank)).write_bytes(write({**tensors, **every}, metadata=metadata))
+    here = FakeCuda(monkeypatch, devices=1, current=0)
+    load_rng(tmp_path, rank)
+    assert here.states[0].tolist() == [own] * 16
 
 
 def megatron_states(root: Path) -> tuple[bool, bool]:

@@ -142,7 +142,7 @@ class DeepSpeedEngine:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._applies is None:
             if self._zero_stage == 0:
-                norm = global_gradient_norm(parameters, self.dims.model_group, self.dims.tensor_rank)
+                norm = global_gradient_norm(parameters, self.dims.model_group, self.dims.tensor_rank, self.device)
             else:
                 norm = float(self._inner.optimizer._global_grad_norm)
             self._ask(norm)
@@ -233,19 +233,24 @@ def pipeline_module(entries: list[LayerEntry], dims: ParallelDims, loss: StepTer
     return module
 
 
-def global_gradient_norm(parameters: Iterable[nn.Parameter], model_group: dist.ProcessGroup, tensor_rank: int) -> float:
-    """L2 norm over every distinct parameter: replicated ones count once, tied ones on their first stage."""
-    total = None
+def global_gradient_norm(
+    parameters: Iterable[nn.Parameter],
+    model_group: dist.ProcessGroup,
+    tensor_rank: int,
+    device: torch.device | None = None,
+) -> float:
+    """L2 norm over every distinct parameter: replicated ones count once, tied ones on their first stage.
+
+    `device`: the rank's, where the sum is exchanged; a rank whose parameters all count elsewhere exchanges a zero.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in parameters:
         assert parameter.grad is not None
         if _is_tied_copy(parameter):
             continue
         if tensor_rank != 0 and not getattr(parameter, "tensor_model_parallel", False):
             continue
-        square = parameter.grad.detach().double().square().sum()
-        total = square if total is None else total + square
-    if total is None:
-        total = torch.zeros((), dtype=torch.float64)
+        total = total + parameter.grad.detach().double().square().sum()
     dist.all_reduce(total, group=model_group)
     return float(total.sqrt())
 
@@ -269,10 +274,14 @@ def _is_tied_copy(parameter: nn.Parameter) -> bool:
 
 
 def _ensure_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, Any]:
-    """AdamW makes its state in its first step; this is the same a step early."""
+    """AdamW makes its state in its first step; this is the same a step early.
+
+    `fused` and `capturable` count the steps on the device and refuse a count on the host.
+    """
     state: dict[str, Any] = optimizer.state[flat]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
         for key in MOMENTS:
             state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
     return state

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import OptimizerConfig, ScheduleConfig
-from nextlat_dist.training.engine.deepspeed_engine import clip_gradients, global_gradient_norm
+from nextlat_dist.training.engine.deepspeed_engine import _ensure_state, clip_gradients, global_gradient_norm
 from nextlat_dist.training.engine.optimizer import build_optimizer, learning_rate, set_learning_rate
 from tests.kit import jobs
 from tests.kit.harness import Ranks
@@ -167,6 +167,29 @@ def norms_by_rank() -> list[float]:
 
 def test_a_replicated_parameter_counts_once_and_a_tied_copy_never(one_rank: Ranks) -> None:
     assert one_rank.run(norms_by_rank)[0] == [5.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_step_count_lies_where_adamw_wants_it(fused: bool) -> None:
+    """A fused AdamW counts on the device, and refuses a count on the host."""
+    flat = torch.nn.Parameter(torch.zeros(4, device="meta"))
+    state = _ensure_state(torch.optim.AdamW([flat], fused=fused, foreach=False if not fused else None), flat)
+    assert state["step"].device.type == ("meta" if fused else "cpu")
+    assert (state["exp_avg"].device.type, state["step"].dtype) == ("meta", torch.float32)
+
+
+def test_a_rank_without_gradients_exchanges_a_zero_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes no tensor of the host."""
+    seen: list[torch.device] = []
+
+    def all_reduce(values: torch.Tensor, **_: Any) -> None:
+        seen.append(values.device)
+        raise StopIteration  # a tensor without numbers cannot be read
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    with pytest.raises(StopIteration):
+        global_gradient_norm([], None, 0, torch.device("meta"))  # type: ignore[arg-type]
+    assert seen == [torch.device("meta")]
 
 
 def test_defaults_are_the_papers() -> None:
