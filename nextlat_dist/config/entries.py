@@ -58,7 +58,7 @@ class Sizes:
 
     layer: int
     head: int
-    attention_flops: int
+    attention_flops: float
 
 
 @dataclass(frozen=True)

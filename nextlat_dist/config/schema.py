@@ -228,12 +228,17 @@ class TrainingConfig:
         "in which gradients are summed over ranks; bf16 halves the traffic and rounds every sum",
     ] = "fp32"
     activation_checkpointing: Annotated[bool, "compute activations again in the backward pass, to save memory"] = False
+    deterministic: Annotated[
+        bool, "GPUs: kernels that give the same bits every time, for a bit-identical resume; slower. CPUs always do"
+    ] = False
     seed: Annotated[int, "of the weights and of the order of the data", NOT_NEGATIVE] = 1234
     log_interval: Annotated[int, "steps", STEPS] = 10
     validation_interval: Annotated[int, "steps; 0: at the end only", STEPS_OR_NONE] = 0
     validation_batches: Annotated[int, "global batches", NOT_NEGATIVE.at_most(10**9)] = 4
     peak_tflops_per_device: Annotated[
-        float | None, "for MFU; null: known GPUs by name, CPUs by a short measurement", POSITIVE.within(1e-6, 1e6)
+        float | None,
+        "for MFU; null: GPUs by name or by a short bf16 matrix product, no MFU on a CPU",
+        POSITIVE.within(1e-6, 1e6),
     ] = None
 
 

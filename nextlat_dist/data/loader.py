@@ -118,6 +118,7 @@ class RowLoader:
 
     Attributes:
         truncated_documents: documents this loader had to cut (`packing: pad`).
+        cut: documents that had to be cut in the batch handed out last, and tokens of theirs that are in no row.
         new_losses: records first found damaged while making the batch handed out last.
 
     Raises:
@@ -189,6 +190,7 @@ class RowLoader:
         self._depth = 2 * workers
         self._last: _Made | None = None
         self.truncated_documents = 0
+        self.cut = (0, 0)
         self.new_losses: list[Lost] = []
         taken = [cursor.taken.get(name, 0) for name in self._mixture.names] if cursor.taken else None
         self._planned = self._mixture.start(cursor.row, taken)  # where the next batch to plan begins
@@ -303,8 +305,9 @@ class RowLoader:
             if record not in self._streams[source].lost
         ]
         self._lose(self.new_losses)
+        self.cut = sum(rows.truncated for _, rows in made.parts), sum(rows.cut_tokens for _, rows in made.parts)
         if self._last is None or made.plan.row != self._last.plan.row:
-            self.truncated_documents += sum(rows.truncated for _, rows in made.parts)
+            self.truncated_documents += self.cut[0]
         self._last = made
         return made.batch
 

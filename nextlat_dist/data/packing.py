@@ -166,6 +166,16 @@ def _document_ids(borders: np.ndarray, padding: np.ndarray, total: int, row_toke
     return np.repeat(ids.astype(np.int32), np.diff(segments, append=total))
 
 
+def tokens_cut_off(pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tokens: int) -> int:
+    """How many tokens of these documents `pad_rows` gives to no row."""
+    total = 0
+    for block, begin, end in pieces:
+        ends = block.ends[begin:end]
+        lengths = np.diff(ends, prepend=block.ends[begin - 1] if begin else 0)
+        total += int(np.maximum(lengths - row_tokens, 0).sum())
+    return total
+
+
 def pad_rows(
     pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tokens: int, pad_id: int
 ) -> tuple[RowBatch, int]:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from nextlat_dist.data.order import GlobalOrder, WindowPart
-from nextlat_dist.data.packing import ArrangedDocuments, RowBatch, arrange, concat_rows, pad_rows
+from nextlat_dist.data.packing import ArrangedDocuments, RowBatch, arrange, concat_rows, pad_rows, tokens_cut_off
 from nextlat_dist.data.records import DamagedRecord, Records
 from nextlat_dist.data.shard_format import Manifest
 from nextlat_dist.errors import UserError
@@ -34,12 +34,14 @@ class Rows:
         records: every record that the rows needed, whether or not it could be read.
         lost: those of them that were replaced by padding, with the reason.
         truncated: documents that were cut to the length of a row (`packing: pad`).
+        cut_tokens: tokens of theirs that are in no row.
     """
 
     batch: RowBatch
     records: frozenset[int]
     lost: dict[int, str]
     truncated: int
+    cut_tokens: int
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,14 @@ class RowStream:
         spans = list(self._order.spans(begin * scale, end * scale))
         windows = [self._window(span) for span in spans]
         pieces = [(window.block, span.begin, span.end) for window, span in zip(windows, spans, strict=True)]
-        truncated = 0
+        truncated = cut_tokens = 0
         if self._packing == "concat":
             batch = concat_rows(pieces, self._row_tokens, self._pad_id)
         else:
             batch, truncated = pad_rows(pieces, self._row_tokens, self._pad_id)
+            cut_tokens = tokens_cut_off(pieces, self._row_tokens)
         records = frozenset(record for window in windows for record in window.records)
-        return Rows(batch, records, {k: v for window in windows for k, v in window.lost.items()}, truncated)
+        return Rows(batch, records, {k: v for window in windows for k, v in window.lost.items()}, truncated, cut_tokens)
 
     def lose(self, records: Iterable[int]) -> None:
         """From now on, replace these records by padding."""

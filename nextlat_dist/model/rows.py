@@ -82,6 +82,23 @@ class Batch:
         return self.document_ids[:, :-1]
 
     @property
+    def real_tokens(self) -> torch.Tensor:
+        """How many of the tokens are no padding: int64 scalar."""
+        return (self.document_ids >= 0).sum()
+
+    @property
+    def attended(self) -> torch.Tensor:
+        """How many keys the tokens that are read attend to, all together: of a document of n tokens, 1 + 2 + … + n;
+        of padding none. int64 scalar.
+        """
+        documents = self.input_documents
+        place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        first = torch.where(begins, place, 0).cummax(dim=1).values
+        return torch.where(documents >= 0, place - first + 1, 0).sum()
+
+    @property
     def targets(self) -> torch.Tensor:
         """[s, b]: what is to be predicted at each position."""
         return self.labels[:, 1:].t()

@@ -8,7 +8,7 @@ are. A term that weighs 0 is known and logged, but reaches neither the loss nor 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,11 @@ def term_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
     return torch.stack([mask.sum() for mask in (next_token_mask(batch), *masks)]).double()
 
 
+def has_targets(counts: torch.Tensor) -> bool:
+    """Whether, by global counts [terms], a token of the batch is a training target; without one there is no loss."""
+    return bool(counts[0] > 0)
+
+
 def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
     """Weights [terms] that make `weighted_sum` the loss, from global counts [terms]; an empty term weighs 0."""
     steps = objective.steps_ahead
@@ -61,11 +66,20 @@ def weighted_sum(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(weights > 0, sums * weights, torch.zeros_like(sums)).sum()
 
 
-def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig) -> dict[str, float]:
-    """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts."""
+def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig) -> dict[str, float | None]:
+    """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts; None for what
+    is a mean of nothing, and for the loss where there is no target.
+    """
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.zeros_like(counts))
-    terms = {"loss": float(weighted_sum(sums, term_weights(counts, objective))), "next_token": float(means[0])}
+    loss = float(weighted_sum(sums, term_weights(counts, objective))) if has_targets(counts) else None
+    terms: dict[str, float | None] = {"loss": loss, "next_token": float(means[0]) if has_targets(counts) else None}
     steps = objective.steps_ahead
     for number, group in enumerate(term_groups(objective)):
-        terms[group.name] = float(means[1 + number * steps :][:steps].mean())
+        part = slice(1 + number * steps, 1 + (number + 1) * steps)
+        terms[group.name] = float(means[part].mean()) if bool(counts[part].any()) else None
     return terms
+
+
+def terms_text(terms: Mapping[str, float | None]) -> str:
+    """Terms for a person who watches the run."""
+    return "  ".join(f"{name} {'null' if value is None else f'{value:.4f}'}" for name, value in terms.items())

@@ -33,26 +33,36 @@ class GlobalBatch:
     counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms]
     losses: list[Lost]  # records first found damaged in this batch, by any reader
     digest: str  # SHA-256 of the whole global batch where hashes were asked for, on the readers
+    cut_documents: int = 0  # documents of the global batch that were cut to the length of a row (`packing: pad`)
+    cut_tokens: int = 0  # tokens of theirs that are in no row
+    real_tokens: int = 0  # tokens of the global batch, without padding
+    attended: int = 0  # keys that its tokens attend to, all together
 
 
 @dataclass(frozen=True)
 class _Summary:
-    """What is added up over all ranks after every read, in one collective: counts, and what went wrong."""
+    """What is added up over all ranks after every read, in one collective: counts, and what else there is to know."""
 
     counts: torch.Tensor  # float64 [terms]
-    lost: torch.Tensor  # records found damaged
-    failed: torch.Tensor  # readers that failed
+    lost: int  # records found damaged
+    failed: int  # readers that failed
+    cut_documents: int
+    cut_tokens: int
+    real_tokens: int
+    attended: int
 
-    def summed(self, group: dist.ProcessGroup) -> _Summary:
-        values = torch.cat([self.counts, torch.stack([self.lost, self.failed]).double()])
+    @classmethod
+    def over(cls, group: dist.ProcessGroup, counts: torch.Tensor, *numbers: torch.Tensor) -> _Summary:
+        """`numbers`: of this rank, in the order of the fields. Read in one piece: a GPU is asked once."""
+        values = torch.cat([counts, torch.stack(numbers).double()])
         dist.all_reduce(values, group=group)
-        return _Summary(values[:-2], values[-2], values[-1])
+        return cls(values[: len(counts)], *(int(number) for number in values[len(counts) :].tolist()))
 
 
 class _Parcel:
-    """What a reader sends to its model group in one broadcast: the parts of a batch, and three numbers."""
+    """What a reader sends to its model group in one broadcast: the parts of a batch, and a few numbers."""
 
-    _NUMBERS = ("first_row", "lost", "failed")
+    _NUMBERS = ("first_row", "lost", "failed", "cut_documents", "cut_tokens")
 
     def __init__(self, rows: int, width: int) -> None:
         self.buffer = torch.zeros(4 * rows * width + 2 * len(self._NUMBERS), dtype=torch.int32)
@@ -117,7 +127,17 @@ class BatchSource:
             losses += found
             read = self._exchange(methodcaller("again", found), first_row)
         micro_batches = read.batch.split(self._micro_batch_size)
-        return GlobalBatch(micro_batches, read.summary.counts, losses, self._digest(read.rows))
+        summary = read.summary
+        return GlobalBatch(
+            micro_batches,
+            summary.counts,
+            losses,
+            self._digest(read.rows),
+            cut_documents=summary.cut_documents,
+            cut_tokens=summary.cut_tokens,
+            real_tokens=summary.real_tokens,
+            attended=summary.attended,
+        )
 
     def _first_row(self) -> int:
         """Number of this data-parallel rank's first row of the next batch, on a reader."""
@@ -132,6 +152,8 @@ class BatchSource:
                 parcel.fill(rows)
                 parcel.set_number("first_row", first_row)
                 parcel.set_number("lost", len(self.loader.new_losses))
+                parcel.set_number("cut_documents", self.loader.cut[0])
+                parcel.set_number("cut_tokens", self.loader.cut[1])
             except UserError as caught:
                 error = str(caught)
             except Exception as caught:  # the others would wait for ever
@@ -142,8 +164,13 @@ class BatchSource:
         dist.broadcast(parcel.buffer, src=self._dims.model_group_source, group=self._dims.model_group)
         batch = parcel.batch()
         # What went wrong on a reader travels with the counts: one collective tells every rank.
-        mine = _Summary(term_counts(batch, self._objective), parcel.number("lost"), parcel.number("failed"))
-        summary = mine.summed(self._dims.data_group)
+        summary = _Summary.over(
+            self._dims.data_group,
+            term_counts(batch, self._objective),
+            *(parcel.number(name) for name in ("lost", "failed", "cut_documents", "cut_tokens")),
+            batch.real_tokens,
+            batch.attended,
+        )
         if summary.failed > 0:
             raise_together(error)
         return _Read(batch, summary, rows)

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from nextlat_dist.checkpoint.writer import SaveOutcome
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
-from nextlat_dist.objective.terms import named_terms
+from nextlat_dist.objective.terms import named_terms, number_of_terms, terms_text
+from nextlat_dist.parallel.device import pending_work
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
+from nextlat_dist.training.cut_documents import CutDocuments
 from nextlat_dist.training.engine.optimizer import learning_rate
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.bad_steps import BadSteps
@@ -51,13 +53,21 @@ class Trainer:
         self._train, self._validation, self._log, self._saver = train, validation, log, saver
         self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, stop)
         self._bad_steps = BadSteps(config, dims, engine, state, log)
-        self._watchdog = Watchdog(Path(config.output_dir), dims.rank, dims.world_size, config.watchdog.timeout_seconds)
+        self._watchdog = Watchdog(
+            Path(config.output_dir),
+            dims.rank,
+            dims.world_size,
+            config.watchdog.timeout_seconds,
+            pending_work(engine.device),
+        )
         self._throughput = Throughput(config, dims.world_size)
+        self._cut = CutDocuments(config, log)
         self._sums: Any = 0  # global term sums and counts [terms] of the applied steps since the last report
         self._counts: Any = 0
+        self._without_targets = 0  # steps since the last report that had no target
         self._norm = self._rate = 0.0  # of the last applied step
         self._taken: dict[str, int] = {}  # rows of each source before the batch under way
-        self.last_metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float | None] = {}
 
     def run(self) -> bool:
         """Train from `state.step` to the end, then validate and save. Whether a rank was asked to stop before the end.
@@ -70,7 +80,8 @@ class Trainer:
         throughput = self._throughput
         if state.step == total:
             self._log.say(f"all {total} steps of this run are done; raise training.train_tokens to train on")
-        self._log.say(f"MFU is relative to {throughput.peak:.3g} TFLOP/s per device ({throughput.peak_source})")
+        if throughput.reference:
+            self._log.say(f"MFU is relative to {throughput.reference}")
         with self._watchdog:
             self._restart_clocks()
             while state.step < total and not stop:
@@ -87,6 +98,7 @@ class Trainer:
                 if save:
                     self._save()
             last = self._finish_saves()
+        self._cut.warn_at_the_end(state.step)
         if last and last[-1].error:
             raise UserError(last[-1].error, shared=True)
         return state.step < total
@@ -100,6 +112,7 @@ class Trainer:
         for loss in batch.losses:
             self._log.say(f"step {step}  quarantined a record of source {loss.source}: {loss.reason}")
             self._log.write_event({"step": step, "quarantined": asdict(loss)})
+        self._cut.note(batch, step)
         if batch.digest:
             self._log.write_batch_hash({"step": step, "row": row, "sha256": batch.digest})
         return batch
@@ -113,13 +126,15 @@ class Trainer:
         verdict = self._guard.step(batch.micro_batches, batch.counts)
         state.step += 1
         state.tokens += config.tokens_per_step
-        self._throughput.count(config.tokens_per_step)
+        self._throughput.count(config.tokens_per_step, batch.attended)
         if verdict.reason:
+            self._without_targets += not verdict.bad
             if self._bad_steps.note(verdict, self._taken, self._rows_taken()):
                 self._finish_saves()
                 self._bad_steps.rewind(self._rows_taken())
         else:
             self._sums, self._counts = self._sums + verdict.sums, self._counts + batch.counts
+            assert verdict.gradient_norm is not None
             self._norm, self._rate = verdict.gradient_norm, rate
             state.bad_steps = 0
         return verdict.stop
@@ -131,13 +146,18 @@ class Trainer:
         return dict(self._train.loader.cursor.taken) if self._train.loader is not None else {}
 
     def _report(self) -> None:
-        """Log the loss terms as means over all applied steps since the last report; nothing where there are none."""
+        """Log the loss terms as means over all applied steps since the last report: null where no step had a target,
+        nothing where all were bad.
+        """
         slow = slowest(_of_all_ranks(self._watchdog.take_busy_seconds(), self.dims, self.engine.device))
         speed, utilisation = self._throughput.read()
-        sums, counts = self._sums, self._counts
-        self._sums = self._counts = 0
-        if isinstance(counts, int):
-            return
+        sums, counts, without = self._sums, self._counts, self._without_targets
+        self._sums = self._counts = self._without_targets = 0
+        applied = not isinstance(counts, int)
+        if not applied:
+            if not without:
+                return
+            sums = counts = torch.zeros(number_of_terms(self.config.objective), dtype=torch.float64)
         terms = named_terms(sums, counts, self.config.objective)
         self.last_metrics |= terms
         state, total = self.state, self.config.total_steps
@@ -146,20 +166,23 @@ class Trainer:
                 "step": state.step,
                 "tokens": state.tokens,
                 **terms,
-                "gradient_norm": self._norm,
-                "learning_rate": self._rate,
+                "gradient_norm": self._norm if applied else None,
+                "learning_rate": self._rate if applied else None,
+                **({"steps_without_targets": without} if without else {}),
                 "tokens_per_second": speed,
                 "mfu": utilisation,
                 **({"straggler_rank": slow[0], "straggler_ratio": slow[1]} if slow is not None else {}),
                 **self._data_progress(),
+                **self._cut.since_last(),
                 "time": time.time(),
             }
         )
         left = (total - state.step) * self.config.tokens_per_step / speed
-        text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        mfu = "" if utilisation is None else f"  MFU {utilisation:.1%}"
+        how = f"grad norm {self._norm:.3f}  lr {self._rate:.2e}" if applied else "no step applied"
         self._log.say(
-            f"step {state.step}/{total}  {text}  grad norm {self._norm:.3f}  lr {self._rate:.2e}  "
-            f"{speed:,.0f} tokens/s  MFU {utilisation:.1%}  ETA {format_duration(left)}"
+            f"step {state.step}/{total}  {terms_text(terms)}  {how}  "
+            f"{speed:,.0f} tokens/s{mfu}  ETA {format_duration(left)}"
         )
 
     def _data_progress(self) -> dict[str, float]:
@@ -180,8 +203,11 @@ class Trainer:
         entry = {f"validation_{name}": value for name, value in terms.items()}
         self.last_metrics |= entry
         self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
-        text = "  ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        self._log.say(f"step {self.state.step}  validation  {text}")
+        self._log.say(f"step {self.state.step}  validation  {terms_text(terms)}")
+        if terms["loss"] is None:
+            self._log.say(
+                "warning: no token of the validation batches is a training target; there is no loss to report"
+            )
         self._restart_clocks()
 
     def _restart_clocks(self) -> None:

@@ -72,7 +72,7 @@ class MetricsLog:
     def write(self, entry: dict[str, Any]) -> None:
         self._append(self._path, entry)
         if self._wandb is not None:
-            self._wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+            self._wandb.log({k: v for k, v in entry.items() if k != "step" and v is not None}, step=entry["step"])
 
     def close(self) -> None:
         if self._wandb is not None:
@@ -136,29 +136,46 @@ def _typed_without_secrets() -> Iterator[None]:
 
 
 class Throughput:
-    """Tokens per second and model FLOP utilisation since the last reading, time outside training left out."""
+    """Tokens per second and model FLOP utilisation since the last reading, time outside training left out.
+
+    Attention counts what its causal mask and the documents leave: the pairs of a token and what it attends to.
+    """
 
     def __init__(self, config: RunConfig, devices: int) -> None:
-        self._flops = flops_per_token(config)
+        self._config = config
         peak = config.training.peak_tflops_per_device
-        self.peak, self.peak_source = (peak, "training.peak_tflops_per_device") if peak else peak_tflops()
+        found = (peak, "training.peak_tflops_per_device") if peak else peak_tflops()
+        self._peak = found[0] if found is not None else None
+        self.peak_source = found[1] if found is not None else ""
         self._devices = devices
-        self._tokens = 0
+        self._tokens = self._attended = 0
         self._since = time.perf_counter()
         self.tokens_per_second = 0.0
 
-    def count(self, tokens: int) -> None:
-        self._tokens += tokens
+    @property
+    def reference(self) -> str:
+        """What MFU is relative to; empty where none is reported."""
+        return f"{self._peak:.3g} TFLOP/s per device ({self.peak_source})" if self._peak else ""
 
-    def read(self) -> tuple[float, float]:
-        """(tokens per second, MFU in 0..1) since `restart` or the last reading."""
+    def count(self, tokens: int, attended: int) -> None:
+        """A step of so many positions, which together attend to so many keys."""
+        self._tokens += tokens
+        self._attended += attended
+
+    def read(self) -> tuple[float, float | None]:
+        """(tokens per second, MFU in 0..1 or None without a peak) since `restart` or the last reading."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         self.tokens_per_second = self._tokens / elapsed
+        mfu = None
+        if self._peak is not None:
+            flops = flops_per_token(self._config, self._attended / max(self._tokens, 1))
+            mfu = self.tokens_per_second * flops / (self._peak * 1e12 * self._devices)
         self.restart()
-        return self.tokens_per_second, self.tokens_per_second * self._flops / (self.peak * 1e12 * self._devices)
+        return self.tokens_per_second, mfu
 
     def restart(self) -> None:
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens = self._attended = 0
+        self._since = time.perf_counter()
 
 
 def format_duration(seconds: float) -> str:

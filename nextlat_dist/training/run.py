@@ -21,7 +21,7 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError, require_extra
 from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, CannotWriteError, write_whole
-from nextlat_dist.parallel.device import third_parties
+from nextlat_dist.parallel.device import deterministic_kernels, third_parties
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, shutdown, world_size_from_environment
 from nextlat_dist.plan.describe import data_parallel_size, describe
 from nextlat_dist.reporting.console import say
@@ -55,7 +55,8 @@ class RunResult:
         steps: steps taken since the beginning of the run, resumes included.
         tokens: positions trained on.
         stopped: it was asked to stop and saved before its end; the same call resumes it.
-        metrics: the last logged loss terms, validation's as `validation_…`; the same on every rank.
+        metrics: the last logged loss terms, validation's as `validation_…`; the same on every rank; None where there
+            was no training target.
     """
 
     run_directory: Path
@@ -63,7 +64,7 @@ class RunResult:
     steps: int
     tokens: int
     stopped: bool
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
 
 
 def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
@@ -85,7 +86,7 @@ def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
         )
     deepspeed_config(config, data_parallel_size(config, world_size))  # its contradictions are the user's to hear first
     require_extra("train", "deepspeed", "megatron.core", purpose="training")
-    with third_parties():
+    with third_parties(), deterministic_kernels(config.training.deterministic):
         ranks_had_met = dist.is_initialized()
         result = _train(config, ParallelDims.initialize(config.parallel), stop or StopRequest())
         if not ranks_had_met:

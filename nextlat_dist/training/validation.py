@@ -11,9 +11,13 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.objective.terms import named_terms
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
+from nextlat_dist.reporting.log import logger
 from nextlat_dist.training.batches import BatchSource
+from nextlat_dist.training.cut_documents import Count
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.open_data import batch_source
+
+log = logger(__name__)
 
 
 class ValidationSet:
@@ -22,7 +26,14 @@ class ValidationSet:
     def __init__(self, source: BatchSource, batches: int) -> None:
         self._batches = [source.next() for _ in range(batches)]
 
-    def evaluate(self, engine: Engine, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
+    def cut(self, rows: int) -> Count:
+        """What `packing: pad` cut of these batches of so many documents."""
+        count = Count()
+        for batch in self._batches:
+            count.add(rows, batch)
+        return count
+
+    def evaluate(self, engine: Engine, config: RunConfig, dims: ParallelDims) -> dict[str, float | None]:
         """Loss terms over all batches together, each a mean over what counts. Collective."""
         sums: Any = 0
         counts: Any = 0
@@ -42,7 +53,11 @@ def validation_set(
         batches[0] = min(config.training.validation_batches, whole)
     batches = batches.to(device)
     dist.broadcast(batches, src=dims.model_group_source, group=dims.model_group)
-    return ValidationSet(batch_source(config, dims, loader, device), int(batches))
+    validation = ValidationSet(batch_source(config, dims, loader, device), int(batches))
+    cut = validation.cut(config.training.global_batch_size)
+    if cut.cut and dims.rank == 0:
+        log.warning("%s", cut.sentence("the validation batches", config.data.sequence_length))
+    return validation
 
 
 def _over_all_ranks(sums: torch.Tensor, dims: ParallelDims) -> torch.Tensor:

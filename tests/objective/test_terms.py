@@ -14,11 +14,13 @@ from nextlat_dist.config.schema import ObjectiveConfig
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
 from nextlat_dist.objective.terms import (
+    has_targets,
     named_terms,
     number_of_terms,
     term_counts,
     term_groups,
     term_weights,
+    terms_text,
     weighted_sum,
 )
 from tests.kit.jobs import LENGTH, ragged_rows
@@ -67,7 +69,16 @@ def test_an_empty_term_weighs_nothing() -> None:
     assert term_weights(counts, NEXTLAT).tolist() == [0.25, 3 / 2 / 8, 0, 0.5 / 2 / 5, 0]
     terms = named_terms(float64(2, 8, 0, 10, 0), counts, NEXTLAT)
     assert terms == {"loss": 0.5 + 1.5 + 0.5, "next_token": 0.5, "hidden": 0.5, "kl": 1.0}
-    assert named_terms(float64(0, 0, 0, 0, 0), float64(0, 0, 0, 0, 0), NEXTLAT)["loss"] == 0
+    nothing = dict.fromkeys(("loss", "next_token", "hidden", "kl"))
+    assert named_terms(float64(0, 0, 0, 0, 0), float64(0, 0, 0, 0, 0), NEXTLAT) == nothing
+
+
+def test_without_a_target_there_is_no_loss() -> None:
+    """Prompts alone have states to predict, but no token."""
+    terms = named_terms(float64(0, 8, 2, 0, 0), float64(0, 4, 2, 0, 0), NEXTLAT)
+    assert terms == {"loss": None, "next_token": None, "hidden": 1.5, "kl": None}
+    assert terms_text(terms) == "loss null  next_token null  hidden 1.5000  kl null"
+    assert [has_targets(float64(*counts)) for counts in ((0, 4), (1, 0))] == [False, True]
 
 
 def test_named_terms_by_hand() -> None:

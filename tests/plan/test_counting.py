@@ -71,6 +71,21 @@ def test_flops_are_those_of_a_training_pass(model: str, one_rank: Ranks) -> None
     assert flops_per_token(config_from_dict(raw)) == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp"])
+def test_attention_counts_what_a_token_attends_to(model: str) -> None:
+    config = config_from_dict(jobs.tiny_config(**MODELS[model]))
+    layers = config.model.num_layers + (2 if model == "mtp" else 0)
+    whole, length, hidden = flops_per_token(config), config.data.sequence_length, config.model.hidden_size
+    assert flops_per_token(config, length) == whole
+    assert whole - flops_per_token(config, 5.5) == pytest.approx(layers * 12 * hidden * (length - 5.5))
+
+
+def test_full_attention_would_be_counted_too_high() -> None:
+    """At 16k tokens in one document the paper's model has 27 % less to compute than a row without a mask."""
+    config = load_config(CONFIGS / "fineweb_edu_1p3b.yaml", ["data.sequence_length=16384", "objective.name=next_token"])
+    assert flops_per_token(config) / flops_per_token(config, (1 + 16384) / 2) == pytest.approx(1.378, abs=0.001)
+
+
 def test_the_papers_parameter_counts() -> None:
     counts = parameter_counts(load_config(CONFIGS / "fineweb_edu_1p3b.yaml"))
     assert (round(counts["base"] / 1e9, 2), round(counts["total"] / 1e9, 2)) == (1.32, 1.40)

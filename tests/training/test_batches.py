@@ -46,6 +46,7 @@ class FakeLoader:
     fails_at: int | None
     batches: int = 0
     new_losses: tuple[()] = ()
+    cut: tuple[int, int] = (0, 0)
 
     @property
     def cursor(self) -> Cursor:
@@ -53,6 +54,7 @@ class FakeLoader:
 
     def next_batch(self) -> RowBatch:
         self.batches += 1
+        self.cut = (1 + self.rank, 10 * self.rank)
         if self.fails_at is not None and self.batches >= self.fails_at:
             raise UserError(f"reader {self.rank} found a damaged record")
         return as_read(global_rows().chunk(self.size)[self.rank])
@@ -78,6 +80,7 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
         try:
             batch = source.next()
             answer |= {"rows": batch.micro_batches, "counts": batch.counts, "digest": batch.digest}
+            answer["sums"] = (batch.cut_documents, batch.cut_tokens, batch.real_tokens, batch.attended)
             answer["errors"].append("")
         except UserError as error:
             answer["errors"].append(str(error))
@@ -103,6 +106,9 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: 
         )
         assert {len(rows) for rows in answer["rows"]} == {2}
         assert torch.equal(answer["counts"], term_counts(whole, OBJECTIVE))
+        ranks = range(answer["data_size"])
+        cut = (sum(1 + rank for rank in ranks), sum(10 * rank for rank in ranks))
+        assert answer["sums"] == (*cut, int(whole.real_tokens), int(whole.attended))
         assert answer["digest"] == (batch_digest(as_read(whole).row_digests()) if answer["reads"] else "")
 
 

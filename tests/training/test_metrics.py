@@ -19,16 +19,16 @@ def test_throughput_and_mfu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["training.peak_tflops_per_device=2"])
     throughput = Throughput(config, devices=4)
     assert throughput.peak_source == "training.peak_tflops_per_device"
-    throughput.count(1000)
-    throughput.count(3000)
+    throughput.count(1000, 1000 * 256)  # every position attends to a whole row
+    throughput.count(3000, 3000 * 256)
     now = 102.0
     speed, utilisation = throughput.read()
     assert speed == 2000
     assert utilisation == pytest.approx(2000 * flops_per_token(config) / (4 * 2e12))
-    throughput.count(500)
+    throughput.count(500, 500)
     now = 112.0  # a validation run, which does not count
     throughput.restart()
-    throughput.count(600)
+    throughput.count(600, 600)
     now = 113.0
     assert throughput.read()[0] == 600
 

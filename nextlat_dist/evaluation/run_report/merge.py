@@ -73,7 +73,9 @@ def merge_run(run_dir: Path) -> RunReport:
 
 
 def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    logged = [entry for entry in entries if "loss" in entry]
+    logged = [entry for entry in entries if entry.get("loss") is not None]
+    if not logged and any("loss" in entry for entry in entries):
+        raise UserError(f"{path} holds no step with a training target: nothing was trained; look at the data's prompts")
     if not logged:
         raise UserError(f"{path} holds no training step; let the run log at least one (training.log_interval)")
     validation = [entry["validation_loss"] for entry in entries if entry.get("validation_loss") is not None]
@@ -85,6 +87,17 @@ def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "validation_loss": validation[-1] if validation else None,
         "tokens": logged[-1]["tokens"],
         "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        **_left_out(entries),
+    }
+
+
+def _left_out(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What of the data the weights never saw, where there was such: steps without targets, documents cut short."""
+    without = sum(entry.get("steps_without_targets", 0) for entry in entries)
+    cut = [entry["warning"] for entry in entries if "cut_documents_share" in entry.get("warning", {})]
+    return {
+        **({"steps_without_targets": without} if without else {}),
+        **({key: cut[-1][key] for key in ("cut_documents", "cut_documents_share", "cut_tokens_share")} if cut else {}),
     }
 
 

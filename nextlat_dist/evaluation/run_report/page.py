@@ -38,6 +38,7 @@ def markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | 
         "",
         f"Loss {train['loss_first']:.4f} (first logged) → {train['loss_last']:.4f} (mean of the last {LAST_ENTRIES} "
         f"logged); validation loss {validation}. {train['tokens']:,} tokens, median {rate} tokens/s.",
+        *_left_out(train),
         "",
         "![Loss terms](loss_terms.png)",
         "",
@@ -53,6 +54,18 @@ def markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | 
     if measured is not None:
         lines += _speculative_markdown(run_dir, measured)
     return "\n".join(lines)
+
+
+def _left_out(train: dict[str, Any]) -> list[str]:
+    lines = []
+    if "steps_without_targets" in train:
+        lines.append(f"Steps without a training target, not applied: {train['steps_without_targets']:,}.")
+    if "cut_documents" in train:
+        lines.append(
+            f"**Cut by `packing: pad`:** {train['cut_documents']:,} documents ({train['cut_documents_share']:.1%}), "
+            f"with {train['cut_tokens_share']:.1%} of all tokens."
+        )
+    return [text for line in lines for text in ("", line)]
 
 
 def _speculative_markdown(run_dir: Path, measured: dict[str, Any]) -> list[str]:

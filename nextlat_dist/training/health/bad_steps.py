@@ -1,4 +1,6 @@
-"""Steps that were not applied: they are recorded, and too many in a row restore the last checkpoint's weights.
+"""Steps that were not applied: they are recorded, and too many bad ones in a row restore the last checkpoint's weights.
+
+A step without a target is recorded too, and is not a bad one: nothing is wrong with the weights.
 
 Restoring undoes the applied steps since that checkpoint too, which led to where nothing works any more; so their rows
 are left out as well. The data, the step number and the learning rate continue, only weights, optimizer and random state
@@ -47,9 +49,10 @@ class BadSteps:
         """
         state, limit = self._state, self._config.guards.max_bad_steps
         rows = self._skip_from(state.step - 1)
-        state.bad_steps += 1
+        state.bad_steps += verdict.bad
+        warning = "" if verdict.bad else "warning: "
         self._tell(
-            f"skipped, rows {rows[0]} to {rows[1]}: {verdict.reason}",
+            f"{warning}skipped, rows {rows[0]} to {rows[1]}: {verdict.reason}",
             {
                 "skipped_step": {
                     "reason": verdict.reason,
@@ -60,7 +63,7 @@ class BadSteps:
                 }
             },
         )
-        return 0 < limit <= state.bad_steps
+        return verdict.bad and 0 < limit <= state.bad_steps
 
     def rewind(self, after: Mapping[str, int]) -> None:
         """Load the last checkpoint and leave out all rows since. Collective; no save may be under way.
@@ -112,5 +115,5 @@ def _ranges(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, li
     return {name: [before.get(name, 0), end] for name, end in after.items() if end > before.get(name, 0)}
 
 
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _json_number(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)

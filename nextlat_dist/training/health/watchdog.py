@@ -5,9 +5,13 @@ of it is a collective. A rank reads the others' files only when it made no progr
 `watchdog.timeout_seconds`, or lost a connection. Whoever finds the culprit writes `verdict.txt`; the others find that,
 and all print it and their stacks to stderr and `rank_N.stacks.txt`, and exit with `EXIT_STALLED`.
 
+A rank waits for others when its main thread is in a collective, or, on a GPU, when its device has work that is not
+done: a collective is a kernel there, which the host meets wherever it reads a number. A rank whose device is idle and
+whose main thread is in no collective keeps the others.
+
 The same samples give each rank's busy time, which shows stragglers. Clocks are never compared between hosts.
-Limit: on a GPU the main thread waits for its own kernels and for a collective alike, so that only host-side slowness
-counts as busy there.
+Limit: a device that is at work and one that waits in a collective look alike, so that on a GPU only host-side slowness
+counts as busy, and of several devices that are not done the one with the least progress is named.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -45,7 +49,7 @@ class Beat:
         ticks: grows with every write: the process runs.
         progress: grows with every phase, alike on all ranks: training continues.
         where: innermost line of the main thread outside torch.
-        waiting: the main thread is in a collective.
+        waiting: the main thread is in a collective, or its device has work that is not done.
         ended: the exception that ended training on this rank.
     """
 
@@ -74,7 +78,16 @@ class Watchdog:
     explained by naming the rank at its other end; the process then ends here.
     """
 
-    def __init__(self, output_dir: Path, rank: int, world_size: int, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        rank: int,
+        world_size: int,
+        timeout_seconds: float,
+        device_works: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`device_works`: whether the device has work of the main thread's that is not done; asked from a thread."""
+        self._device_works = device_works
         self._directory = output_dir / DIRECTORY
         self._world_size, self._timeout = world_size, timeout_seconds
         # A stall is suspected early enough to be confirmed within the timeout.
@@ -128,6 +141,7 @@ class Watchdog:
         while not self._over.wait(min(SAMPLE_SECONDS, self._tick_seconds)):
             now = time.monotonic()
             where, waiting = look(sys._current_frames().get(self._main))
+            waiting = waiting or self._device_works()
             self._busy_seconds += 0.0 if waiting else now - sampled
             sampled = now
             if now - ticked >= self._tick_seconds:

@@ -33,9 +33,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
 }
 SLOW_LAYOUTS = {"dp2-zero1", "dp2-zero2", "pp2-zero0"}  # the others have each of their parts
 WINDOW = 4
+EMPTY = "no target"
 GOOD, NAN, SPIKE, LOSS = "good", "gradient is NaN", "gradient explodes", "loss is NaN"
 LAST_TERM = "the last term is NaN"
-POISONED = [LOSS, *[GOOD] * WINDOW, NAN, GOOD, SPIKE, GOOD, SPIKE, NAN, GOOD]
+POISONED = [EMPTY, LOSS, *[GOOD] * WINDOW, NAN, GOOD, EMPTY, SPIKE, GOOD, SPIKE, NAN, EMPTY, GOOD]
 
 
 def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[tuple[str, str, str]]]:
@@ -55,6 +56,8 @@ def guarded_steps(raw: dict[str, Any], sequences: list[list[str]]) -> list[list[
         steps, good = [], 0
         for kind[0] in kinds:
             rows = jobs.ragged_rows(8, seed=good if kind[0] == GOOD else 99).chunk(dims.data_size)[dims.data_rank]
+            if kind[0] == EMPTY:
+                rows.message[:, 2 * rows.width : 3 * rows.width] = 0  # the loss mask
             counts = all_reduce_sum(term_counts(rows, config.objective), dims.data_group)
             verdict = guard.step(rows.split(config.training.micro_batch_size), counts)
             steps.append((verdict.reason, repr(verdict.loss), repr(verdict.gradient_norm)))  # to the bit, NaN too

@@ -59,6 +59,22 @@ def test_where_all_wait_the_last_one_is_named() -> None:
     assert ";" not in named
 
 
+def works_on(device_works: bool, directory: Path) -> dict[str, Any]:
+    """What the file of a rank says whose main thread is in no collective."""
+    with Watchdog(directory, 0, 1, 0.4, lambda: device_works) as watchdog:
+        for _ in range(40):
+            watchdog.beat(1, "training step")
+            time.sleep(0.01)
+    return json.loads((directory / "watchdog" / "rank_0.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_rank_whose_device_is_not_done_waits(tmp_path: Path, one_rank: Ranks) -> None:
+    """Under NCCL a collective is a kernel: the main thread meets it in whatever line reads a number."""
+    for device_works in (True, False):
+        (found,) = one_rank.run(works_on, device_works, tmp_path / str(device_works))
+        assert found["waiting"] is device_works
+
+
 def test_slowest() -> None:
     assert slowest([1.0, 3.0]) == (1, 3.0)
     assert slowest([2.0, 1.0, 2.0, 5.0, 2.0]) == (3, 2.5)
