@@ -8,7 +8,7 @@
 
 FROM python:3.11-slim-bookworm
 
-# A compiler for DeepSpeed's extensions, ssh and pdsh for launch/multi_node.sh.
+# A compiler for what pip finds no wheel of, ssh and pdsh for launch/multi_node.sh.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git gcc g++ openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*

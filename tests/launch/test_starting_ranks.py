@@ -135,11 +135,19 @@ def start_slurm_job(project: Project, *arguments: str, **environment: str) -> su
 
 
 def test_slurm_tells_every_task_its_rank(project: Project) -> None:
-    process = start_slurm_job(project, "training.seed=7", "data.note=two words")
+    process = start_slurm_job(project, "training.seed=7", "data.note=two words", "watched=yes")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     for number, rank in enumerate(reports(project, 2)):
-        assert rank["arguments"] == ["train", "--config", "run.yaml", "training.seed=7", "data.note=two words"]
+        assert rank["arguments"] == [
+            "train",
+            "--config",
+            "run.yaml",
+            "training.seed=7",
+            "data.note=two words",
+            "watched=yes",
+        ]
+        assert (rank["NEXTLAT_LAUNCH"], rank["NEXTLAT_LAUNCHER"]) == ("slurm--10042", None), "its parent is Slurm's"
         assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), "0", "2")
         assert (rank["LOCAL_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) == ("1", "node7", "20042")
     assert "--wait=30" in (project.root / "srun.log").read_text(), "a failed rank ends the others"

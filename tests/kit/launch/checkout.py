@@ -22,7 +22,8 @@ if "--dry-run" in sys.argv:
         sys.exit("error: " + os.environ["WORLD_SIZE"] + " ranks do not fit")
     sys.exit(0)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR",
-         "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH")
+         "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PATH", "NEXTLAT_LAUNCH",
+         "NEXTLAT_LAUNCHER")
 if watched:
     launcher.end_with_launcher()
     launcher.mark_began()
