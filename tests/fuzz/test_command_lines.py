@@ -72,11 +72,10 @@ def program(command: str) -> Callable[[list[str]], int]:
 
 
 def writable(words: Sequence[str], sandbox: Sandbox) -> list[Path]:
-    """`out`, and the files that the line itself says to write: a new one, or one that a report replaces."""
+    """`out`, and what the line itself names as its output."""
     named = [words[number + 1] for number in range(len(words) - 1) if is_output(words[number])]
     named += [word.partition("=")[2] for word in words if is_output(word.partition("=")[0])]
-    inside = [sandbox.cwd / name for name in named if name and "\0" not in name]
-    return [sandbox.cwd / "out", *(path for path in inside if not path.is_dir())]
+    return [sandbox.cwd / "out", *(sandbox.cwd / name for name in named if name)]
 
 
 def warm_all() -> None:
@@ -106,7 +105,10 @@ def test_every_command_line_is_answered(tmp_path: Path) -> None:
         before, may_write = sandbox.files(), writable(words, sandbox)
         run = partial(program(command), words)
         answer = sandbox.run(run, writable=may_write, stdin=b"What is it?\n\n")
-        found.judge(f"line:{number} {command.split()[0]} {words}", answer, sandbox.changed(before, may_write))
+        # A folder of the user's may be written into; what was in it stays as it was.
+        lost = [path for path in sandbox.changed(before, [sandbox.cwd / "out"]) if path in before]
+        made = sandbox.changed(before, may_write)
+        found.judge(f"line:{number} {command.split()[0]} {words}", answer, sorted({*lost, *made}))
         shutil.rmtree(sandbox.cwd / "out")
         (sandbox.cwd / "out").mkdir()
     found.check()
