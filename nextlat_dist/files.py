@@ -16,6 +16,7 @@ sentence.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -120,6 +121,8 @@ def whole_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if is_written_through(path):
             yield path
             return
+        if path.is_dir():  # "." too, which has no name to make a temporary one of
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
         make_folder(path.parent, durable=durable)
         temporary = temporary_name(path)

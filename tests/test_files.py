@@ -346,3 +346,13 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 def test_no_torch(tmp_path: Path) -> None:
     code = "import sys, nextlat_dist.files; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder"])
+def test_a_folder_is_no_file_to_write(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--json .` is a sentence, and no temporary file stands next to the folder for a moment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"), whole_path(Path(name)):
+        pytest.fail("the block ran")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

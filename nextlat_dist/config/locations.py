@@ -21,6 +21,7 @@ from urllib.parse import quote
 from nextlat_dist.config.keys import keys_of, shown
 from nextlat_dist.errors import UserError, without_secrets
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # Linux's limits.h
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))|\$\$")
 _NAME_IN_URL = re.compile(r"\$\{(\w+)\}")
 
@@ -88,6 +89,8 @@ def located(text: str, key: str, environment: Mapping[str, str] | None = None) -
         if home == path:
             raise UserError(f"{key} is {shown(text)}, but there is no such user; write the whole path")
         path = home
+    if max(len(os.fsencode(name)) for name in path.split("/")) > LONGEST_NAME or len(path) >= LONGEST_PATH:
+        raise UserError(f"{key} is {shown(text)}, a path must have names of at most {LONGEST_NAME} bytes; shorten it")
     return path
 
 

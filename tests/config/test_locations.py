@@ -42,6 +42,11 @@ def test_replaced(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> 
         ("output_dir=$NO_SUCH/a", "output_dir is '$NO_SUCH/a', but the environment variable NO_SUCH is not set"),
         ("data.train=https://a:${NO_SUCH}@h/d", "data.train is 'https://a:${NO_SUCH}@h/d', but the environment var"),
         ("data.cache_dir=~no-such-user/x", "data.cache_dir is '~no-such-user/x', but there is no such user; write th"),
+        (
+            f"data.tokenizer=a/{'é' * 128}",
+            f"data.tokenizer is 'a/{'é' * 128}', a path must have names of at most 255 b",
+        ),
+        (f"output_dir={'a/' * 2048}", "output_dir is 'a/a/"),
         ("data.sources=[{name: a, path: $NO_SUCH}]", "data.sources[0].path is '$NO_SUCH', but the environment varia"),
     ],
 )

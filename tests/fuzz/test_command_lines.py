@@ -20,6 +20,7 @@ import pytest
 
 from data_tools.cli import main as data_main
 from nextlat_dist.cli import main
+from nextlat_dist.files import temporary_name
 from tests.kit.command_lines import LINES, commands, words_of, write_inputs
 from tests.kit.fuzz import Answer, Findings, Sandbox, cases, generator, warm
 from tests.kit.pages import ROOT
@@ -75,7 +76,8 @@ def writable(words: Sequence[str], sandbox: Sandbox) -> list[Path]:
     """`out`, and what the line itself names as its output."""
     named = [words[number + 1] for number in range(len(words) - 1) if is_output(words[number])]
     named += [word.partition("=")[2] for word in words if is_output(word.partition("=")[0])]
-    return [sandbox.cwd / "out", *(sandbox.cwd / name for name in named if name)]
+    paths = [sandbox.cwd / name for name in named if name]
+    return [sandbox.cwd / "out", *paths, *(temporary_name(path) for path in paths if path.name)]
 
 
 def warm_all() -> None:
@@ -105,8 +107,9 @@ def test_every_command_line_is_answered(tmp_path: Path) -> None:
         before, may_write = sandbox.files(), writable(words, sandbox)
         run = partial(program(command), words)
         answer = sandbox.run(run, writable=may_write, stdin=b"What is it?\n\n")
-        # A folder of the user's may be written into; what was in it stays as it was.
-        lost = [path for path in sandbox.changed(before, [sandbox.cwd / "out"]) if path in before]
+        # A file that is named is replaced; a folder is written into, and what was in it stays as it was.
+        changed_paths = sandbox.changed(before, [sandbox.cwd / "out"])
+        lost = [path for path in changed_paths if path in before and Path(path) not in may_write]
         made = sandbox.changed(before, may_write)
         found.judge(f"line:{number} {command.split()[0]} {words}", answer, sorted({*lost, *made}))
         shutil.rmtree(sandbox.cwd / "out")

@@ -163,9 +163,10 @@ class Sandbox:
             descriptor = os.open(path, flags)
             os.dup2(descriptor, number)
             os.close(descriptor)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
         os.chdir(self.cwd)
         folders = {"HOME": self.home, "TMPDIR": self.home / "tmp", "NEXTLAT_CACHE": self.home / "cache"}
+        folders["TORCHINDUCTOR_CACHE_DIR"] = self.home / "cache"
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
         os.environ.update({name: str(path) for name, path in folders.items()} | environment)
@@ -230,7 +231,10 @@ def _paths_written(event: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         path, _, flags = arguments
         if isinstance(flags, int) and flags & _WRITING and path is not None:
             yield path
-    elif event in ("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree"):
+    elif event == "os.mkdir":
+        if not os.path.lexists(arguments[0]):  # else it fails
+            yield arguments[0]
+    elif event in ("os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree"):
         yield arguments[0]
     elif event in ("os.rename", "shutil.move"):
         yield from arguments[:2]
