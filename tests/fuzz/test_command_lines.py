@@ -77,6 +77,7 @@ def writable(words: Sequence[str], sandbox: Sandbox) -> list[Path]:
     named = [words[number + 1] for number in range(len(words) - 1) if is_output(words[number])]
     named += [word.partition("=")[2] for word in words if is_output(word.partition("=")[0])]
     paths = [sandbox.cwd / name for name in named if name]
+    paths += [folder for path in paths for folder in path.parents if not folder.exists()]  # made on the way
     return [sandbox.cwd / "out", *paths, *(temporary_name(path) for path in paths if path.name)]
 
 
