@@ -205,7 +205,7 @@ def test_bad_datasets_end_with_one_sentence(tmp_path: Path, capsys: pytest.Captu
     cases: list[tuple[list[object], str]] = [
         ([*index, tmp_path / "none"], "does not exist"),
         ([*index, tmp_path, *adopted, "--text-field", "x", "--token-member", "y"], "tokens have no fields"),
-        ([*index, plain, *adopted], "has no member txt, only ends.npy, tokens.npy"),
+        ([*index, plain, *adopted], "no document in members .txt, only 4 ends.npy, 4 tokens.npy"),
         ([*index, tmp_path / "cut.tar", *adopted], "is cut off at byte 1024"),
         ([*index, tmp_path / "collide.tar", *adopted], "a.b.txt and a.c.txt"),
         ([*index, good, "--token-member", ".tokens.npy"], "holds a dataset of its own"),
