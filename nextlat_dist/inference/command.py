@@ -7,9 +7,12 @@ nextlat chat --export DIR
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
+
+from nextlat_dist.errors import UserError
 
 
 def add_command(commands: Any) -> None:
@@ -57,24 +60,29 @@ def _draft_length(text: str) -> int | str:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from nextlat_dist.inference.arguments import text
     from nextlat_dist.inference.loading import load
-    from nextlat_dist.inference.terminal import generate
+    from nextlat_dist.inference.terminal import generate, read_all
 
+    decoding = _decoding(options)
     decoder = load(options.export)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    generate(decoder, prompt, *_decoding(options))
+    generate(decoder, read_all() if options.prompt == "-" else text("--prompt", options.prompt), *decoding)
 
 
 def _chat(options: argparse.Namespace) -> None:
     from nextlat_dist.inference.loading import load
     from nextlat_dist.inference.terminal import chat, read_line
 
-    chat(load(options.export), *_decoding(options), read_line)
+    decoding = _decoding(options)
+    chat(load(options.export), *decoding, read_line)
 
 
 def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
+    from nextlat_dist.inference.arguments import text
     from nextlat_dist.inference.terminal import Screen, Settings, wants_colour
 
+    if sys.stdout is None:
+        raise UserError("standard output is closed, and the text goes there; leave it open")
     settings = Settings(
         max_new_tokens=options.max_new_tokens,
         draft_length=options.draft_length,
@@ -82,7 +90,7 @@ def _decoding(options: argparse.Namespace) -> tuple[Any, Any]:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
-        stop_strings=tuple(options.stop),
+        stop_strings=tuple(text("--stop", stop) for stop in options.stop),
     )
     colour = options.show_drafts and wants_colour(options.color, sys.stdout)
-    return settings, Screen(sys.stdout, sys.stderr, colour=colour)
+    return settings, Screen(sys.stdout, sys.stderr or io.StringIO(), colour=colour)

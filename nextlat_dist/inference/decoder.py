@@ -18,8 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.opened import OpenedExport
+from nextlat_dist.inference import arguments
 from nextlat_dist.inference.drafting import Drafter
 from nextlat_dist.inference.engine.engine import DecodingEngine
 from nextlat_dist.inference.engine.llama import Llama
@@ -65,7 +68,7 @@ class Decoder:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`, starting with BOS as every training document does."""
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(arguments.text("the prompt", prompt), add_special_tokens=False)
         return [*([] if self.bos_token_id is None else [self.bos_token_id]), *ids]
 
     def continuation_text(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
@@ -85,7 +88,7 @@ class Decoder:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         stop_token_ids: Collection[int] = (),
         stop_strings: Collection[str] = (),
         ignore_eos: bool = False,
@@ -102,7 +105,8 @@ class Decoder:
                 None is adaptive for a calibrated export, else 3, else 0 if there is no drafter.
             seed: row r of a call with seed s draws the numbers of row 0 of a call with seed s + r, so a row does not
                 depend on its neighbours. (How much an adaptive row drafts depends on the batch size, whose costs it
-                weighs: its distribution is the same at every size, its tokens at temperature > 0 are not.)
+                weighs: its distribution is the same at every size, its tokens at temperature > 0 are not.) None: drawn
+                from torch's global generator, so that `torch.manual_seed` repeats a call.
             stop_token_ids: further ids that end a continuation, besides the export's EOS (unless `ignore_eos`).
             stop_strings: texts that end a continuation; the result's text ends before the first one.
             batch_size: prompts decoded together; None: all of them.
@@ -115,10 +119,10 @@ class Decoder:
         request = self._request(
             max_new_tokens, draft_length, Sampling(temperature, top_k, top_p), stop_token_ids, stop_strings, ignore_eos
         )
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but must be ≥ 1; change batch_size")
+        prompts = arguments.prompts(prompts)
         encoded = [self._prompt_ids(prompt, row) for row, prompt in enumerate(prompts)]
-        size = batch_size or max(1, len(prompts))
+        size = max(1, len(prompts)) if batch_size is None else arguments.whole("batch_size", batch_size, 1)
+        seed = _seed(seed)
         generations: list[Generation] = []
         for start in range(0, len(prompts), size):
             batch = self._batch(encoded[start : start + size], request, seed + start, on_cycle)
@@ -140,7 +144,7 @@ class Decoder:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         stop_token_ids: Collection[int] = (),
         stop_strings: Collection[str] = (),
         ignore_eos: bool = False,
@@ -152,7 +156,7 @@ class Decoder:
         request = self._request(
             max_new_tokens, draft_length, Sampling(temperature, top_k, top_p), stop_token_ids, stop_strings, ignore_eos
         )
-        return self._batch([self._prompt_ids(prompt, 0)], request, seed, None).run()
+        return self._batch([self._prompt_ids(prompt, 0)], request, _seed(seed), None).run()
 
     def _batch(
         self, prompts: list[list[int]], request: Request, seed: int, on_cycle: Callable[[Cycle], None] | None
@@ -176,13 +180,11 @@ class Decoder:
         stop_strings: Collection[str],
         ignore_eos: bool,
     ) -> Request:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}, but must be ≥ 1; change max_new_tokens")
-        if isinstance(stop_strings, str) or not all(stop_strings):
-            raise UserError(f"stop_strings is {stop_strings!r}, but must be a list of texts that are not empty")
-        tokens = frozenset(stop_token_ids) | (frozenset() if ignore_eos else self.eos_token_ids)
-        stops = Stops(tokens, tuple(stop_strings), self.continuation_text)
-        return Request(max_new_tokens, self._draft_length(draft_length), sampling, stops)
+        texts = arguments.stop_strings(stop_strings)
+        tokens = arguments.stop_token_ids(stop_token_ids) | (frozenset() if ignore_eos else self.eos_token_ids)
+        stops = Stops(tokens, texts, self.continuation_text)
+        longest = arguments.whole("max_new_tokens", max_new_tokens, 1)
+        return Request(longest, self._draft_length(draft_length), sampling, stops)
 
     def _draft_length(self, wanted: DraftLength | None) -> DraftLength:
         """A number, or "adaptive", that this decoder can do."""
@@ -191,7 +193,7 @@ class Decoder:
             if self.drafter is not None and self.calibration is not None:
                 return "adaptive"
             return 0 if self.drafter is None else min(3, longest or 3)
-        if wanted != "adaptive" and (not isinstance(wanted, int) or wanted < 0):
+        if wanted != "adaptive" and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
             raise UserError(
                 f'draft_length is {wanted!r}, but must be a number ≥ 0 (0 drafts nothing) or "adaptive"; '
                 "change draft_length"
@@ -223,20 +225,20 @@ class Decoder:
         return wanted
 
     def _prompt_ids(self, prompt: str | list[int], row: int) -> list[int]:
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        config, name = self.llama.config, f"prompt {row}"
+        given = self.encode(arguments.text(name, prompt)) if isinstance(prompt, str) else prompt
+        ids = arguments.ids(name, given, config.vocab_size, str(self.export))
         if not ids:
             if self.bos_token_id is None:
                 raise UserError(f"prompt {row} is empty and {self.export} has no BOS token; give at least one token")
             ids = [self.bos_token_id]
-        config = self.llama.config
-        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-            raise UserError(
-                f"prompt {row} holds token ids from {min(ids)} to {max(ids)}, but the model knows 0 to "
-                f"{config.vocab_size - 1}; encode it with the tokenizer of {self.export}"
-            )
         if len(ids) >= config.max_position_embeddings:
             raise UserError(
                 f"prompt {row} has {len(ids)} tokens, which fills the model's context of "
                 f"{config.max_position_embeddings}; shorten the prompt"
             )
         return ids
+
+
+def _seed(wanted: int | None) -> int:
+    return int(torch.randint(1 << 62, ())) if wanted is None else arguments.whole("seed", wanted, 0)

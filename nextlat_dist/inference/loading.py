@@ -1,6 +1,6 @@
 """From an export to what decodes it.
 
-load(export: Path | str, device: str | None = None, dtype: torch.dtype | None = None) -> Decoder
+load(export: Path | str, device: str | None = None, dtype: torch.dtype | str | None = None) -> Decoder
 decoder_of(opened: OpenedExport, …) -> Decoder        the same of an export that is open already
 llama_of(opened: OpenedExport, …) -> Llama            its base model alone
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from nextlat_dist.huggingface.opened import OpenedExport, open_export
+from nextlat_dist.inference import arguments
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.engine.graphs import Graphs, StaticLlama
 from nextlat_dist.inference.engine.llama import Llama
@@ -21,7 +22,7 @@ from nextlat_dist.inference.engine.llama import Llama
 def load(
     export: Path | str,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     cuda_graphs: bool = True,
 ) -> Decoder:
@@ -30,11 +31,12 @@ def load(
     Args:
         export: a directory written by `nextlat export`.
         device: "cuda" if there is one, else "cpu".
-        dtype: fp32 on a CPU, else the dtype of the stored weights.
+        dtype: torch's or its name, such as "bfloat16"; None: fp32 on a CPU, else the dtype of the stored weights.
         cuda_graphs: on a GPU, capture steps in CUDA graphs; the first steps of each shape are slow then.
 
     Raises:
-        UserError: no export, no plain Llama, or a drafter that belongs to other base weights or is of an unknown kind.
+        UserError: no export, no plain Llama, a drafter that belongs to other base weights or is of an unknown kind, a
+            device that is not there, or a dtype that is none.
     """
     return decoder_of(open_export(export), device, dtype, cuda_graphs=cuda_graphs)
 
@@ -42,7 +44,7 @@ def load(
 def decoder_of(
     opened: OpenedExport,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     cuda_graphs: bool = True,
 ) -> Decoder:
@@ -58,7 +60,7 @@ def decoder_of(
 def llama_of(
     opened: OpenedExport,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     context: int = 0,
     cuda_graphs: bool = False,
@@ -68,9 +70,11 @@ def llama_of(
     Args:
         context: positions that it must reach, where the context was trained shorter.
     """
-    device = device or default_device()
+    device, dtype = arguments.device(device) or default_device(), arguments.dtype(dtype)
     if dtype is None:
-        dtype = torch.float32 if device == "cpu" else opened.weights["model.embed_tokens.weight"].dtype
+        dtype = (
+            torch.float32 if torch.device(device).type == "cpu" else opened.weights["model.embed_tokens.weight"].dtype
+        )
     config = opened.config
     if context > config.max_position_embeddings:
         config = replace(config, max_position_embeddings=context)

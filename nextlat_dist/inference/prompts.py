@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.inference.arguments import text as whole_text
+from nextlat_dist.inference.arguments import utf8
 
 SUFFIXES = (".jsonl", ".txt")
 
@@ -50,7 +52,7 @@ def _read(file: Path) -> list[Prompt]:
         raise UserError(
             f"{file} is not a prompt file; give an existing {' or '.join(SUFFIXES)} file or a folder of them"
         )
-    text = file.read_text(encoding="utf-8")
+    text = utf8(str(file), file.read_bytes())
     if file.suffix == ".txt":
         return [Prompt(file.stem, file.stem, text)] if text.strip() else []
     prompts = []
@@ -60,9 +62,9 @@ def _read(file: Path) -> list[Prompt]:
         try:
             record = json.loads(line)
             prompt, name = record["prompt"], str(record.get("name", number))
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError, RecursionError):
             prompt = None
         if not isinstance(prompt, str) or not prompt:
             raise UserError(f'{file}, line {number}, is not a record {{"name": …, "prompt": "some text"}}; correct it')
-        prompts.append(Prompt(file.stem, name, prompt))
+        prompts.append(Prompt(file.stem, name, whole_text(f"the prompt in line {number} of {file}", prompt)))
     return prompts

@@ -23,8 +23,10 @@ from operator import itemgetter
 from typing import Any, TextIO
 
 from nextlat_dist.errors import UserError
+from nextlat_dist.inference.arguments import utf8
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.generation import DraftLength, Piece
+from nextlat_dist.reporting.console import OutputError, silence, write
 
 LONGEST_CHARACTER_TOKENS = 4  # UTF-8, a byte a token
 GREEN, DIM, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
@@ -126,11 +128,15 @@ class Screen:
     def show(self, spans: Sequence[Span]) -> None:
         for span in spans:
             text = span.text.translate(_PICTURES) if self.text.isatty() else span.text
-            self.text.write(f"{GREEN}{text}{PLAIN}" if self.colour and span.drafted else text)
-        self.text.flush()
+            write(f"{GREEN}{text}{PLAIN}" if self.colour and span.drafted else text, self.text)
+
+    def end_line(self) -> None:
+        write("\n", self.text)
 
     def remark(self, line: str) -> None:
-        print(f"{DIM}{line}{PLAIN}" if self.remarks.isatty() else line, file=self.remarks, flush=True)
+        """What is no part of the text; nobody has to be able to read it."""
+        with suppress(BrokenPipeError, OutputError):
+            write(f"{DIM}{line}{PLAIN}\n" if self.remarks.isatty() else f"{line}\n", self.remarks)
 
 
 def wants_colour(choice: str, out: TextIO) -> bool:
@@ -194,9 +200,9 @@ def generate(decoder: Decoder, prompt: str, settings: Settings, screen: Screen) 
     """Continue one prompt: its text on standard output, a line of figures after it."""
     try:
         result = answer(decoder, prompt, settings, screen)
-        print(file=screen.text, flush=True)
+        screen.end_line()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return
     screen.remark(str(result))
     if result.interrupted:
@@ -204,23 +210,20 @@ def generate(decoder: Decoder, prompt: str, settings: Settings, screen: Screen) 
 
 
 def chat(decoder: Decoder, settings: Settings, screen: Screen, read: Callable[[], str]) -> None:
-    """Continue a text to which every line read is added, until end of input.
+    """Continue a text to which every line read is added, until end of input, or until nobody reads the text any more.
 
     Args:
-        read: gives the next line; raises EOFError at the end, KeyboardInterrupt for Ctrl-C at the prompt.
+        read: gives the next line; raises EOFError at the end, KeyboardInterrupt for Ctrl-C at the prompt, UserError for
+            a line that is no text.
     """
     screen.remark(f"{decoder.export}: a base model, it continues what you write; /help lists the commands")
+    with suppress(BrokenPipeError):
+        _chat(decoder, settings, screen, read)
+
+
+def _chat(decoder: Decoder, settings: Settings, screen: Screen, read: Callable[[], str]) -> None:
     text, answers = "", 0
-    while True:
-        try:
-            line = read()
-            while line.endswith("\\"):
-                line = line[:-1] + "\n" + read()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            screen.remark("(Ctrl-D or /quit leaves)")
-            continue
+    while (line := _typed(screen, read)) is not None:
         try:
             if line.startswith("/") and not line.startswith("//"):
                 command, _, value = line[1:].partition(" ")
@@ -237,13 +240,31 @@ def chat(decoder: Decoder, settings: Settings, screen: Screen, read: Callable[[]
                 continue
             prompt = text + line.removeprefix("/")
             result = answer(decoder, prompt, replace(settings, seed=settings.seed + answers), screen)
+        except OutputError:
+            raise
         except UserError as error:
-            print(f"error: {error}", file=screen.remarks, flush=True)
+            screen.remark(f"error: {error}")
             continue
         text, answers = prompt + result.text, answers + 1
         if not result.text.endswith("\n"):
-            print(file=screen.text, flush=True)
+            screen.end_line()
         screen.remark(str(result))
+
+
+def _typed(screen: Screen, read: Callable[[], str]) -> str | None:
+    """The next line that is one, with those that it continues; None: there is no more."""
+    while True:
+        try:
+            line = read()
+            while line.endswith("\\"):
+                line = line[:-1] + "\n" + read()
+            return line
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            screen.remark("(Ctrl-D or /quit leaves)")
+        except UserError as error:
+            screen.remark(f"error: {error}")
 
 
 def _changed(decoder: Decoder, settings: Settings, command: str, value: str) -> Settings:
@@ -261,13 +282,25 @@ def _changed(decoder: Decoder, settings: Settings, command: str, value: str) -> 
 
 
 def read_line() -> str:
-    """The next line of standard input, edited with readline where it is a terminal."""
+    """The next line of standard input, edited with readline where it is a terminal.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    if sys.stdin is None:  # closed
+        raise EOFError
     if not sys.stdin.isatty():
-        return input()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        return utf8("the line", line).removesuffix("\n").removesuffix("\r")
     with suppress(ImportError):
         import readline  # noqa: F401  # importing it is what gives `input` its history
-    with _no_interrupt_lost():
-        return input("> ")
+    try:
+        with _no_interrupt_lost():
+            return input("> ")
+    except UnicodeDecodeError:
+        raise UserError("the line is not UTF-8; type it again") from None
 
 
 @contextmanager
@@ -301,3 +334,14 @@ def _no_interrupt_lost() -> Iterator[None]:
         thread.join()
         os.close(signalled)
         os.close(wake)
+
+
+def read_all() -> str:
+    """Standard input to its end.
+
+    Raises:
+        UserError: it is not UTF-8, or closed.
+    """
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give the text with --prompt")
+    return utf8("standard input", sys.stdin.buffer.read())

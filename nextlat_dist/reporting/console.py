@@ -6,9 +6,14 @@ file holds may contain some that clear the screen, change its colours or type a 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
+from contextlib import suppress
+from typing import TextIO
+
+from nextlat_dist.errors import UserError
 
 LONGEST = 2000  # characters of a sentence about an input that may be anything
 _CONTROL, _SURROGATE = "Cc", "Cs"
@@ -38,9 +43,53 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+class OutputError(UserError):
+    """Standard output cannot be written."""
+
+
 def say(text: str, *, error: bool = False) -> None:
-    """One message, at once: results on stdout; with `error` what is no result (problems, progress) on stderr."""
-    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+    """One message, at once: results on stdout; with `error` what is no result (problems, progress) on stderr.
+
+    Whoever reads them may leave: the rest is then written nowhere. Problems and progress are never worth an error.
+
+    Raises:
+        OutputError: stdout cannot be written.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed before we began
+        return
+    with suppress(BrokenPipeError):
+        try:
+            write(f"{printable(text)}\n", stream)
+        except OutputError:
+            if not error:
+                raise
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Text on a stream, at once. After an error, what is still to come on that stream is written nowhere.
+
+    Raises:
+        BrokenPipeError: the reader, such as `head`, has left.
+        OutputError: another reason, such as a full disk.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as problem:
+        if stream in (sys.stdout, sys.stderr):
+            silence(stream)
+        if isinstance(problem, BrokenPipeError):
+            raise
+        name = "standard output" if stream is sys.stdout else "the output"
+        raise OutputError(f"{name} cannot be written: {problem.strerror}; write it somewhere else") from None
+
+
+def silence(stream: TextIO) -> None:
+    """From now on, what is written on `stream`, and what it still holds back, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say_error(message: object) -> None:

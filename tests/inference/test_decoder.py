@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +89,30 @@ def test_fp32_agrees_with_float64(export: Path, decoder: Decoder) -> None:
         ({"temperature": -1.0}, "change temperature"),
         ({"top_k": -1}, "change top_k"),
         ({"top_p": 0.0}, "change top_p"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, but must be a whole number"),
+        ({"temperature": "0.5"}, "temperature is '0.5', but must be a number"),
+        ({"temperature": None}, "temperature is None, but must be a number"),
+        ({"temperature": 10**400}, "change temperature"),
+        ({"top_k": 2.5}, "top_k is 2.5, but must be a whole number"),
+        ({"top_k": True}, "top_k is True, but must be a whole number"),
+        ({"top_p": "all"}, "top_p is 'all', but must be a number"),
+        ({"seed": -1}, "change seed"),
+        ({"seed": 0.5}, "seed is 0.5, but must be a whole number"),
+        ({"draft_length": True}, "change draft_length"),
+        ({"draft_length": 2.0}, "change draft_length"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"stop_strings": None}, "stop_strings is None"),
+        ({"stop_strings": [b"x"]}, "must be a list of texts"),
+        ({"stop_token_ids": 2}, "stop_token_ids is 2, but must be a list of token ids"),
+        ({"stop_token_ids": "ab"}, "stop_token_ids is 'ab'"),
+        ({"prompts": "abc"}, "prompts is 'abc', but must be a list of prompts; for a single one give a list of one"),
+        ({"prompts": b"abc"}, "must be a list of prompts"),
+        ({"prompts": 7}, "must be a list of prompts"),
+        ({"prompts": [1, 2]}, "prompt 0 is 1, but must be a text or a list of token ids"),
+        ({"prompts": [b"abc"]}, "prompt 0 is b'abc'"),
+        ({"prompts": [[1, 2.5]]}, "prompt 0 holds 2.5 at position 1"),
+        ({"prompts": [[1, None]]}, "prompt 0 holds None at position 1"),
+        ({"prompts": ["half \ud83d"]}, r"prompt 0 holds half a character \(a lone surrogate, U\+D83D\) at position 5"),
         ({"prompts": [[1, 31]]}, "the model knows 0 to 30"),
         ({"prompts": [[1, -1]]}, "the model knows 0 to 30"),
         ({"prompts": [[1] * 128]}, "shorten the prompt"),
@@ -96,6 +122,49 @@ def test_bad_requests(decoder: Decoder, options: dict[str, object], message: str
     arguments: dict[str, object] = {"prompts": [[1]], "max_new_tokens": 4, **options}
     with pytest.raises(UserError, match=message):
         decoder.generate(**arguments)  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_kinds_are_numbers(decoder: Decoder) -> None:
+    expected = decoder.generate([[1, 2, 3]], max_new_tokens=4, temperature=1.0, top_k=5, seed=3)[0].token_ids
+    options: dict[str, Any] = {"max_new_tokens": np.int64(4), "temperature": np.float32(1), "seed": np.int64(3)}
+    prompts: list[Any] = [np.array([1, 2, 3]), torch.tensor([1, 2, 3]), (1, 2, 3)]
+    for prompt in prompts:
+        assert decoder.generate([prompt], top_k=np.int32(5), **options)[0].token_ids == expected
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-44, 1e-300, 5e-324, -0.0])
+def test_a_tiny_temperature_is_greedy(export: Path, temperature: float) -> None:
+    decoder = load(export, "cpu")
+    options = {"max_new_tokens": 12, "draft_length": 3, "ignore_eos": True}
+    prompts = [prompt_of(length) for length in (3, 9)]
+    greedy = decoder.generate(prompts, **options)  # type: ignore[arg-type]
+    tiny = decoder.generate(prompts, temperature=temperature, seed=1, **options)  # type: ignore[arg-type]
+    assert [g.token_ids for g in tiny] == [g.token_ids for g in greedy]
+
+
+def test_without_a_seed_torchs_own_generator_decides(decoder: Decoder) -> None:
+    def tokens() -> list[int]:
+        return decoder.generate([[1]], max_new_tokens=20, temperature=1.0, seed=None, ignore_eos=True)[0].token_ids
+
+    torch.manual_seed(5)
+    first, second = tokens(), tokens()
+    torch.manual_seed(5)
+    assert (tokens(), tokens()) == (first, second)
+    assert first != second
+
+
+def test_device_and_dtype_by_name(export: Path) -> None:
+    assert load(export, "cpu", "bfloat16").llama.embedding.dtype == torch.bfloat16
+    assert load(export, "cpu", "torch.float64").llama.embedding.dtype == torch.float64
+    assert load(export, "cpu:0").llama.embedding.dtype == torch.float32
+    for options, message in (
+        ({"dtype": "float"}, "dtype is 'float', but must be one of float32, bfloat16, float16, float64"),
+        ({"dtype": torch.int8}, "dtype is torch.int8"),
+        ({"device": "gpu"}, "device is 'gpu', but must be cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(export, **options)  # type: ignore[arg-type]
 
 
 def test_an_export_without_predictor_decodes_plainly_only(tmp_path: Path) -> None:

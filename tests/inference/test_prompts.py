@@ -47,6 +47,28 @@ def test_refused_files(tmp_path: Path, name: str, content: str, message: str) ->
         load_prompts([tmp_path / name], per_domain=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", "a.txt holds the byte 0xe9 in line 1, which is not UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "caf\xe9"}\n', "a.jsonl holds the byte 0xe9 in line 2"),
+        ("a.jsonl", b'{"prompt": "half \\ud83d"}\n', "line 1 of .*a.jsonl holds half a character"),
+        ("a.txt", "\ufeffwide".encode("utf-16-le"), "a.txt is UTF-16, but must be UTF-8"),
+        ("a.jsonl", b'{"prompt": ' + b"[" * 100_000, "line 1"),
+    ],
+)
+def test_bytes_that_are_no_text(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_prompts([tmp_path / name], per_domain=2)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfimport")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "import"}\n')
+    assert [prompt.text for prompt in load_prompts([tmp_path], per_domain=1)] == ["import", "import"]
+
+
 def test_refused_requests(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a prompt file"):
         load_prompts([tmp_path / "missing.jsonl"], per_domain=1)

@@ -9,7 +9,8 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference.sampling import Sampling, draw
+from nextlat_dist.inference import sampling
+from nextlat_dist.inference.sampling import PREFIX, Sampling, draw
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -25,6 +26,45 @@ def test_probabilities_equal_the_warpers_of_transformers(temperature: float, top
     result = Sampling(temperature, top_k, top_p).probabilities(logits)
     assert result.dtype == torch.float64
     torch.testing.assert_close(result, expected.softmax(dim=-1), rtol=1e-12, atol=1e-14)
+
+
+def _by_sorting(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest set whose mass reaches top_p, from the whole vocabulary in order."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter_(-1, order, kept)
+
+
+@pytest.mark.parametrize("top_p", [0.999999, 0.95, 0.5, 1e-6])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])  # all alike, a mass that the prefix does not hold, one that it does
+def test_top_p_of_a_large_vocabulary_is_that_of_sorting_all_of_it(top_p: float, spread: float) -> None:
+    """To the bit, with ties at the edge and inside, one row at a time and together."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 5 * PREFIX, generator=generator) * spread
+    logits[1] = logits[1].round()  # ties
+    logits[2, : 4 * PREFIX] = -torch.inf
+    probabilities = logits.softmax(dim=-1)
+    expected = _by_sorting(probabilities, top_p)
+    assert torch.equal(sampling.nucleus(probabilities, top_p), expected)
+    for row in range(3):
+        assert torch.equal(sampling.nucleus(probabilities[row], top_p), expected[row])
+
+
+def test_top_p_sorts_only_the_rows_whose_prefix_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = sampling._sorted_nucleus
+
+    def counted(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+        seen.append(len(probabilities))
+        return whole(probabilities, top_p)
+
+    monkeypatch.setattr(sampling, "_sorted_nucleus", counted)
+    logits = torch.randn(4, 4 * PREFIX, generator=torch.Generator().manual_seed(0)) * 5
+    sampling.nucleus(logits.softmax(dim=-1), 0.9)
+    assert seen == []
+    logits[2] /= 50
+    sampling.nucleus(logits.softmax(dim=-1), 0.9)
+    assert seen == [1]
 
 
 def test_bf16_logits_are_warped_in_fp32() -> None:
