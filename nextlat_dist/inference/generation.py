@@ -20,6 +20,10 @@ class Generation:
     *cycle* is one forward after the prefill: it emits the drafted tokens that were accepted and one more, which costs
     no draft. `drafted_by_position` and `accepted_by_position` count drafted tokens (an accepted one that falls after
     the end is not counted). Seconds are those of the whole batch until this row had its first, and its last token.
+
+    `near_ties` are positions of greedy text in half precision (bf16, fp16) where the best two logits are nearer than
+    half precision resolves. Hidden states are rounded to it, so that another draft length or batch size may go on with
+    the other token from there: both are greedy text of the model.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -29,6 +33,7 @@ class Generation:
     cycles: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    near_ties: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0  # includes picking the first token
     decode_seconds: float = 0.0
 

@@ -17,7 +17,7 @@ from nextlat_dist.huggingface.drafters.format import StoredDrafter
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig
 from nextlat_dist.inference.drafting import Chooser, DraftMemory, Drawn, unroll
 from nextlat_dist.inference.engine.graphs import Graphs
-from nextlat_dist.inference.engine.linear import linear
+from nextlat_dist.inference.engine.linear import linear, output_head
 from nextlat_dist.inference.engine.llama import Llama
 
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (h, e(x)) [rows, hidden] each → the next h
@@ -73,7 +73,7 @@ class LatentPredictorDrafter:
         self.graphs = graphs
         self.embedding = llama.embedding
         self.vocabulary: torch.Tensor | None = None if vocabulary is None else vocabulary.to(llama.device)
-        self.head = llama.logits if self.vocabulary is None else linear(llama.head_weight[self.vocabulary])
+        self.head = llama.logits if self.vocabulary is None else output_head(llama.head_weight[self.vocabulary])
         self._advance = _form(config.fusion)(weights, config.layer_norm_epsilon)
 
     def step(self, h: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -221,10 +221,21 @@ class DecodingEngine:
     def verify(self, logits: torch.Tensor, drafts: Drafts) -> tuple[list[int], list[int]]:
         """Per row the number of drafts kept and the token after them, from the base model's logits."""
         if self.request.sampling.greedy:
-            return verify_greedy(logits.argmax(dim=-1).tolist(), drafts)
+            accepted, following = verify_greedy(logits.argmax(dim=-1).tolist(), drafts)
+            if self.llama.half_precision:
+                self.note_near_ties(near_ties(logits, self.llama.embedding.dtype).tolist(), drafts, accepted)
+            return accepted, following
         counts = [len(tokens) + 1 for tokens in drafts.tokens()]
         uniforms = [row.uniforms(count) for row, count in zip(self.rows, counts, strict=True)]
         return verify_sampled(self.request.sampling.probabilities(logits), drafts, uniforms)
+
+    def note_near_ties(self, tied: list[bool], drafts: Drafts, accepted: list[int]) -> None:
+        """Of the tokens that stay; `tied` is laid out as the logits are."""
+        start = 0
+        for row, drafted, kept in zip(self.rows, drafts.tokens(), accepted, strict=True):
+            first = len(row.result.token_ids)
+            row.result.near_ties += [first + i for i, tie in enumerate(tied[start : start + kept + 1]) if tie]
+            start += len(drafted) + 1
 
     def settle(self, new: list[list[int]], accepted: list[int]) -> list[Piece]:
         """Add the new tokens to their rows, cut where a row ends, and let ended rows go."""
@@ -234,6 +245,8 @@ class DecodingEngine:
             kept, stopped = self.request.stops.cut(row.prompt, result.token_ids, new[index])
             tokens, drafted = new[index][:kept], min(accepted[index], kept)
             result.token_ids += tokens
+            while result.near_ties and result.near_ties[-1] >= len(result.token_ids):  # they lay after the end
+                result.near_ties.pop()
             result.from_draft += [position < drafted for position in range(kept)]
             for position in range(drafted):
                 result.accepted_by_position[position] += 1
@@ -264,3 +277,9 @@ class DecodingEngine:
         if self.llama.device.type == "cuda" and self.on_cycle:
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def near_ties(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """logits [rows, vocab] of a model in `dtype` → [rows], whether rounding may have chosen between the best two."""
+    best = logits.topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1] <= torch.finfo(dtype).eps * best[:, 0].abs()

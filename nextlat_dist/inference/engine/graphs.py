@@ -6,10 +6,14 @@ slots, each rounded up), with everything else in tensors. Draft steps and whole 
 
 Invariant: results are those of `Llama`, to rounding; padding rows and padding tokens are computed and thrown away. The
 same functions run uncaptured on a CPU (`Graphs(capture=False)`), where tests compare them.
+
+Memory is bounded: of caches that no batch uses, and of captured graphs, those that were used last are kept, and graphs
+share one pool of memory for their intermediate results.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +26,8 @@ from nextlat_dist.inference.engine.llama import Block, KeyValueCache, Llama
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17)  # tokens per row; wider blocks are prefills and run uncaptured
 SLOTS = 256  # visible slots are rounded up to a multiple
 WARM_UP_CALLS = 2
+MOST_IDLE_CACHES = 4  # a cache is as large as the batch that it was made for
+MOST_GRAPHS = 128  # of one `Graphs`: every exact temperature, width, number of rows and of visible slots has its own
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -42,7 +48,8 @@ class Graphs:
 
     def __init__(self, capture: bool) -> None:
         self.capture = capture
-        self._captured: dict[Hashable, _Captured] = {}
+        self._captured: OrderedDict[Hashable, _Captured] = OrderedDict()  # that used last comes last
+        self._pool: Any = None
 
     def run(self, key: Hashable, function: Callable[..., Tensors], *inputs: torch.Tensor) -> Tensors:
         """`function(*inputs)`; rows are padded with zeros to a power of two, and cut off again."""
@@ -54,16 +61,28 @@ class Graphs:
         return outputs if padded == rows else tuple(output[:rows] for output in outputs)
 
     def _replay(self, key: Hashable, function: Callable[..., Tensors], inputs: Tensors) -> Tensors:
-        captured = self._captured.get(key)
+        captured = self._captured.pop(key, None)
         if captured is None:
-            captured = self._captured[key] = _capture(function, inputs)
+            while len(self._captured) >= MOST_GRAPHS:
+                self._captured.popitem(last=False)
+            if self._pool is None:
+                self._pool = new_pool()
+            captured = capture(function, inputs, self._pool)
+        self._captured[key] = captured
         for held, given in zip(captured.inputs, inputs, strict=True):
             held.copy_(given)
         captured.graph.replay()
         return captured.outputs
 
 
-def _capture(function: Callable[..., Tensors], inputs: Tensors) -> _Captured:
+def new_pool() -> Any:
+    """Memory that graphs share. They run one after the other, and nothing but what they return outlives a replay: those
+    tensors are held, so that no other graph is given their memory.
+    """
+    return torch.cuda.graph_pool_handle()
+
+
+def capture(function: Callable[..., Tensors], inputs: Tensors, pool: Any) -> _Captured:
     held = tuple(x.clone() for x in inputs)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -72,7 +91,7 @@ def _capture(function: Callable[..., Tensors], inputs: Tensors) -> _Captured:
             function(*held)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         outputs = function(*held)
     return _Captured(graph, held, outputs)
 
@@ -88,29 +107,39 @@ class StaticCache(KeyValueCache):
     graphs: Graphs
     busy: bool = False
 
+    @property
+    def rows(self) -> int:
+        return self.keys[0].shape[0]
+
     def release(self) -> None:
         self.busy = False
 
 
 class StaticLlama(Llama):
-    """`Llama` with short blocks in static shapes. Its caches are kept and used again, with their graphs."""
+    """`Llama` with short blocks in static shapes. A few caches are kept and used again, with their graphs."""
 
     def __init__(self, *arguments: Any, capture: bool) -> None:
         """`arguments` as for `Llama`; without `capture` the same shapes run as they are."""
         super().__init__(*arguments)
         self.capture = capture
-        self._caches: dict[tuple[int, int], StaticCache] = {}
+        self._caches: list[StaticCache] = []  # that used last comes last
 
     def new_cache(self, rows: int, capacity: int, layers: int | None = None) -> KeyValueCache:
         if layers is not None:
             return super().new_cache(rows, capacity, layers)
         # Padding tokens need slots of their own after the last real one.
-        size = (power_of_two(rows), _round_up(capacity + WIDTHS[-1], SLOTS))
-        cache = self._caches.get(size)
-        if cache is None or cache.busy:
-            cache = StaticCache(self.config, *size, self.embedding, len(self.layers))
+        size, slots = power_of_two(rows), _round_up(capacity + WIDTHS[-1], SLOTS)
+        idle = [cache for cache in self._caches if not cache.busy]
+        fitting = [cache for cache in idle if cache.rows >= size and cache.capacity >= slots]
+        if fitting:
+            cache = min(fitting, key=lambda cache: cache.rows * cache.capacity)
+            self._caches.remove(cache)
+        else:
+            for oldest in idle[: max(0, len(idle) + 1 - MOST_IDLE_CACHES)]:
+                self._caches.remove(oldest)
+            cache = StaticCache(self.config, size, slots, self.embedding, len(self.layers))
             cache.graphs = Graphs(self.capture)
-            self._caches[size] = cache
+        self._caches.append(cache)
         cache.busy = True
         cache.lengths = [0] * rows
         return cache

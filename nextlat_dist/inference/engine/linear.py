@@ -33,6 +33,18 @@ def linear(weight: torch.Tensor) -> Product:
     return _ByRows(transposed)
 
 
+def output_head(weight: torch.Tensor) -> Product:
+    """As `linear`, with logits in fp32 at least: sums of products in half precision are not rounded back to it, which
+    would make different logits equal.
+    """
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return linear(weight)
+    if weight.device.type == "cuda":
+        return lambda x: torch.mm(x, weight.t(), out_dtype=torch.float32)
+    product = linear(weight.float())  # products of two half precision numbers are exact in fp32
+    return lambda x: product(x.float())
+
+
 def transposed_product(transposed: torch.Tensor) -> Product:
     """From the matrix as [in, out]."""
     return lambda x: torch.mm(x, transposed)

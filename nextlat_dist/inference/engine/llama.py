@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from nextlat_dist.huggingface.base import LlamaConfig
-from nextlat_dist.inference.engine.linear import linear
+from nextlat_dist.inference.engine.linear import linear, output_head
 
 PREFILL_CHUNK_TOKENS = 2048  # of all rows together; bounds the memory of attention masks and activations
 
@@ -138,12 +138,16 @@ class Llama:
         ]
         self.final_norm = weights["model.norm.weight"]
         self.head_weight = weights.get("lm_head.weight", self.embedding)
-        self._head = linear(self.head_weight)
+        self._head = output_head(self.head_weight)
         self.rotations = _rotations(config, device, dtype)
 
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    @property
+    def half_precision(self) -> bool:
+        return self.embedding.dtype in (torch.bfloat16, torch.float16)
 
     def new_cache(self, rows: int, capacity: int, layers: int | None = None) -> KeyValueCache:
         """An empty cache for `rows` rows of up to `capacity` tokens (at most `max_position_embeddings`)."""
@@ -183,7 +187,7 @@ class Llama:
             yield self.forward(flat, counts, cache), counts
 
     def logits(self, h: torch.Tensor) -> torch.Tensor:
-        """h [rows, hidden] → logits [rows, vocab]."""
+        """h [rows, hidden] → logits [rows, vocab], in fp32 at least."""
         return self._head(h)
 
     def block(self, cache: KeyValueCache, counts: Sequence[int]) -> Block:

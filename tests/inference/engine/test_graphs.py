@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.inference import load
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.latent_predictor import build
+from nextlat_dist.inference.engine import graphs
 from nextlat_dist.inference.engine import llama as llama_module
-from nextlat_dist.inference.engine.graphs import SLOTS, WIDTHS, Graphs, StaticLlama, power_of_two
+from nextlat_dist.inference.engine.graphs import MOST_IDLE_CACHES, SLOTS, WIDTHS, Graphs, StaticLlama, power_of_two
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
@@ -95,6 +98,71 @@ def test_a_cache_is_kept_for_the_next_batch_and_never_shared(export: Path) -> No
         for tokens, piece in zip(mixed, pieces, strict=True):
             tokens.extend(piece.token_ids)
     assert mixed == [plain, plain]
+
+
+def test_caches_of_many_shapes_do_not_stay(export: Path) -> None:
+    """Twelve shapes left twelve caches; a larger one that is idle serves, and the oldest idle ones go."""
+    llama = static_decoder(export, "cpu", capture=False).llama
+    assert isinstance(llama, StaticLlama)
+    for rows in (1, 2, 4, 8, 16, 32):
+        llama.new_cache(rows, 30).release()
+    assert [cache.rows for cache in llama._caches] == [4, 8, 16, 32][-MOST_IDLE_CACHES:]
+    busy = llama.new_cache(64, 30)
+    assert len(llama._caches) == MOST_IDLE_CACHES
+    assert busy in llama._caches
+    assert llama.new_cache(3, 30).rows == 8, "the smallest that fits"
+    for _ in range(3 * MOST_IDLE_CACHES):
+        llama.new_cache(64, 30)  # busy ones are never taken away
+    assert sum(cache.busy for cache in llama._caches) == 3 * MOST_IDLE_CACHES + 2
+
+
+def test_a_smaller_batch_in_a_larger_cache(export: Path) -> None:
+    decoder = static_decoder(export, "cpu", capture=False)
+    prompts = [[1, 5], [1, 9, 4], [1], [1, 7], [1, 2, 3, 4]]
+    options = {"max_new_tokens": 12, "draft_length": 2, "ignore_eos": True}
+    fresh = [decoder.generate([prompt], **options)[0].token_ids for prompt in prompts]  # type: ignore[arg-type]
+    together = decoder.generate(prompts, **options)  # type: ignore[arg-type]
+    again = [decoder.generate([prompt], **options)[0].token_ids for prompt in prompts]  # type: ignore[arg-type]
+    assert fresh == again == [row.token_ids for row in together]
+    two = decoder.generate(prompts[:2], **options)  # type: ignore[arg-type]
+    assert [row.token_ids for row in two] == fresh[:2]
+
+
+def test_graphs_are_bounded_and_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was used longest ago is captured again."""
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    captures: list[tuple[int, object]] = []
+
+    def capture(function: Callable[..., Any], inputs: Any, pool: object) -> Any:
+        captures.append((int(inputs[0][0]), pool))
+        return graphs._Captured(Graph(), tuple(x.clone() for x in inputs), function(*inputs))
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "new_pool", lambda: "the pool")
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 3)
+    kept = Graphs(capture=True)
+
+    def run(key: int) -> None:
+        kept.run(key, lambda x: (x,), torch.full((1,), key))
+
+    for key in (0, 1, 2, 0, 3, 0, 1, 3):
+        run(key)
+    assert [key for key, _ in captures] == [0, 1, 2, 3, 1]
+    assert {pool for _, pool in captures} == {"the pool"}
+    assert len(kept._captured) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_shapes_leave_bounded_memory(export: Path) -> None:
+    decoder = static_decoder(export, "cuda", capture=True)
+    for rows in (1, 2, 4, 8, 16, 32, 3, 5):
+        decoder.generate([[1, 5]] * rows, max_new_tokens=12, draft_length=2, ignore_eos=True)
+    assert isinstance(decoder.llama, StaticLlama)
+    assert len(decoder.llama._caches) <= MOST_IDLE_CACHES
 
 
 def test_rows_are_padded_and_cut_off() -> None:

@@ -151,3 +151,44 @@ def test_after_every_cycle_cache_and_states_equal_a_fresh_prefill(
         for result, whole in zip(batch.results, continuations(exports["random"], MIXED), strict=True):
             end = next((i + 1 for i, token in enumerate(whole) if token in stops.tokens), NEW_TOKENS)
             assert result.token_ids == whole[:end]
+
+
+def test_half_precision_parts_from_plain_decoding_at_near_ties_only(exports: dict[str, Path]) -> None:
+    """The logits are fp32 sums: where two texts part, they say so, and no exact tie of rounded logits hides there."""
+    decoder = load(exports["random"], "cpu", torch.bfloat16)
+    h = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits = decoder.llama.logits(h)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, h.float() @ decoder.llama.head_weight.float().t(), rtol=1e-5, atol=1e-5)
+    prompts = [prompt_of(3, row) for row in range(24)]
+    plain = decoder.generate(prompts, max_new_tokens=60, draft_length=0, batch_size=1, ignore_eos=True)
+    assert 0 < sum(len(row.near_ties) for row in plain) < 0.3 * 60 * 24
+    for size, draft_length in ((1, 3), (8, 0), (24, 2)):
+        other = decoder.generate(
+            prompts, max_new_tokens=60, draft_length=draft_length, batch_size=size, ignore_eos=True
+        )
+        for one, two in zip(plain, other, strict=True):
+            parted = next(
+                (i for i, (a, b) in enumerate(zip(one.token_ids, two.token_ids, strict=True)) if a != b), None
+            )
+            assert parted is None or (parted in one.near_ties and parted in two.near_ties)
+
+
+def test_near_ties_of_a_text_are_its_own(exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of tokens that stayed, whatever was drafted: here every third token is called a tie."""
+    from nextlat_dist.inference.engine import engine
+
+    decoder = planned(exports["random"], MIXED[:3], load(exports["random"], "cpu", torch.float64))
+    monkeypatch.setattr(type(decoder.llama), "half_precision", property(lambda llama: True))
+    monkeypatch.setattr(engine, "near_ties", lambda logits, dtype: logits.argmax(dim=-1) % 3 == 0)
+    for draft_length in (0, 2, 5):
+        results = decoder.generate(
+            prompts_of(MIXED[:3]), max_new_tokens=NEW_TOKENS, draft_length=draft_length, ignore_eos=True
+        )
+        for result in results:
+            assert result.near_ties == [i for i, token in enumerate(result.token_ids) if token % 3 == 0]
+
+
+def test_no_ties_are_sought_in_full_precision(decoders: dict[str, Decoder]) -> None:
+    (row,) = decoders["random"].generate([[1]], max_new_tokens=5, draft_length=0)
+    assert row.near_ties == []
