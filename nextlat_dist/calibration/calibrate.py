@@ -1,7 +1,7 @@
 """What adaptive drafting has to know, measured: how often drafts are accepted, and what drafting and verifying cost.
 
-    calibrate(export: Path, prompts: list[Path], *, temperatures=(0.0, 0.6, 1.0), batch_sizes=(1, 4, 16, 64, 128),
-              prompts_per_domain=8, skip=0, max_new_tokens=96, seed=0, …) -> Report
+    calibrate(export: Path, prompts: list[Path], *, temperatures=(0.0, 0.6, 1.0), top_k=0, top_p=1.0,
+              batch_sizes=(1, 4, 16, 64, 128), prompts_per_domain=8, skip=0, max_new_tokens=96, seed=0, …) -> Report
 
 Acceptance comes from decoding the prompts with a long fixed draft length: of each drafted token, its position, the
 confidence of the drafter just before it was sampled, and whether it was accepted, given that all before it were. Costs
@@ -29,6 +29,7 @@ from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.loading import decoder_of
 from nextlat_dist.inference.prompts import Prompt, load_prompts
+from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Calibration
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report, machine
@@ -42,6 +43,8 @@ def calibrate(
     prompts: list[Path],
     *,
     temperatures: Sequence[float] = (0.0, 0.6, 1.0),
+    top_k: int = 0,
+    top_p: float = 1.0,
     batch_sizes: Sequence[int] = (1, 4, 16, 64, 128),
     prompts_per_domain: int = 8,
     skip: int = 0,
@@ -55,6 +58,7 @@ def calibrate(
 
     Args:
         temperatures: sampling temperatures to calibrate; decoding uses the nearest.
+        top_k, top_p: of the temperatures above 0; those that decoding will use.
         batch_sizes: rows decoded together whose costs are measured; 1 is always added.
         skip: leave out the first prompts of each domain, for those who measure speed on them.
         max_new_tokens: per prompt and temperature.
@@ -70,6 +74,7 @@ def calibrate(
             f"and skip {skip}, but there must be a temperature, batch sizes ≥ 1, 3 new tokens and a skip ≥ 0; change "
             "the one that is wrong"
         )
+    samplings = {temperature: Sampling(temperature, top_k, top_p) for temperature in temperatures}
     chosen = _choose(prompts, prompts_per_domain, skip)
     opened = open_export(export)
     directory = drafter_of(opened).directory
@@ -78,10 +83,26 @@ def calibrate(
         vocabulary_share = change_draft_vocabulary(opened, draft_vocabulary, data)
     decoder = decoder_of(opened)
     encoded = [_encode(decoder, prompt) for prompt in chosen]
-    observed = measure_acceptance(decoder, encoded, temperatures, max_new_tokens, seed, progress)
-    costs = measure_cycle_costs(decoder, encoded, sorted({1, *batch_sizes}), seed, progress)
-    acceptance = [seen.acceptance(temperature) for temperature, seen in observed.items()]
-    calibration = Calibration(decoder.llama.device.type, costs, acceptance, _measured_on(decoder, len(chosen)))
+    observed = measure_acceptance(decoder, encoded, temperatures, max_new_tokens, seed, progress, top_k, top_p)
+    sizes = sorted({1, *batch_sizes})
+    by_kind = {
+        sampling.greedy: sampling
+        for _, sampling in sorted(samplings.items())  # of several temperatures the highest
+    }
+    costs = {
+        greedy: measure_cycle_costs(decoder, encoded, sizes, seed, progress, sampling)
+        for greedy, sampling in by_kind.items()
+    }
+    acceptance = [
+        seen.acceptance(temperature, *((top_k, top_p) if temperature else ())) for temperature, seen in observed.items()
+    ]
+    calibration = Calibration(
+        decoder.llama.device.type,
+        costs.get(True) or costs[False],
+        acceptance,
+        _measured_on(decoder, len(chosen)),
+        costs[False] if len(costs) == 2 else None,
+    )
     calibration.save(directory)
 
     rows = [
@@ -91,6 +112,8 @@ def calibrate(
     ]
     options = {
         "temperatures": list(temperatures),
+        "top_k": top_k,
+        "top_p": top_p,
         "batch_sizes": list(batch_sizes),
         "prompts_per_domain": prompts_per_domain,
         "skip": skip,
@@ -163,6 +186,8 @@ def measure_acceptance(
     max_new_tokens: int,
     seed: int,
     progress: bool,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> dict[float, Observations]:
     """What became of every draft at each temperature; EOS is ignored, as in measurements of speed."""
     longest = decoder.drafter.longest if decoder.drafter else None
@@ -177,6 +202,8 @@ def measure_acceptance(
                 max_new_tokens=max_new_tokens,
                 draft_length=length,
                 temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
                 seed=seed + start,
                 ignore_eos=True,
                 on_cycle=seen.note,
@@ -201,6 +228,10 @@ def _summary(
         summary[f"draft_cost_batch_{size}"] = calibration.costs.draft[size] / line[1]
         summary[f"first_draft_extra_cost_batch_{size}"] = calibration.costs.begin[size] / line[1]
         summary |= {f"verify_cost_{width}_batch_{size}": cost / line[1] for width, cost in line.items() if width > 1}
+    if calibration.sampled_costs is not None:
+        for size, line in calibration.sampled_costs.verify.items():
+            summary[f"sampled_draft_cost_batch_{size}"] = calibration.sampled_costs.draft[size] / line[1]
+            summary |= {f"sampled_verify_cost_{n}_batch_{size}": cost / line[1] for n, cost in line.items() if n > 1}
     for entry in calibration.acceptance:
         summary[f"accepted_share_first_temperature_{entry.temperature:g}"] = entry.by_position[0]
         gaps = [

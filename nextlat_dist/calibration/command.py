@@ -26,6 +26,8 @@ def add_command(commands: Any) -> None:
         metavar="0,0.6,1",
         help="to calibrate for; decoding uses the nearest (default: 0,0.6,1)",
     )
+    calibrate.add_argument("--top-k", type=int, default=0, metavar="N", help="of sampled tokens (default: 0, off)")
+    calibrate.add_argument("--top-p", type=float, default=1.0, metavar="X", help="of sampled tokens (default: 1, off)")
     calibrate.add_argument(
         "--batch-size",
         type=integers,
@@ -60,6 +62,8 @@ def _calibrate(options: argparse.Namespace) -> None:
         options.export,
         options.prompts,
         temperatures=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
         batch_sizes=options.batch_size,
         prompts_per_domain=options.prompts_per_domain,
         skip=options.skip,

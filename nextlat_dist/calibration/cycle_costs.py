@@ -22,6 +22,7 @@ from nextlat_dist.inference.stopping import Stops
 from nextlat_dist.reporting.console import Progress
 
 DRAFTS = (0, 1, 2, 4, 8)  # per cycle
+GREEDY = Sampling()
 PROMPT_TOKENS = 128  # of each row, or less
 WARM_UP_ROUNDS = 1
 MOST_ROUNDS, FEWEST_ROUNDS, ROUND_ROWS = 25, 4, 200  # of each number of drafts; large batches are slow and need fewer
@@ -76,18 +77,24 @@ class _TakingTurns:
 
 
 def measure_cycle_costs(
-    decoder: Decoder, prompts: list[list[int]], batch_sizes: Sequence[int], seed: int, progress: bool
+    decoder: Decoder,
+    prompts: list[list[int]],
+    batch_sizes: Sequence[int],
+    seed: int,
+    progress: bool,
+    sampling: Sampling = GREEDY,
 ) -> Costs:
-    """Costs of drafting and verifying at each batch size, which begin with 1."""
+    """Costs of drafting and verifying at each batch size, which begin with 1, with tokens picked as `sampling` says."""
     context = decoder.llama.config.max_position_embeddings
     longest_prompt = min(PROMPT_TOKENS, context // 4)
     longest = decoder.drafter.longest if decoder.drafter else None
     lengths = sorted({min(drafts, longest or drafts) for drafts in DRAFTS})
     cycles: dict[int, dict[int, list[Cycle]]] = {}
-    shown = Progress("calibrate, costs", len(batch_sizes), progress)
+    kind = "greedy" if sampling.greedy else "sampled"
+    shown = Progress(f"calibrate, costs of {kind} cycles", len(batch_sizes), progress)
     for size in batch_sizes:
         rows = [prompts[row % len(prompts)][-longest_prompt:] for row in range(size)]
-        cycles[size] = cycles_in_turn(decoder, rows, lengths, seed)
+        cycles[size] = cycles_in_turn(decoder, rows, lengths, seed, sampling)
         if cycles[size].keys() != set(lengths):
             raise UserError(
                 f"the model's context of {context} tokens is too short to time cycles of up to {lengths[-1]} drafts; "
@@ -128,13 +135,13 @@ def median_costs(cycles: dict[int, dict[int, list[Cycle]]]) -> Costs:
 
 
 def cycles_in_turn(
-    decoder: Decoder, rows: list[list[int]], lengths: Sequence[int], seed: int
+    decoder: Decoder, rows: list[list[int]], lengths: Sequence[int], seed: int, sampling: Sampling = GREEDY
 ) -> dict[int, list[Cycle]]:
     """Cycles of the whole batch by their number of drafts, ascending, without the first round."""
     rounds = WARM_UP_ROUNDS + min(max(ROUND_ROWS // len(rows), FEWEST_ROUNDS), MOST_ROUNDS)
     tokens = rounds * sum(length + 1 for length in lengths) + 1
     seen: list[Cycle] = []
-    request = Request(tokens, "adaptive", Sampling(), Stops(frozenset()))
+    request = Request(tokens, "adaptive", sampling, Stops(frozenset()))
     policy = _TakingTurns(lengths)
     seeds = range(seed, seed + len(rows))
     batch = DecodingEngine(decoder.llama, decoder.drafter, rows, request, policy, seeds, seen.append)

@@ -36,7 +36,7 @@ class Observations:
         positions = np.array(self.positions, dtype=np.float64)
         return np.stack([np.ones_like(positions), np.log(confidence / (1 - confidence)), np.log(positions)], axis=1)
 
-    def acceptance(self, temperature: float) -> Acceptance:
+    def acceptance(self, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Acceptance:
         """The shares by position, up to the first that was hardly ever reached, and the regression on confidence."""
         positions, accepted = np.array(self.positions), np.array(self.accepted, dtype=np.float64)
         by_position: list[float] = []
@@ -45,7 +45,7 @@ class Observations:
             if position > 1 and here.sum() < FEWEST_OBSERVATIONS:
                 break
             by_position.append(float(accepted[here].mean()))
-        return Acceptance(temperature, by_position, fit(self.features(), accepted).tolist())
+        return Acceptance(temperature, by_position, fit(self.features(), accepted).tolist(), top_k, top_p)
 
     def reliability(self, acceptance: Acceptance) -> list[dict[str, Any]]:
         predicted = probability(np.array(acceptance.confidence), self.features())

@@ -16,14 +16,26 @@ if TYPE_CHECKING:
 def tables(calibration: Calibration, observed: Mapping[float, Observations], rows: list[dict[str, Any]]) -> str:
     """Costs by batch size, acceptance by position, and how well the predicted acceptance holds."""
     widths = sorted(next(iter(calibration.costs.verify.values())))
+    kinds = {"greedy": calibration.costs}
+    if calibration.sampled_costs is not None:
+        kinds["sampled"] = calibration.sampled_costs
+    elif all(entry.temperature for entry in calibration.acceptance):
+        kinds = {"sampled": calibration.costs}
     lines = [
-        {"size": size, "plain": line[1]}
-        | {"first": calibration.costs.begin[size] / line[1], "draft": calibration.costs.draft[size] / line[1]}
+        {"kind": kind, "size": size, "plain": line[1]}
+        | {"first": costs.begin[size] / line[1], "draft": costs.draft[size] / line[1]}
         | {f"v{width}": line[width] / line[1] for width in widths}
-        for size, line in calibration.costs.verify.items()
+        for kind, costs in kinds.items()
+        for size, line in costs.verify.items()
     ]
-    columns = {"batch": "{size}", "plain step": "{plain:.2f}", "draft c": "{draft:.3f}", "first +": "{first:.3f}"}
-    costs = table(columns | {f"v({width})": f"{{v{width}:.2f}}" for width in widths if width > 1}, lines)
+    columns = {
+        "cycles": "{kind}",
+        "batch": "{size}",
+        "plain step": "{plain:.2f}",
+        "draft c": "{draft:.3f}",
+        "first +": "{first:.3f}",
+    }
+    cost_table = table(columns | {f"v({width})": f"{{v{width}:.2f}}" for width in widths if width > 1}, lines)
     sentences = []
     for entry in calibration.acceptance:
         shares = " ".join(f"{share:.2f}" for share in entry.by_position)
@@ -41,7 +53,7 @@ def tables(calibration: Calibration, observed: Mapping[float, Observations], row
     return "\n".join(
         [
             "Costs: the plain step in units of that at batch 1, the others in plain steps of the same batch",
-            costs,
+            cost_table,
             "\nAcceptance by position, given that all before were accepted",
             *sentences,
             "\nReliability of P(accept) given the confidence",

@@ -31,6 +31,10 @@ from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Calibration
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
+from nextlat_dist.reporting.log import logger
+from nextlat_dist.reporting.report import machine
+
+log = logger(__name__)
 
 
 class Decoder:
@@ -60,6 +64,26 @@ class Decoder:
         keep anybody from calibrating again.
         """
         return Calibration.load(self.drafter_directory) if self.drafter_directory else None
+
+    @cached_property
+    def calibrated_elsewhere(self) -> str | None:
+        """In a sentence, on which other machine the costs of the calibration were measured; None: on this one, or they
+        do not say.
+        """
+        calibration = self.calibration
+        if calibration is None:
+            return None
+        here, there = machine_facts(self.llama), calibration.measured_on
+        differing = [name for name, fact in here.items() if name in there and there[name] != fact]
+        if calibration.device != self.llama.device.type:
+            differing, here, there = ["device"], {"device": self.llama.device.type}, {"device": calibration.device}
+        if not differing:
+            return None
+        was, runs = (", ".join(_fact(name, facts[name]) for name in differing) for facts in (there, here))
+        return (
+            f"{self.export} was calibrated on {was}, but runs on {runs}, where costs differ; run `nextlat calibrate` "
+            "there, or set draft_length to a number"
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -191,7 +215,9 @@ class Decoder:
         longest = self.drafter.longest if self.drafter else None
         if wanted is None:
             if self.drafter is not None and self.calibration is not None:
-                return "adaptive"
+                if self.calibrated_elsewhere is None:
+                    return "adaptive"
+                log.warning("%s; drafting a fixed length", self.calibrated_elsewhere)
             return 0 if self.drafter is None else min(3, longest or 3)
         if wanted != "adaptive" and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
             raise UserError(
@@ -211,11 +237,8 @@ class Decoder:
                     f'draft_length is "adaptive", but {self.export} is not calibrated; run `nextlat calibrate` on it, '
                     "or set draft_length to a number"
                 )
-            if self.calibration.device != self.llama.device.type:
-                raise UserError(
-                    f"{self.export} was calibrated on {self.calibration.device}, but runs on {self.llama.device.type}, "
-                    "where costs differ; run `nextlat calibrate` there, or set draft_length to a number"
-                )
+            if self.calibrated_elsewhere is not None:
+                raise UserError(self.calibrated_elsewhere)
             return wanted
         if longest is not None and wanted > longest:
             raise UserError(
@@ -242,3 +265,14 @@ class Decoder:
 
 def _seed(wanted: int | None) -> int:
     return int(torch.randint(1 << 62, ())) if wanted is None else arguments.whole("seed", wanted, 0)
+
+
+def machine_facts(llama: Llama) -> dict[str, Any]:
+    """What the costs of a model's steps depend on, by the names of `Calibration.measured_on`."""
+    found = machine()
+    names = ("gpus",) if llama.device.type == "cuda" else ("cpu", "torch_threads")
+    return {name: found[name] for name in names} | {"dtype": str(llama.embedding.dtype).removeprefix("torch.")}
+
+
+def _fact(name: str, value: Any) -> str:
+    return f"{value} threads" if name == "torch_threads" else ", ".join(value) if name == "gpus" else str(value)

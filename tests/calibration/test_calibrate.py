@@ -246,6 +246,40 @@ def test_a_calibrated_export_decodes_adaptively(right: Path, prompts: Path, tmp_
     assert [row.token_ids for row in adaptive] == [row.token_ids for row in plain]
 
 
+def test_sampled_cycles_have_costs_and_settings_of_their_own(
+    right: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are measured as decoding will draw: with its temperature, top-k and top-p."""
+    from nextlat_dist.inference import sampling
+
+    warped: set[tuple[float, int, float]] = set()
+    probabilities = sampling.Sampling.probabilities
+
+    def noted(self: sampling.Sampling, logits: Any) -> Any:
+        warped.add((self.temperature, self.top_k, self.top_p))
+        return probabilities(self, logits)
+
+    monkeypatch.setattr(sampling.Sampling, "probabilities", noted)
+    report = calibrate(right, [prompts], top_k=7, top_p=0.9, **(QUICK | {"temperatures": [0.0, 0.5, 1.0]}))
+    assert warped == {(0.5, 7, 0.9), (1.0, 7, 0.9)}
+    calibration = Calibration.load(right / PREDICTOR_DIRECTORY)
+    assert calibration is not None
+    assert [(a.temperature, a.top_k, a.top_p) for a in calibration.acceptance] == [
+        (0.0, 0, 1.0),
+        (0.5, 7, 0.9),
+        (1.0, 7, 0.9),
+    ]
+    assert calibration.sampled_costs is not None
+    assert calibration.costs_at(0.0) is calibration.costs
+    assert calibration.costs_at(0.7) is calibration.sampled_costs
+    assert list(calibration.sampled_costs.verify) == [1, 2]
+    assert "sampled_draft_cost_batch_2" in report.content()["summary"]
+    calibrate(right, [prompts], **(QUICK | {"temperatures": [1.0]}))
+    calibration = Calibration.load(right / PREDICTOR_DIRECTORY)
+    assert calibration is not None
+    assert calibration.sampled_costs is None, "there are no others"
+
+
 def test_measured_prompts_can_be_left_out(right: Path, prompts: Path) -> None:
     calibrate(right, [prompts], prompts_per_domain=2, skip=2, **QUICK)
     calibration = Calibration.load(right / PREDICTOR_DIRECTORY)
@@ -278,6 +312,8 @@ def test_the_draft_vocabulary_is_changed_before_measuring(right: Path, prompts: 
         (["--skip", "-1"], "a skip ≥ 0"),
         (["--prompts-per-domain", "0"], "prompts_per_domain is 0"),
         (["--temperature", "-1"], "temperature is -1"),
+        (["--top-p", "0"], "top_p is 0"),
+        (["--top-k", "-1"], "top_k is -1"),
         (["--draft-vocabulary", "100"], "name one with --data"),
         (["--draft-vocabulary", "100", "--data", "nowhere"], "nowhere"),
     ],

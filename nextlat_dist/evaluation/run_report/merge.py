@@ -22,15 +22,21 @@ from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, markdown
 from nextlat_dist.files import EXPORT_FOLDER, EXPORT_REPORT_FILE, METRICS_FILE, SPECULATIVE_REPORT_FILE
 from nextlat_dist.huggingface.stored import read_fields
 
-SPECULATIVE_FIELDS = (
-    "greedy_identical",
+HEADLINE_FIELDS = (  # of greedy text, and as `sampled_…` of the highest temperature: a draft length for each
     "draft_length",
     "accepted_tokens_per_cycle",
     "speedup",
-    "sampled_accepted_tokens_per_cycle",
-    "sampled_speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_in_sample",
     "speedup_adaptive",
-    "sampled_speedup_adaptive",
+    "speedup_adaptive_low",
+    "speedup_adaptive_high",
+)
+SPECULATIVE_FIELDS = (
+    "greedy_identical",
+    *HEADLINE_FIELDS,
+    *(f"sampled_{name}" for name in HEADLINE_FIELDS),
     "repeated_4gram_share",
     "prompts",
 )

@@ -92,6 +92,8 @@ class ExportInCell:
     Attributes:
         drafting, cpu_drafting: by the clock and by processor time; the latter None where an accelerator did the work.
         accepted_fixed_best, accepted_adaptive, drafted_adaptive: tokens per cycle.
+        accepted_held_out, speedup_with_prefill_held_out: of the very trials that `drafting.speedup_fixed_best` is about,
+            each at the length that was the best in the other half.
     """
 
     model: str
@@ -101,6 +103,8 @@ class ExportInCell:
     accepted_fixed_best: float | None
     accepted_adaptive: float | None
     drafted_adaptive: float | None
+    accepted_held_out: float | None
+    speedup_with_prefill_held_out: float | None
 
     @classmethod
     def of(cls, model: str, by_length: ByLength) -> ExportInCell:
@@ -116,6 +120,7 @@ class ExportInCell:
             None if fixed is None else tokens_per_cycle(fixed) - 1,
             None if adaptive is None else tokens_per_cycle(adaptive) - 1,
             None if adaptive is None else _drafted_per_cycle(adaptive),
+            *_held_out(by_length),
         )
 
     def to_json(self, prefix: str = "") -> dict[str, Any]:
@@ -136,7 +141,13 @@ class ExportInCell:
         return cls(model, baseline, Drafting.from_json(entry, prefix), measured, *per_cycle)
 
 
-_PER_CYCLE = ("accepted_fixed_best", "accepted_adaptive", "drafted_adaptive")
+_PER_CYCLE = (
+    "accepted_fixed_best",
+    "accepted_adaptive",
+    "drafted_adaptive",
+    "accepted_held_out",
+    "speedup_with_prefill_held_out",
+)
 
 
 @dataclass(frozen=True)
@@ -273,6 +284,18 @@ def _ratio_of_best(own: ByLength, others: ByLength, rates_of: Callable[[Sequence
         return best_of(drafting, rates_of(by_length[0]), _halves(by_length[0])).rates
 
     return estimate(best(own) / best(others))
+
+
+def _held_out(by_length: ByLength) -> tuple[float | None, float | None]:
+    """Accepted per cycle, and speedup with the prefill, of every trial at the length chosen on the other half."""
+    baseline = by_length[0]
+    fixed = {length: rates(trials) for length, trials in by_length.items() if length not in (0, "adaptive")}
+    if not fixed:
+        return None, None
+    lengths = best_of(fixed, rates(baseline), _halves(baseline)).held_out
+    chosen = [by_length[length][trial] for trial, length in enumerate(lengths)]
+    ratios = [own.rate_with_prefill / plain.rate_with_prefill for own, plain in zip(chosen, baseline, strict=True)]
+    return tokens_per_cycle(chosen) - 1, float(np.median(ratios))
 
 
 def _halves(trials: Sequence[Outcome]) -> np.ndarray:

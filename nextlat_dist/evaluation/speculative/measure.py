@@ -190,12 +190,15 @@ def _draft_lengths(main: Decoder, wanted: Sequence[Length] | None) -> tuple[Leng
             f"{main.export} has nothing to draft with; export a run trained with objective.name nextlat or mtp"
         )
     if wanted is None:
-        return (*FIXED_LENGTHS, "adaptive") if main.calibration is not None else FIXED_LENGTHS
+        usable = main.calibration is not None and main.calibrated_elsewhere is None
+        return (*FIXED_LENGTHS, "adaptive") if usable else FIXED_LENGTHS
     if "adaptive" in wanted and main.calibration is None:
         raise UserError(
             f'draft_length has "adaptive", but {main.export} is not calibrated; run `nextlat calibrate` on it, or '
             "leave adaptive out"
         )
+    if "adaptive" in wanted and main.calibrated_elsewhere is not None:
+        raise UserError(main.calibrated_elsewhere)
     return tuple(wanted)
 
 

@@ -80,7 +80,7 @@ def _can_draft(decoder: Decoder, length: DraftLength) -> bool:
     if decoder.drafter is None:
         return False
     if length == "adaptive":
-        return decoder.calibration is not None
+        return decoder.calibration is not None and decoder.calibrated_elsewhere is None
     return decoder.drafter.longest is None or length <= decoder.drafter.longest
 
 

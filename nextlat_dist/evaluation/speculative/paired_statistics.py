@@ -58,12 +58,14 @@ class Best(Generic[Choice]):
     Attributes:
         choice: the best over all trials.
         rates: [trials], every trial at the rate of the choice that was best in the other half of the trials.
+    held_out: those choices, trial by trial.
         in_sample: [trials], the rates of `choice`.
     """
 
     choice: Choice
     rates: np.ndarray
     in_sample: np.ndarray
+    held_out: tuple[Choice, ...]
 
 
 def best_of(rates: Mapping[Choice, np.ndarray], baseline: np.ndarray, halves: np.ndarray) -> Best[Choice]:
@@ -78,6 +80,7 @@ def best_of(rates: Mapping[Choice, np.ndarray], baseline: np.ndarray, halves: np
     def choose(chosen: np.ndarray) -> Choice:
         return max(rates, key=lambda choice: float(np.median(rates[choice][chosen] / baseline[chosen])))
 
-    crossed = np.where(halves == 0, rates[choose(halves == 1)], rates[choose(halves == 0)])
+    for_half = {0: choose(halves == 1), 1: choose(halves == 0)}
+    crossed = np.where(halves == 0, rates[for_half[0]], rates[for_half[1]])
     choice = choose(np.ones_like(halves, dtype=bool))
-    return Best(choice, crossed, rates[choice])
+    return Best(choice, crossed, rates[choice], tuple(for_half[int(half)] for half in halves))

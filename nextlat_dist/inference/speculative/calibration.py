@@ -70,7 +70,7 @@ def _interpolate(points: dict[int, float], at: int) -> float:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """How drafts fare at one sampling temperature.
+    """How drafts fare at one sampling temperature, with tokens cut by top_k and top_p where they were.
 
     `by_position[i]` is the share accepted of the drafts at position i + 1 whose predecessors were accepted.
     `confidence` are the weights w of logit P(accept) = w0 + w1 · logit(largest draft probability) + w2 · log(position).
@@ -79,6 +79,8 @@ class Acceptance:
     temperature: float
     by_position: list[float]
     confidence: list[float]
+    top_k: int = 0
+    top_p: float = 1.0
 
     def given(self, confidence: float, position: int) -> float:
         """P(accept) of the draft at `position` ≥ 1, given the predecessors' acceptance and the drafter's confidence."""
@@ -89,12 +91,20 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Calibration:
-    """`device` is the type of device that `costs` were measured on; `measured_on` describes the machine to a reader."""
+    """`device` is the type of device that costs were measured on, `measured_on` says what else they depend on: the
+    processor or GPU, threads, dtype.
+
+    `costs` are those of greedy cycles and `sampled_costs` those of cycles that sample; None: the same.
+    """
 
     device: str
     costs: Costs
     acceptance: list[Acceptance]
     measured_on: dict[str, Any] = field(default_factory=dict)
+    sampled_costs: Costs | None = None
+
+    def costs_at(self, temperature: float) -> Costs:
+        return self.costs if temperature == 0 or self.sampled_costs is None else self.sampled_costs
 
     def acceptance_at(self, temperature: float) -> Acceptance:
         """That of the calibrated temperature nearest to `temperature`."""
@@ -128,17 +138,16 @@ class Calibration:
 
 def _read(fields: Fields) -> Calibration:
     fields.integer("format_version", minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
-    costs = fields.object("costs")
-    verify = costs.object("verify")
-    by_rows = {rows: _costs(verify, str(rows), above=0) for rows in _counts(verify)}
-    for rows, line in by_rows.items():
-        if 1 not in line:
-            raise verify.wrong(str(rows), "have the cost of 1 token, the plain step")
+    costs = _all_costs(fields.object("costs"))
+    sampled = fields.values.get("sampled_costs")  # older files have none
+    sampled_costs = None if sampled is None else _all_costs(fields.object("sampled_costs"))
     acceptance = [
         Acceptance(
             entry.number("temperature", minimum=0),
             entry.numbers("by_position", minimum=0, maximum=1),
             entry.numbers("confidence"),
+            entry.integer("top_k", minimum=0) if "top_k" in entry else 0,
+            entry.number("top_p", minimum=0, maximum=1) if "top_p" in entry else 1.0,
         )
         for entry in fields.objects("acceptance")
     ]
@@ -147,10 +156,20 @@ def _read(fields: Fields) -> Calibration:
     measured_on = dict(fields.object("measured_on").values) if "measured_on" in fields else {}
     return Calibration(
         fields.text("device"),
-        Costs(_costs(costs, "draft"), by_rows, _costs(costs, "begin")),
+        costs,
         acceptance,
         measured_on,
+        sampled_costs,
     )
+
+
+def _all_costs(costs: Fields) -> Costs:
+    verify = costs.object("verify")
+    by_rows = {rows: _costs(verify, str(rows), above=0) for rows in _counts(verify)}
+    for rows, line in by_rows.items():
+        if 1 not in line:
+            raise verify.wrong(str(rows), "have the cost of 1 token, the plain step")
+    return Costs(_costs(costs, "draft"), by_rows, _costs(costs, "begin"))
 
 
 def _counts(fields: Fields) -> list[int]:

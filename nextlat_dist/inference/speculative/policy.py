@@ -64,7 +64,7 @@ class AdaptivePolicy:
     def __init__(self, calibration: Calibration, temperature: float, rows: int, longest: int | None) -> None:
         self.longest = min(LONGEST, longest or LONGEST)
         self.rows = rows
-        costs = calibration.costs.at(rows, self.longest)
+        costs = calibration.costs_at(temperature).at(rows, self.longest)
         self.begin, self.draft, self.verify = costs.begin, costs.draft, costs.verify
         self.acceptance = calibration.acceptance_at(temperature)
         shares = self.acceptance.by_position[: self.longest]

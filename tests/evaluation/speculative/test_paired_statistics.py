@@ -29,6 +29,7 @@ def test_each_half_is_measured_with_the_choice_of_the_other() -> None:
     rates = {1: np.array([30.0, 30.0, 20.0, 20.0]), 2: np.array([12.0, 12.0, 40.0, 40.0])}
     best = best_of(rates, np.full(4, 10.0), halves)
     assert best.rates.tolist() == [12.0, 12.0, 20.0, 20.0]
+    assert best.held_out == (2, 2, 1, 1)
     assert best.choice == 2  # medians of the ratios over all trials: 2.5 and 2.6
     assert best.in_sample.tolist() == rates[2].tolist()
 

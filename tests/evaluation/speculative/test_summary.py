@@ -229,6 +229,31 @@ def test_headline() -> None:
     assert found["baseline_tokens_per_second"] == 100.0
 
 
+def test_the_headline_is_held_out_and_says_which_length_each_number_belongs_to() -> None:
+    """Length 1 is fast in the even trials, length 2 in the odd ones: chosen on one half, each fails on the other."""
+    fast_even, fast_odd = [300.0, 100.0] * 3, [100.0, 320.0] * 3
+    greedy: dict[Method, Sequence[Outcome]] = {
+        Method(NEXTLAT, 0): trials_at([100.0] * 6, cycles=100),
+        Method(NEXTLAT, 1): trials_at(fast_even, cycles=80),
+        Method(NEXTLAT, 2): trials_at(fast_odd, cycles=50),
+        Method(NEXTLAT, "adaptive"): trials_at([150.0] * 6, cycles=60),
+    }
+    sampled = {**greedy, Method(NEXTLAT, 5): trials_at([400.0] * 6, cycles=25)}
+    cells = {Cell(ALL, 1, 0.0): greedy, Cell(ALL, 1, 1.0): sampled}
+    found = headline(compare(cells), rows_of(cells))
+    assert found["speedup"] == found["speedup_low"] == found["speedup_high"] == pytest.approx(1.0)
+    assert found["speedup_in_sample"] == pytest.approx(2.1)  # the median of 1.0 and 3.2
+    assert found["draft_length"] == 2
+    # Even trials at length 2 (50 cycles), odd ones at length 1 (80): 100 tokens in 65 cycles on average.
+    assert found["accepted_tokens_per_cycle"] == pytest.approx(100 / 65 - 1)
+    assert found["tokens_per_cycle"] == pytest.approx(100 / 65)
+    assert found["speedup_with_prefill"] == pytest.approx(1.0)
+    assert found["sampled_draft_length"] == 5
+    assert found["sampled_speedup"] == found["sampled_speedup_in_sample"] == pytest.approx(4.0)
+    assert found["sampled_accepted_tokens_per_cycle"] == pytest.approx(3.0)
+    assert found["speedup_adaptive"] == found["speedup_adaptive_low"] == pytest.approx(1.5)
+
+
 def test_tables() -> None:
     everything = compare({Cell("prose", 8, 1.0): outcomes(), CODE: outcomes()})
     own, others = (table(*one).splitlines() for one in tables(everything))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference import load
+from nextlat_dist.inference.decoder import machine_facts
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
+from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
 COSTS = Costs({1: 0.1, 4: 0.25}, {1: {1: 1.0, 3: 1.4, 5: 2.0}, 4: {1: 2.0, 5: 6.0}}, {1: 0.2, 4: 0.6})
@@ -45,6 +48,27 @@ def test_acceptance_given_confidence() -> None:
     assert falling.given(0.5, 3) == pytest.approx(0.25)  # odds 1 at position 1, 1/3 at position 3
     assert CALIBRATION.acceptance_at(0.4) is CALIBRATION.acceptance[0]
     assert CALIBRATION.acceptance_at(0.6) is CALIBRATION.acceptance[1]
+
+
+def test_sampled_cycles_have_their_own_costs(tmp_path: Path) -> None:
+    sampled = Costs({1: 0.9}, {1: {1: 1.0, 9: 5.0}}, {1: 0.1})
+    both = replace(CALIBRATION, sampled_costs=sampled)
+    both.save(tmp_path)
+    assert Calibration.load(tmp_path) == both
+    assert AdaptivePolicy(both, 0.0, 1, 4).draft == pytest.approx(0.1)
+    assert AdaptivePolicy(both, 0.7, 1, 4).draft == pytest.approx(0.9)
+    assert AdaptivePolicy(CALIBRATION, 0.7, 1, 4).draft == pytest.approx(0.1), "older files have one kind"
+
+
+def test_a_file_of_an_older_release_is_read(tmp_path: Path) -> None:
+    """It had no costs of sampled cycles, and no top_k and top_p."""
+    path = CALIBRATION.save(tmp_path)
+    raw = json.loads(path.read_text())
+    raw.pop("sampled_costs", None)
+    for entry in raw["acceptance"]:
+        del entry["top_k"], entry["top_p"]
+    path.write_text(json.dumps(raw))
+    assert Calibration.load(tmp_path) == CALIBRATION
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -90,4 +114,27 @@ def test_adaptive_needs_a_calibration_of_this_kind_of_device(tmp_path: Path) -> 
     assert decoder.generate([[1]], max_new_tokens=9, ignore_eos=True)[0].drafted > 0  # 3, as not calibrated
     Calibration("cuda", COSTS, CALIBRATION.acceptance).save(tmp_path / "latent_predictor")
     with pytest.raises(UserError, match="was calibrated on cuda, but runs on cpu"):
+        load(tmp_path, "cpu").generate([[1]], max_new_tokens=2, draft_length="adaptive")
+
+
+def test_adaptive_needs_a_calibration_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default falls back to a fixed length and says so; asked for by name it is refused."""
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    here = machine_facts(load(tmp_path, "cpu").llama)
+    folder = tmp_path / "latent_predictor"
+    for changed, sentence in (
+        ({"cpu": "Abacus 3000"}, "was calibrated on Abacus 3000, but runs on"),
+        ({"torch_threads": 99}, "was calibrated on 99 threads, but runs on"),
+        ({"dtype": "bfloat16"}, "was calibrated on bfloat16, but runs on float32"),
+    ):
+        replace(CALIBRATION, measured_on=here | changed).save(folder)
+        decoder = load(tmp_path, "cpu")
+        with pytest.raises(UserError, match=f"{sentence}.*run `nextlat calibrate`"):
+            decoder.generate([[1]], max_new_tokens=2, draft_length="adaptive")
+        (row,) = decoder.generate([[1]], max_new_tokens=9, ignore_eos=True)
+        assert len(row.drafted_by_position) == 3
+        assert sentence in capsys.readouterr().err
+    for known in (here, {}, {"prompts": 3}):
+        replace(CALIBRATION, measured_on=known).save(folder)
         load(tmp_path, "cpu").generate([[1]], max_new_tokens=2, draft_length="adaptive")
