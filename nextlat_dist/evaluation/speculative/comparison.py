@@ -92,8 +92,8 @@ class ExportInCell:
     Attributes:
         drafting, cpu_drafting: by the clock and by processor time; the latter None where an accelerator did the work.
         accepted_fixed_best, accepted_adaptive, drafted_adaptive: tokens per cycle.
-        accepted_held_out, speedup_with_prefill_held_out: of the very trials that `drafting.speedup_fixed_best` is about,
-            each at the length that was the best in the other half.
+        accepted_held_out, speedup_with_prefill_held_out: of what `drafting.speedup_fixed_best` is about, each trial at
+            the length that was the best in the other half.
     """
 
     model: str
