@@ -66,6 +66,13 @@ class Decoder:
         return Calibration.load(self.drafter_directory) if self.drafter_directory else None
 
     @cached_property
+    def machine_facts(self) -> dict[str, Any]:
+        """What the costs of steps depend on, by the names of `Calibration.measured_on`."""
+        found = machine()
+        names = ("gpus",) if self.llama.device.type == "cuda" else ("cpu", "torch_threads")
+        return {name: found[name] for name in names} | {"dtype": str(self.llama.embedding.dtype).removeprefix("torch.")}
+
+    @property
     def calibrated_elsewhere(self) -> str | None:
         """In a sentence, on which other machine the costs of the calibration were measured; None: on this one, or they
         do not say.
@@ -73,17 +80,25 @@ class Decoder:
         calibration = self.calibration
         if calibration is None:
             return None
-        here, there = machine_facts(self.llama), calibration.measured_on
-        differing = [name for name, fact in here.items() if name in there and there[name] != fact]
+        here, there = self.machine_facts, calibration.measured_on
+        differing = [name for name in here if name in there and _fact(name, here) != _fact(name, there)]
         if calibration.device != self.llama.device.type:
             differing, here, there = ["device"], {"device": self.llama.device.type}, {"device": calibration.device}
         if not differing:
             return None
-        was, runs = (", ".join(_fact(name, facts[name]) for name in differing) for facts in (there, here))
+        was, runs = (", ".join(_fact(name, facts) for name in differing) for facts in (there, here))
         return (
             f"{self.export} was calibrated on {was}, but runs on {runs}, where costs differ; run `nextlat calibrate` "
             "there, or set draft_length to a number"
         )
+
+    @cached_property
+    def _calibrated_here(self) -> bool:
+        """For those who asked for nothing; what it means is said once."""
+        elsewhere = self.calibrated_elsewhere
+        if elsewhere is not None:
+            log.warning("%s; drafting a fixed length", elsewhere)
+        return self.calibration is not None and elsewhere is None
 
     @property
     def tokenizer(self) -> Any:
@@ -214,10 +229,8 @@ class Decoder:
         """A number, or "adaptive", that this decoder can do."""
         longest = self.drafter.longest if self.drafter else None
         if wanted is None:
-            if self.drafter is not None and self.calibration is not None:
-                if self.calibrated_elsewhere is None:
-                    return "adaptive"
-                log.warning("%s; drafting a fixed length", self.calibrated_elsewhere)
+            if self.drafter is not None and self._calibrated_here:
+                return "adaptive"
             return 0 if self.drafter is None else min(3, longest or 3)
         if wanted != "adaptive" and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
             raise UserError(
@@ -267,12 +280,8 @@ def _seed(wanted: int | None) -> int:
     return int(torch.randint(1 << 62, ())) if wanted is None else arguments.whole("seed", wanted, 0)
 
 
-def machine_facts(llama: Llama) -> dict[str, Any]:
-    """What the costs of a model's steps depend on, by the names of `Calibration.measured_on`."""
-    found = machine()
-    names = ("gpus",) if llama.device.type == "cuda" else ("cpu", "torch_threads")
-    return {name: found[name] for name in names} | {"dtype": str(llama.embedding.dtype).removeprefix("torch.")}
-
-
-def _fact(name: str, value: Any) -> str:
-    return f"{value} threads" if name == "torch_threads" else ", ".join(value) if name == "gpus" else str(value)
+def _fact(name: str, facts: dict[str, Any]) -> str:
+    value = facts[name]
+    if name == "gpus" and isinstance(value, list):
+        return ", ".join(sorted(set(map(str, value)))) or "no GPU"
+    return f"{value} threads" if name == "torch_threads" else str(value)

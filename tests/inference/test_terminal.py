@@ -263,22 +263,21 @@ def test_a_full_disk_is_one_sentence(decoder: Decoder, tmp_path: Path, monkeypat
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+    settings, typed = Settings(draft_length=0, max_new_tokens=3), []
+
     def read() -> str:
-        lines.append("alpha")
+        typed.append("alpha")
         return "alpha"
 
-    settings, lines = Settings(draft_length=0, max_new_tokens=3), []  # type: tuple[Settings, list[str]]
-    for run in (
-        lambda screen: generate(decoder, "alpha", settings, screen),
-        lambda screen: chat(decoder, settings, screen, read),
-    ):
+    for talk in (False, True):
         with (tmp_path / "out").open("wb") as out:
             monkeypatch.setattr(sys, "stdout", Full(out))
+            screen = Screen(sys.stdout, io.StringIO(), colour=False)
             with pytest.raises(UserError, match="standard output cannot be written: No space left on device"):
-                run(Screen(sys.stdout, io.StringIO(), colour=False))
+                chat(decoder, settings, screen, read) if talk else generate(decoder, "alpha", settings, screen)
             os.write(out.fileno(), b"goes nowhere")
         assert (tmp_path / "out").read_bytes() == b""
-    assert lines == ["alpha"], "a chat ends there"
+    assert typed == ["alpha"], "a chat ends there"
 
 
 def test_output_closed_from_the_beginning_is_one_sentence(

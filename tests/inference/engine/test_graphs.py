@@ -110,7 +110,8 @@ def test_caches_of_many_shapes_do_not_stay(export: Path) -> None:
     busy = llama.new_cache(64, 30)
     assert len(llama._caches) == MOST_IDLE_CACHES
     assert busy in llama._caches
-    assert llama.new_cache(3, 30).rows == 8, "the smallest that fits"
+    llama.new_cache(3, 30)
+    assert sorted(cache.rows for cache in llama._caches if cache.busy) == [8, 64], "the smallest that fits"
     for _ in range(3 * MOST_IDLE_CACHES):
         llama.new_cache(64, 30)  # busy ones are never taken away
     assert sum(cache.busy for cache in llama._caches) == 3 * MOST_IDLE_CACHES + 2

@@ -10,7 +10,6 @@ import pytest
 
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference import load
-from nextlat_dist.inference.decoder import machine_facts
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
@@ -121,7 +120,7 @@ def test_adaptive_needs_a_calibration_of_this_machine(tmp_path: Path, capsys: py
     """The default falls back to a fixed length and says so; asked for by name it is refused."""
     config = tiny_config()
     write_export(tmp_path, config, random_weights(config), random_predictor(32))
-    here = machine_facts(load(tmp_path, "cpu").llama)
+    here = load(tmp_path, "cpu").machine_facts
     folder = tmp_path / "latent_predictor"
     for changed, sentence in (
         ({"cpu": "Abacus 3000"}, "was calibrated on Abacus 3000, but runs on"),
