@@ -45,6 +45,7 @@ class Decoder:
         self.opened = opened
         self.llama = llama
         self.drafter = drafter
+        self._said_elsewhere = False
         self.bos_token_id, self.eos_token_ids = opened.special_tokens.bos, opened.special_tokens.eos
 
     @property
@@ -92,11 +93,11 @@ class Decoder:
             "there, or set draft_length to a number"
         )
 
-    @cached_property
     def _calibrated_here(self) -> bool:
-        """For those who asked for nothing; what it means is said once."""
+        """For those who asked for nothing; that it does not count here is said once."""
         elsewhere = self.calibrated_elsewhere
-        if elsewhere is not None:
+        if elsewhere is not None and not self._said_elsewhere:
+            self._said_elsewhere = True
             log.warning("%s; drafting a fixed length", elsewhere)
         return self.calibration is not None and elsewhere is None
 
@@ -229,7 +230,7 @@ class Decoder:
         """A number, or "adaptive", that this decoder can do."""
         longest = self.drafter.longest if self.drafter else None
         if wanted is None:
-            if self.drafter is not None and self._calibrated_here:
+            if self.drafter is not None and self._calibrated_here():
                 return "adaptive"
             return 0 if self.drafter is None else min(3, longest or 3)
         if wanted != "adaptive" and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
