@@ -260,7 +260,7 @@ def test_a_reader_that_leaves_early_is_no_error(
 
 def test_a_full_disk_is_one_sentence(decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.TextIOWrapper):
-        def flush(self) -> None:
+        def write(self, text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     settings, typed = Settings(draft_length=0, max_new_tokens=3), []
