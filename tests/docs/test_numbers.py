@@ -11,7 +11,9 @@ import pytest
 from tests.kit.page_numbers import ROOT, Sentence, corrected, sentences
 
 
-@pytest.mark.parametrize("sentence", sentences(), ids=lambda sentence: f"{sentence.page}: {sentence.template[:50]}")
+@pytest.mark.parametrize(
+    "sentence", list(sentences()), ids=lambda sentence: f"{sentence.page}: {sentence.template[:50]}"
+)
 def test_a_number_on_a_page_is_that_of_the_json(sentence: Sentence) -> None:
     found = sentence.found((ROOT / sentence.page).read_text())
     assert found.groups() == sentence.values
