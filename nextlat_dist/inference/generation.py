@@ -23,7 +23,7 @@ class Generation:
 
     `near_ties` are positions of greedy text in half precision (bf16, fp16) where the best two logits are nearer than
     half precision resolves. Hidden states are rounded to it, so that another draft length or batch size may go on with
-    the other token from there: both are greedy text of the model.
+    the other token from there (seldom from elsewhere): both are greedy text of the model.
     """
 
     token_ids: list[int] = field(default_factory=list)
