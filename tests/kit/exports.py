@@ -235,6 +235,7 @@ def write_tokenizer(directory: Path) -> int:
         byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
     )
