@@ -171,8 +171,9 @@ def tokens_cut_off(pieces: Sequence[tuple[ArrangedDocuments, int, int]], row_tok
     total = 0
     for block, begin, end in pieces:
         ends = block.ends[begin:end]
-        lengths = np.diff(ends, prepend=block.ends[begin - 1] if begin else 0)
-        total += int(np.maximum(lengths - row_tokens, 0).sum())
+        if len(ends):  # a window with lost records holds fewer documents than it counts
+            lengths = np.diff(ends, prepend=block.ends[begin - 1] if begin else 0)
+            total += int(np.maximum(lengths - row_tokens, 0).sum())
     return total
 
 

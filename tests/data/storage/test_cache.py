@@ -69,11 +69,11 @@ def test_no_two_ranges_share_a_name(tmp_path: Path) -> None:
     keys = [("https://host/a/x.tar", 0, 4), ("https://host/b/x.tar", 0, 4), ("https://host/a/x.tar", 4, 4)]
     keys += [("https://host/a/x.tar", 0, 5)]
     for number, key in enumerate(keys):
-        cache.put(*key, crc32(piece(7)), piece(7))
+        cache.put(*key, crc32(piece(7, 4)), piece(7, 4))
         assert len(kept_files(tmp_path)) == number + 1
-    cache.put(*keys[0], crc32(piece(8)), piece(8))
-    assert cache.get(*keys[0], crc32(piece(7))) == piece(7)
-    assert cache.get(*keys[0], crc32(piece(8))) == piece(8)
+    cache.put(*keys[0], crc32(piece(8, 4)), piece(8, 4))
+    assert cache.get(*keys[0], crc32(piece(7, 4))) == piece(7, 4)
+    assert cache.get(*keys[0], crc32(piece(8, 4))) == piece(8, 4)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer"])
