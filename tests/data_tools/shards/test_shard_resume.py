@@ -105,7 +105,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     assert resumed > 3
 
 
-@pytest.mark.parametrize(("workers", "events"), [(1, (15, 50)), (2, (40, 80))])
+@pytest.mark.parametrize(("workers", "events"), [(1, (15, 75)), (2, (40, 105))])
 def test_killed_again_and_again_it_comes_to_its_end(
     corpus: Path, tmp_path: Path, workers: int, events: tuple[int, int]
 ) -> None:
