@@ -8,6 +8,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from nextlat_dist.config import config_from_dict, load_config
+from nextlat_dist.reporting.options import CommandParser
 from tests.kit.pages import PAGES, REASONS, ROOT, Block, anchors, blocks, links
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -46,12 +48,16 @@ class _Parsed(BaseException):  # past every handler of a command
 
 def parsed(main: Callable[[list[str]], Any], arguments: list[str]) -> argparse.Namespace:
     """What `main` makes of the arguments; stops it before it does anything with them."""
-    real = argparse.ArgumentParser.parse_args
 
-    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
-        raise _Parsed(real(self, args, namespace))
+    def stopping(real: Callable[..., argparse.Namespace]) -> Callable[..., None]:
+        def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
+            raise _Parsed(real(self, args, namespace))
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        return stop
+
+    with ExitStack() as stack:
+        for parser in (argparse.ArgumentParser, CommandParser):
+            stack.enter_context(mock.patch.object(parser, "parse_args", stopping(parser.parse_args)))
         try:
             main(arguments)
         except _Parsed as found:
