@@ -261,7 +261,7 @@ def test_an_interrupted_run_leaves_nothing_under_a_final_name(
     output = tmp_path / "data"
     arguments = ["shard", "--input", "-", "--tokenizer", tiny_tokenizer(), "--output", output, "--workers", workers]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments), "--record-tokens", "100"],
+        [*COMMAND, *map(str, arguments), "--record-tokens", "100", "--no-shuffle"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,

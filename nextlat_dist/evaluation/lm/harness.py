@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.opened import open_export
-from nextlat_dist.huggingface.tokenizer import TrainingTokenizer
 
 BOOTSTRAPS = 100  # resamples for the standard error of what is no mean, such as a perplexity: known to 1 in √200, 7%
 
@@ -69,6 +67,9 @@ def run_tasks(export: Path, manager: Any, tasks: list[Any], limit: int | None, b
     import torch
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+
+    from nextlat_dist.huggingface.opened import open_export
+    from nextlat_dist.huggingface.tokenizer import TrainingTokenizer
 
     class OneBos(HFLM):
         """Running text as in training, after one BOS. The harness puts one in front of what the tokenizer gives, which
