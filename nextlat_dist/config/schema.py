@@ -261,7 +261,7 @@ class GuardsConfig:
     spike_zscore: Annotated[
         float,
         "loss or gradient norm above the median, in robust standard deviations; 0: off",
-        NOT_NEGATIVE.within(0.1, 1e6),
+        NOT_NEGATIVE.within(0.1, 1e9),
     ] = 0.0
     window_steps: Annotated[
         int,

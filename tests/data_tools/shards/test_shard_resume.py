@@ -330,7 +330,7 @@ def test_ctrl_c_stops_the_command_at_once_and_it_goes_on(tmp_path: Path) -> None
     """Two workers; standard input stays open, so that the run is in the middle when it is stopped."""
     lines = "".join(f"{number} {text!r}\n" for number in range(250) for text in TEXTS[:100])
     arguments = ["shard", "--input", "-", "--tokenizer", str(tiny_tokenizer()), "--output", str(tmp_path / "out")]
-    arguments += ["--workers", "2", "--shard-tokens", "100000"]
+    arguments += ["--workers", "2", "--shard-tokens", "100000", "--no-shuffle"]
     command = [sys.executable, "-m", "data_tools.cli", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
