@@ -91,6 +91,8 @@ class Trainer:
                 # Also before a save, so that a checkpoint never falls inside an average.
                 if save or state.step == 1 or state.step % config.training.log_interval == 0:
                     self._report()
+                if done or stop:
+                    self._cut.warn_at_the_end(state.step)
                 # Skip validation when a stop was requested: saving comes first.
                 if (done or not stop) and self._due(config.training.validation_interval, done):
                     self._validate()
@@ -98,7 +100,6 @@ class Trainer:
                 if save:
                     self._save()
             last = self._finish_saves()
-        self._cut.warn_at_the_end(state.step)
         if last and last[-1].error:
             raise UserError(last[-1].error, shared=True)
         return state.step < total

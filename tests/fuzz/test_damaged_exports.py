@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nextlat_dist.cli import main
-from tests.fuzz.damaged_exports import damage
+from tests.kit.damaged_exports import damage
 from tests.kit.exports import calibration, random_predictor, random_weights, tiny_config, write_export, write_tokenizer
 from tests.kit.fuzz import Findings, Sandbox, cases, generator, warm
 
