@@ -140,6 +140,10 @@ NAMES: dict[str, dict[str, str]] = {
     "nextlat_dist.data.packing": {"Block": "nextlat_dist.data.packing:ArrangedDocuments"},
     "nextlat_dist.export.huggingface": {"REPORT_FILE": "nextlat_dist.files:EXPORT_REPORT_FILE"},
     "nextlat_dist.tasks.countdown": {"Verdict": "nextlat_dist.tasks.countdown:CountdownVerdict"},
+    "nextlat_dist.inference.linear": {
+        "PACK_FROM_ELEMENTS": "nextlat_dist.inference.engine.linear:BLOCK_FROM_ELEMENTS",
+        "PACK_ROWS_HINT": "nextlat_dist.inference.engine.linear:BLOCK_ROWS_HINT",
+    },
     "nextlat_dist.tasks.vocabulary": {
         "BOS_ID": "nextlat_dist.tasks.documents",
         "EOS_ID": "nextlat_dist.tasks.documents",
@@ -255,6 +259,7 @@ NAMES: dict[str, dict[str, str]] = {
         "evaluate_speculative": "nextlat_dist.evaluation.speculative.measure",
     },
     "nextlat_dist.evaluation.speculative_summary": {
+        "HEADLINE_FIELDS": "nextlat_dist.evaluation.run_report.merge",
         "NEVER_SLOWER": "nextlat_dist.evaluation.speculative.comparison",
         "Outcomes": "nextlat_dist.evaluation.speculative.records",
         "compare": "nextlat_dist.evaluation.speculative.comparison",
@@ -378,7 +383,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nextlat_dist.training.run": {
         "describe": "nextlat_dist.plan.describe",
-        "dry_run": "nextlat_dist.training.command",
+        "dry_run": "nextlat_dist.training.dry_run",
     },
     "nextlat_dist.training.state": {
         "CONFIG_FILE": "nextlat_dist.files",
