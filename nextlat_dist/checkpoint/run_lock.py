@@ -2,7 +2,7 @@
 
     lock = take_lock(output_dir)        rank 0 of a run; `lock.release()` at its end
 
-The file says which process holds the lock (host, id, time of its start) and is written anew every `BEAT_SECONDS`.
+The file says which process holds the lock (host, id, time of its start) and is written again every `BEAT_SECONDS`.
 A dead owner's lock is taken over: at once where this machine sees that the process is gone, or where both were started
 by the same launch script, which ends its ranks before it starts others; of another host (or container) when it gave no
 sign of life for `STALE_SECONDS`. Clocks of hosts are never compared, only the file system's with itself.

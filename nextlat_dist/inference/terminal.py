@@ -308,7 +308,7 @@ def _no_interrupt_lost() -> Iterator[None]:
     """Inside, on the main thread, Ctrl-C ends `input` also when it comes just before the line editor waits for a key.
 
     Python looks for signals only when the wait is interrupted, and that one came too early for it. A thread learns of
-    every signal and interrupts the wait again, by one that does nothing else but have the line drawn anew.
+    every signal and interrupts the wait again, by one that does nothing else but have the line drawn again.
     """
     main, over = threading.get_ident(), threading.Event()
     if main != threading.main_thread().ident:

@@ -212,7 +212,7 @@ def test_every_configuration_is_answered(tmp_path: Path) -> None:
         path.write_bytes(content)
         words = command_of(draw, "run.yaml")
         before = sandbox.files()
-        # doctor tries to write where the run would; what it leaves behind is looked for below.
+        # doctor tries to write where the run would; what it leaves is looked for below.
         may_try = [sandbox.cwd] if words[0] == "doctor" else [out]
         answer = sandbox.run(partial(main, words), writable=may_try)
         found.judge(f"config:{number} {os.fspath(path)} {words}", answer, sandbox.changed(before, [out]))

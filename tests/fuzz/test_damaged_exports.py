@@ -64,7 +64,7 @@ def test_damaged_exports(tmp_path: Path) -> None:
 
 
 def test_an_internal_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: an error of ours behind the reading of an export is no sentence."""
+    """The negative control: an error of ours after the reading of an export is no sentence."""
     export = written_now(tmp_path / "now")
 
     def broken(*arguments: Any, **options: Any) -> Any:

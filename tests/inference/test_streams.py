@@ -9,22 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
-from nextlat_dist.inference import Decoder, load
+from nextlat_dist.inference import Decoder
 from nextlat_dist.inference.terminal import Screen, Settings, chat, generate
-from tests.kit.exports import copying_model, tiny_config, write_export, write_tokenizer
+from tests.kit.exports import word_decoder
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    directory = tmp_path_factory.mktemp("words")
-    config = tiny_config(vocab_size=write_tokenizer(directory))
-    weights, predictor = copying_model(config)
-    weights["lm_head.weight"][:259] = 0  # no special tokens, no bytes
-    return load(write_export(directory, config, weights, predictor), dtype=torch.float64)
+    return word_decoder(tmp_path_factory.mktemp("words"))
 
 
 def test_a_full_disk_is_one_sentence(decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +82,7 @@ def test_bytes_on_the_command_line(
 def test_standard_input_that_is_no_text(
     decoder: Decoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt is refused; a chat goes on with its next line."""
+    """A prompt is refused; a chat continues with its next line."""
     options = ["--export", str(decoder.export), "--max-new-tokens", "3", "--draft-length", "0"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 au lait")))
     assert main(["generate", *options, "--prompt", "-"]) == 2

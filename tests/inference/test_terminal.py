@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from nextlat_dist.cli import main
 from nextlat_dist.inference import Decoder, Piece, load
@@ -31,7 +30,7 @@ from nextlat_dist.inference.terminal import (
     generate,
     wants_colour,
 )
-from tests.kit.exports import copying_model, tiny_config, write_export, write_tokenizer
+from tests.kit.exports import word_decoder
 
 TEXT = "import naïve 日本語 🙂🙂 self\n\treturn"
 
@@ -39,11 +38,7 @@ TEXT = "import naïve 日本語 🙂🙂 self\n\treturn"
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """Says whole words, and its drafts are right."""
-    directory = tmp_path_factory.mktemp("words")
-    config = tiny_config(vocab_size=write_tokenizer(directory))
-    weights, predictor = copying_model(config)
-    weights["lm_head.weight"][:259] = 0  # no special tokens, no bytes
-    return load(write_export(directory, config, weights, predictor), dtype=torch.float64)
+    return word_decoder(tmp_path_factory.mktemp("words"))
 
 
 class Terminal(io.StringIO):

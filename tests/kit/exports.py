@@ -22,6 +22,7 @@ from nextlat_dist.huggingface.tokenizer import export_tokenizer
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.drafters.latent_predictor import LatentPredictorDrafter
 from nextlat_dist.inference.drafting import Chooser, Drawn, unroll
+from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.sampling import Sampling
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration, Costs
 
@@ -244,6 +245,14 @@ def write_tokenizer(directory: Path) -> int:
     export_tokenizer(path, directory, 128)
     size: int = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
     return size
+
+
+def word_decoder(directory: Path) -> Decoder:
+    """A decoder that says whole words, and whose drafts are right."""
+    config = tiny_config(vocab_size=write_tokenizer(directory))
+    weights, predictor = copying_model(config)
+    weights["lm_head.weight"][:259] = 0  # no special tokens, no bytes
+    return load(write_export(directory, config, weights, predictor), dtype=torch.float64)
 
 
 def calibration(draft: float = 0.05, per_token: float = 0.1) -> Calibration:

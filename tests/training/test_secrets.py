@@ -1,4 +1,4 @@
-"""A run whose data lies behind a password and a signature: it trains, resumes, and writes neither of them."""
+"""A run whose data needs a password and a signature: it trains, resumes, and writes neither of them."""
 
 from __future__ import annotations
 
