@@ -7,6 +7,7 @@ Command: `pytest tests/launch/test_two_hosts.py`.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -100,7 +101,10 @@ def test_whatever_is_killed_nothing_is_left_over_and_a_restart_is_the_same_run(n
         process.kill()
     text = (site.root / "output.txt").read_text()
     assert code == 0, text
-    assert "left over: 0" in text, text
+    here, there = map(int, re.findall(r"^running: (\d+) and (\d+)$", text, re.MULTILINE)[0])
+    assert here >= 5, text  # the runner, pdsh, ssh to a host, launcher and rank
+    assert there >= 2, text  # launcher and rank
+    assert "left over: 0 and 0" in text, text
     assert "ended with 0" not in text
     assert losses(cut) == losses(whole)
     final = "checkpoints/step_00000040"
@@ -112,21 +116,27 @@ def test_whatever_is_killed_nothing_is_left_over_and_a_restart_is_the_same_run(n
 
 # On alpha: start, kill the first process of that kind (on this host, where ids are seen), count what is left of the run
 # on both hosts after ten seconds, start again.
-SURVIVE = """
+SURVIVE = r"""
 source launch/processes.sh
+count_processes() {
+    local run=' nextlat_dist[.]cli train ' # which this script and ssh, that have it in their lines, do not match
+    here="$(processes_like "$run" | wc -l)"
+    there="$(ssh beta "bash -c 'source $PWD/launch/processes.sh; processes_like \"$run\"'" | wc -l)"
+}
 export MAX_RESTARTS=0 NEXTLAT_SKIP_DOCTOR=1
 bash launch/multi_node.sh hosts "$2.yaml" &
 script=$!
 until grep -qs '"step": 7,' "$2/metrics.jsonl"; do kill -0 "$script" || exit 9; sleep 0.1; done
+count_processes
+echo "running: $here and $there"
 mapfile -t found < <(processes_like "$1")
 kill -KILL "${found[0]}"
 status=0
 wait "$script" || status=$?
 echo "ended with $status"
 sleep 10
-here="$(processes_like ' nextlat_dist.cli train ' | wc -l)"
-there="$(ssh beta "bash -c 'source $PWD/launch/processes.sh; processes_like \" nextlat_dist.cli train \"'" | wc -l)"
-echo "left over: $((here + there))"
+count_processes
+echo "left over: $here and $there"
 export MAX_RESTARTS=3
 exec bash launch/multi_node.sh hosts "$2.yaml"
 """
