@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.tars.adopt import left_out
-from data_tools.tars.tar_reader import TarDamage, TarReader
+from data_tools.tars.tar_reader import DAMAGED, TarDamage, TarReader
 from nextlat_dist.data.members import Decoder, read_tokenizer, record_decoder, split_members
 from nextlat_dist.data.shard_format import INDEX_COLUMNS, MANIFEST_FILE, Manifest, ShardEntry, read_index, read_manifest
 from nextlat_dist.data.storage.base import Storage
@@ -33,6 +33,10 @@ from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError, without_secrets
 from nextlat_dist.files import write_whole
 from nextlat_dist.reporting.console import say
+
+
+class _Unreadable(Exception):
+    """Plain webdataset cannot read a shard to its end."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,7 @@ class _ShardCheck:
                 reader.release(waiting[0][1][0] if waiting else reader.position)
             if found != plain_records:
                 self._add(f"plain webdataset finds {found} records in it, not {plain_records}")
-        except (OSError, TarDamage):
-            raise
-        except Exception as error:  # tarfile and webdataset have many for what is no good tar
+        except _Unreadable as error:
             self._add(f"plain webdataset cannot read it to its end ({error}); it finds {found} records")
         for number, row in waiting:
             reader.position = max(reader.position, row[0])
@@ -193,12 +195,21 @@ class _ShardCheck:
 
 
 def _plain_reader(reader: TarReader) -> Iterator[dict[str, Any]]:
-    """The samples that `webdataset.WebDataset(shard)` makes, by the functions that it is made of."""
+    """The samples that `webdataset.WebDataset(shard)` makes, by the functions that it is made of.
+
+    Raises:
+        _Unreadable: they find damage.
+        TarDamage, OSError: the reader does.
+    """
     # Imported here because the package imports torch where torch is installed.
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-    samples: Iterator[dict[str, Any]] = group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(reader))
-    return samples
+    try:
+        yield from group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(reader))
+    except TarDamage:
+        raise
+    except DAMAGED as error:
+        raise _Unreadable(str(error)) from error
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

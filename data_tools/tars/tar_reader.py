@@ -7,7 +7,9 @@ offsets, so that records are digested while a tar reader goes by. Works for ever
 from __future__ import annotations
 
 import hashlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +19,9 @@ CHUNK_BYTES = 1 << 22
 BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES
 NO_CRC32 = -1  # no range has it: nothing comes from a cache, and nothing goes there
+
+# What tarfile lets through for damaged headers and content, next to OSError.
+DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class TarDamage(ValueError):
@@ -128,8 +133,8 @@ def tar_members(reader: TarReader, wanted: Callable[[str], bool]) -> Iterator[Ta
             content = b"" if file is None else file.read()
             # Not from its size: a file with holes (`tar -S`) takes less.
             yield TarMember(info.name, info.offset, tar.offset, content)
-    except (TarDamage, OSError, AssertionError):
+    except TarDamage:
         raise
-    except Exception as error:  # tarfile lets several kinds through for damaged headers
+    except DAMAGED as error:
         raise TarDamage(f"{error}, near offset {tar.offset}") from None
     reader.check_end(tar.offset)
