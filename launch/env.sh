@@ -4,8 +4,9 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
-# Scripts that were copied from an installed wheel have no checkout: they use the environment that nextlat is in.
-if [[ ! -f "$ROOT/pyproject.toml" ]] && command -v nextlat >/dev/null; then
+# Scripts that were copied from an installed wheel have no checkout: without an environment next to them they use the one
+# that nextlat is in.
+if [[ ! -f "$ROOT/pyproject.toml" && ! -x "$VENV/bin/python" ]] && command -v nextlat >/dev/null; then
     VENV="$(cd "$(dirname "$(command -v nextlat)")/.." && pwd)"
 fi
 
