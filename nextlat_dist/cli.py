@@ -25,7 +25,6 @@ inside the commands.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from nextlat_dist import __version__
@@ -39,6 +38,7 @@ from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
 from nextlat_dist.huggingface.command import add_command as add_export
 from nextlat_dist.inference.command import add_command as add_decoding
+from nextlat_dist.parallel.environment import is_first_rank
 from nextlat_dist.reporting.console import say, say_error
 from nextlat_dist.reporting.options import CommandParser
 from nextlat_dist.training.command import add_command as add_train
@@ -53,11 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         status = 0
     except UserError as error:
         # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
-        if os.environ.get("RANK", "0") == "0" or (_ranks_have_met() and not error.shared):
+        if is_first_rank() or (_ranks_have_met() and not error.shared):
             say_error(error)
         status = 2
     except StoppedBySignal as stopped:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             say(str(stopped), error=True)
         status = EXIT_STOPPED
     except KeyboardInterrupt:

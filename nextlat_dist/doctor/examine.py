@@ -18,6 +18,7 @@ from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import hosts, machine, software
 from nextlat_dist.doctor.findings import Finding, problems, table
+from nextlat_dist.parallel.environment import launched_number
 from nextlat_dist.plan.describe import describe
 
 MEETING = timedelta(seconds=60)
@@ -29,7 +30,7 @@ def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> lis
     Raises:
         UserError: the hostfile is not one, or this number of ranks cannot train `config`.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launched_number("WORLD_SIZE", 1, least=1)
     names = [] if hostfile is None else list(hosts.read_hostfile(hostfile))
     if config is not None:
         ranks = sum(hosts.read_hostfile(hostfile).values()) if hostfile is not None else world_size
@@ -55,7 +56,7 @@ def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> lis
     if names:
         findings += hosts.check_hosts(names, output_dir)
     if world_size > 1 and "RANK" in os.environ:
-        findings += hosts.check_ranks(int(os.environ["RANK"]), world_size, output_dir, MEETING)
+        findings += hosts.check_ranks(launched_number("RANK", 0), world_size, output_dir, MEETING)
     return findings
 
 
@@ -63,14 +64,16 @@ def description(config: RunConfig, hostfile: Path | None) -> str:
     """What the run is, as `nextlat train` prints it, on the ranks of the hostfile or the launcher, or the fewest."""
     parallel = config.parallel
     ranks = (
-        sum(hosts.read_hostfile(hostfile).values()) if hostfile is not None else int(os.environ.get("WORLD_SIZE", "1"))
+        sum(hosts.read_hostfile(hostfile).values())
+        if hostfile is not None
+        else launched_number("WORLD_SIZE", 1, least=1)
     )
     return describe(config, max(ranks, parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size))
 
 
 def _under_launcher_on_several_hosts(world_size: int) -> bool:
-    local = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    return world_size > int(local)
+    local = launched_number("LOCAL_WORLD_SIZE", world_size, least=1)
+    return world_size > launched_number("LOCAL_SIZE", local, least=1)
 
 
 def shown(findings: list[Finding], quick: bool) -> list[str]:

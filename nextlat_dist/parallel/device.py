@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 import torch
 
+from nextlat_dist.parallel.environment import launched_number
+
 QUIET_LOGGERS = ("DeepSpeed", "deepspeed")
 # Dense bf16 with fp32 accumulation, from the vendor's data sheets (half of what they give for sparse matrices). What a
 # device's name must hold, as words, the more special first; a name that none fits is measured.
@@ -114,7 +116,7 @@ def device() -> torch.device:
     """This rank's device; sets the current CUDA device from LOCAL_RANK."""
     if not has_cuda():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = launched_number("LOCAL_RANK", 0)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

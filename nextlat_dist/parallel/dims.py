@@ -19,6 +19,7 @@ import torch.distributed as dist
 from nextlat_dist.config.schema import ParallelConfig
 from nextlat_dist.errors import UserError
 from nextlat_dist.parallel.device import communication_backend, device
+from nextlat_dist.parallel.environment import check_launch, launched_number
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,15 @@ class ModelParallelUnit:
 
 def world_size_from_environment() -> int:
     """The number of ranks the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return launched_number("WORLD_SIZE", 1, least=1)
 
 
 def initialize_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """`torch.distributed` from the launcher's environment, or a world of one rank when there is none."""
+    """`torch.distributed` from the launcher's environment, or a world of one rank when there is none.
+
+    Raises:
+        UserError: that environment is not whole.
+    """
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -133,6 +138,7 @@ def initialize_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    check_launch()
     use = device()
     dist.init_process_group(communication_backend(), timeout=timeout, device_id=use if use.type == "cuda" else None)
 

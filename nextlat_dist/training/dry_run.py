@@ -6,7 +6,6 @@ there is said to be missing, since a dry run may be on another machine than the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,8 @@ from nextlat_dist.data.loader import RowLoader, Source
 from nextlat_dist.data.shard_format import MANIFEST_FILE
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.data.tokenizer import Tokenizer
-from nextlat_dist.errors import UserError
+from nextlat_dist.parallel.environment import launched_number
 from nextlat_dist.plan.describe import data_parallel_size, describe, describe_stages
-from nextlat_dist.reporting.number_text import whole_number_of
 from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
 
 
@@ -39,13 +37,7 @@ def dry_run(config: RunConfig) -> str:
 
 def _world_size(config: RunConfig) -> int:
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    given = os.environ.get("WORLD_SIZE")
-    if given is None:
-        return tp * pp
-    world = whole_number_of(given)
-    if world is None or not 0 < world <= 1 << 30:
-        raise UserError(f"the environment variable WORLD_SIZE is {given!r}, it must be the number of ranks")
-    return world
+    return launched_number("WORLD_SIZE", tp * pp, least=1)
 
 
 def _data(config: RunConfig) -> Iterator[str]:
