@@ -7,6 +7,7 @@
 #   --hosts    of the tests only those of two hosts and of Slurm, slow ones too, after installing what they need (Debian,
 #              Ubuntu: apt-get, as root or through sudo): pdsh, sshd, iproute2 and Slurm. Nothing of it is started outside
 #              the tests' own namespaces
+#   -n 0       of pytest: one test after the other, as --pdb and -s want it
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -56,5 +57,6 @@ lint-imports
 headline "shellcheck"
 shellcheck --external-sources launch/*.sh launch/*.sbatch .ci/run
 headline "pytest"
-pytest ${selection[@]+"${selection[@]}"} "$@"
+# A process per core, up to four, each with whole files: most tests keep one core busy, and files share ranks and datasets.
+pytest -n auto --maxprocesses 4 --dist loadfile ${selection[@]+"${selection[@]}"} "$@"
 headline "All checks passed"
