@@ -46,12 +46,12 @@ SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES)),
+        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES, mtime=0)),
         ("a.json", LINES),
         ("a.ndjson", LINES),
         ("a.JSONL", LINES),
-        ("a.jsonl", gzip.compress(LINES)),
-        ("a.jsonl.gzip", gzip.compress(LINES)),
+        ("a.jsonl", gzip.compress(LINES, mtime=0)),
+        ("a.jsonl.gzip", gzip.compress(LINES, mtime=0)),
         ("a.jsonl.bz2", bz2.compress(LINES)),
         ("a.jsonl.XZ", lzma.compress(LINES)),
         ("a.jsonl.zst", long_window(LINES)),
@@ -64,7 +64,7 @@ def test_json_lines_are_read_for_what_they_are(tmp_path: Path, name: str, conten
 
 
 def test_compressed_text_is_text(tmp_path: Path) -> None:
-    assert texts(tmp_path / "a.txt.gz", gzip.compress(BOM + b"plain")) == [b"plain"]
+    assert texts(tmp_path / "a.txt.gz", gzip.compress(BOM + b"plain", mtime=0)) == [b"plain"]
     assert texts(tmp_path / "b.txt", BOM + b"plain" + BOM) == [b"plain" + BOM]
 
 
@@ -79,7 +79,7 @@ def test_compressed_text_is_text(tmp_path: Path) -> None:
         ("a.txt", b"PK\x03\x04rest", "zip archive"),
         ("a.txt", b"\xff\xfeA\0", "is UTF-16, not UTF-8"),
         ("a.txt", b"\xfe\xff\0A", "is UTF-16, not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"\xff\xfe\0\0A\0\0\0"), "is UTF-32, not UTF-8"),
+        ("a.txt.gz", gzip.compress(b"\xff\xfe\0\0A\0\0\0", mtime=0), "is UTF-32, not UTF-8"),
         ("a.json", b'[{"text": "a"}, {"text": "b"}]', "is an array"),
         ("a.json", b'{\n "text": "a"\n}\n', "not JSON lines"),
     ],
@@ -125,7 +125,7 @@ def test_a_number_of_any_length_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "LINE_BYTES", 1000)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 100_000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 100_000, mtime=0))
     with pytest.raises(UserError, match=r"a\.jsonl\.gz line 1 is longer"):
         documents(tmp_path / "a.jsonl.gz")
 
@@ -137,7 +137,7 @@ def read_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str | None
 
 
 def test_json_on_standard_input_must_be_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for content in (LINES, BOM + LINES, gzip.compress(LINES)):
+    for content in (LINES, BOM + LINES, gzip.compress(LINES, mtime=0)):
         with pytest.raises(UserError, match="--format jsonl"):
             read_stdin(monkeypatch, content)
         assert read_stdin(monkeypatch, content, "jsonl") == TEXTS
