@@ -75,3 +75,15 @@ has_setting() {
     done
     return 1
 }
+
+# name_caller: the launch scripts that this script starts, or what it starts does, have their ranks save and stop when this
+# script is gone, however it ended.
+name_caller() {
+    local started
+    ! read_start $$ || export NEXTLAT_CALLER="$$:$started"
+}
+
+caller_lives() { # also where none is named
+    local started
+    [[ -z "${NEXTLAT_CALLER-}" ]] || { read_start "${NEXTLAT_CALLER%%:*}" && [[ "$started" == "${NEXTLAT_CALLER#*:}" ]]; }
+}

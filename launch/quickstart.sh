@@ -11,6 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
+source launch/processes.sh
 
 case "${1-}" in
     -h | --help) usage && exit 0 ;;
@@ -28,6 +29,7 @@ if command -v flock >/dev/null; then
     echo "host ${HOSTNAME:-?}, pid $$, since $(date '+%F %T')" >.cache/quickstart.lock
 fi
 
+name_caller
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
 run=runs/quickstart

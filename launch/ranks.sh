@@ -76,8 +76,10 @@ end_launcher() {
 
 script_lives() { read_start $$ && [[ "$started" == "$script_started" ]]; }
 
-# Ends what was launched when this script is killed, which it cannot do itself any more.
+# Ends what was launched when this script is killed, which it cannot do itself any more; asks this script to stop when the
+# one that started it was killed.
 guard_launcher() {
+    local asked=""
     trap - EXIT
     while kill -0 -- "-$launcher" 2>/dev/null; do
         if ! script_lives; then
@@ -85,6 +87,10 @@ guard_launcher() {
             end_launcher
             rm -rf "$files"
             return
+        elif [[ -z "$asked" ]] && ! caller_lives; then
+            asked=1
+            echo "the script that started this one was killed: the ranks save and stop" >&2
+            kill -TERM $$ 2>/dev/null || true
         fi
         sleep 1 >/dev/null 2>&1
     done

@@ -18,6 +18,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
+source launch/processes.sh
 
 scale="" tasks="path_star state_tracking hmm" seeds="0 1" root=runs/reproduce settings=()
 while (($#)); do
@@ -46,6 +47,7 @@ for seed in $seeds; do
 done
 read -ra seeds <<<"$seeds"
 
+name_caller
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
 for task in $tasks; do

@@ -14,6 +14,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
+source launch/processes.sh
 
 case "${1-}" in
     -h | --help) usage && exit 0 ;;
@@ -22,6 +23,7 @@ for argument in "$@"; do
     [[ "$argument" == *=* ]] || fail "speculative.sh takes key=value settings only, got $argument (--help shows the usage)"
 done
 
+name_caller
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
 run=runs/speculative

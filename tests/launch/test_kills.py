@@ -57,6 +57,14 @@ def kill(process: subprocess.Popen[str], name: str, parts: dict[str, str]) -> No
     os.kill(first, signal.SIGKILL)
 
 
+def left_over(tree: list[int]) -> dict[int, str]:
+    """What is there of these after ten seconds."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while any(running(pid) for pid in tree) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return {pid: command_of(pid) for pid in tree if running(pid)}
+
+
 @pytest.mark.parametrize(("script", "name", "times"), CASES)
 def test_nothing_is_left_over(project: Project, script: str, name: str, times: int) -> None:
     """`times` starts are allowed: after the last there must be none."""
@@ -66,10 +74,7 @@ def test_nothing_is_left_over(project: Project, script: str, name: str, times: i
     wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
     tree = descendants(process.pid)
     kill(process, name, SINGLE_NODE if script == "single_node.sh" else TORCHRUN)
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while any(running(pid) for pid in tree) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert {pid: command_of(pid) for pid in tree if running(pid)} == {}
+    assert left_over(tree) == {}
     _, errors = process.communicate(timeout=60)
     if times == 1:
         assert process.returncode != 0, errors
@@ -78,6 +83,22 @@ def test_nothing_is_left_over(project: Project, script: str, name: str, times: i
         assert process.returncode == 0, errors
         assert starts(project) == ["2", "2"]
     assert not list(Path("/tmp").glob(f"nextlat-*{process.pid}*"))
+
+
+def test_a_killed_quickstart_leaves_no_training(project: Project) -> None:
+    """Nothing waits for the training any more: its ranks save and stop. Quickstart, reproduce and speculative are such
+    scripts."""
+    project.add_real_venv()
+    caller = "source launch/processes.sh; name_caller; bash launch/single_node.sh run.yaml watched=yes wait=yes; true"
+    process = project.start("-c", caller)
+    wait_for([project.root / f"report.{rank}" for rank in range(2)], process)
+    tree = descendants(process.pid)
+    process.kill()
+    assert left_over(tree) == {}
+    assert [(project.root / f"stopped.{rank}").read_text() for rank in range(2)] == ["SIGTERM", "SIGTERM"]
+    assert "the script that started this one was killed" in process.communicate(timeout=60)[1]
+    for name in ("quickstart", "reproduce", "speculative"):
+        assert "\nname_caller\n" in (project.root / f"launch/{name}.sh").read_text()
 
 
 def test_a_clean_end_is_believed(project: Project) -> None:
