@@ -23,10 +23,11 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nextlat_dist.errors import UserError
 
@@ -229,17 +230,22 @@ def remove(path: Path) -> str:
     Returns:
         Why something of it is still there; empty if nothing is.
     """
-    try:
-        if path.is_symlink() or not path.is_dir():
+    refused: list[str] = []
+
+    def note(_: Any, where: Any, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            refused.append(f"{getattr(error, 'strerror', None) or error}: {where}")
+
+    if path.is_symlink() or not path.is_dir():
+        try:
             path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)  # all that can go, before the first that cannot is named
-            shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except OSError as refused:
-        return f"{refused.strerror or refused}: {refused.filename or path}"
-    return ""
+        except OSError as error:
+            note(None, path, error)
+    elif sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=note)
+    else:
+        shutil.rmtree(path, onerror=lambda function, where, caught: note(function, where, caught[1]))
+    return refused[0] if refused else ""
 
 
 def flush_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ Slurm are stand-ins that run the remote command here, in an environment as bare 
 Command: `pytest tests/launch/test_starting_ranks.py`.
 """
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,8 @@ exit $status
 def end_everything(process: subprocess.Popen[str]) -> None:
     """Kill the script and all that it started, as Slurm does: ranks are in process groups of their own."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the first ones' end may be the next one's
+            child.kill()
     process.kill()
     process.communicate(timeout=30)
 
