@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append(Request(self.command, self.path, dict(self.headers)))
         if switches.together is not None:
             try:
-                switches.together.wait(5)
+                switches.together.wait(60)
             except threading.BrokenBarrierError:
                 return self._answer(400, b"")
         if switches.silent == "answer":

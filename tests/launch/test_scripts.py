@@ -15,6 +15,7 @@ from tests.kit.launch.checkout import CHECKOUT, Project, assert_one_sentence
 SCRIPTS = sorted([*CHECKOUT.glob("launch/*.sh"), *CHECKOUT.glob("launch/*.sbatch"), CHECKOUT / ".ci/run"])
 TOOLS = Path(sys.executable).parent
 COMMANDS = [script.name for script in SCRIPTS if script.name not in ("env.sh", "processes.sh", "ranks.sh", "run")]
+PYTEST = "pytest -n auto --maxprocesses 4 --dist loadfile"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -129,14 +130,14 @@ def test_test_script_runs_every_check(project: Project) -> None:
         "pytest",
     ]
     assert calls[0] == "setup --dev"
-    assert calls[-1] == "pytest -m not slow -k something"
+    assert calls[-1] == f"{PYTEST} -m not slow -k something"
     assert "launch/slurm.sbatch" in calls[-2]
 
 
 def test_slow_tests_are_chosen_by_the_option(project: Project) -> None:
     stub_checks(project)
     assert project.run("launch/test.sh", "--slow", "-x").returncode == 0
-    assert (project.root / "calls.log").read_text().splitlines()[-1] == "pytest -x"
+    assert (project.root / "calls.log").read_text().splitlines()[-1] == f"{PYTEST} -x"
 
 
 @pytest.mark.parametrize("failing", ["ruff", "mypy", "lint-imports", "shellcheck", "pytest"])
