@@ -16,6 +16,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -34,6 +35,13 @@ hypothesis.settings.load_profile("no deadline")
 # Of this test run alone: what an earlier one found out about a shard must not decide anything here.
 _cache = tempfile.TemporaryDirectory(prefix="nextlat-test-cache-")
 os.environ["NEXTLAT_CACHE"] = _cache.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.kit.scheduling import OneFileOfRanks
+
+    return OneFileOfRanks(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def _pool(size: int) -> Iterator[Ranks]:

@@ -59,7 +59,7 @@ def test_any_layout_goes_on_from_any_other(
         names = [names[(names.index(target) + step) % len(names)] for step in (3, 4)]
     roots = [saved[source][0] for source in names]
     outputs = [tmp_path / source for source in names]
-    metrics = pool(target, request).run(go_on, raw_config(target), roots, outputs)[0]
+    metrics = pool(target, request).run(go_on, raw_config(target), roots, outputs, timeout=500)[0]
     for source, root, output, after in zip(names, roots, outputs, metrics, strict=True):
         assert_same_state(root, output)
         for expected, found in zip(saved[source][1], after, strict=True):
