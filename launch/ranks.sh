@@ -64,12 +64,15 @@ ask_to_stop() {
 }
 
 # What is left of the launcher on this host, be it killed or not: nothing of it may run next to another start. Not
-# SIGTERM, on which DeepSpeed's runner ends every launcher on the other hosts, also those of other runs.
+# SIGTERM, on which DeepSpeed's runner ends every launcher on the other hosts, also those of other runs. pdsh's connections
+# are in process groups of their own: they outlive it, and so would the ranks that they hold.
 end_launcher() {
-    kill -KILL -- "-$launcher" 2>/dev/null || return 0
-    local tries
+    local tries left connections="^([^ ]*/)?(pdsh|ssh) "
+    kill -KILL -- "-$launcher" 2>/dev/null || true
     for ((tries = 0; tries < 100; tries++)); do
-        kill -0 -- "-$launcher" 2>/dev/null || return 0
+        mapfile -t left < <(launchers_like "$connections" "NEXTLAT_LAUNCH=$NEXTLAT_LAUNCH")
+        ((${#left[@]} == 0)) || kill -KILL "${left[@]}" 2>/dev/null || true
+        ((${#left[@]})) || kill -0 -- "-$launcher" 2>/dev/null || return 0
         sleep 0.1 >/dev/null 2>&1
     done
 }
@@ -121,9 +124,9 @@ wait_for_launcher() { # sets status
     done
     status=0
     wait "$launcher" || status=$?
+    [[ -z "$watcher" ]] || kill "$watcher" 2>/dev/null || true # first: its own connections are no host's silence
     end_launcher
     launcher=""
-    [[ -z "$watcher" ]] || kill "$watcher" 2>/dev/null || true
     kill "$guard" 2>/dev/null || true
 }
 

@@ -78,7 +78,7 @@ def test_a_host_without_power_is_named_and_left_out(site: Site) -> None:
 
 KILLED = {
     "script": "^bash launch/multi_node.sh ",
-    "runner": "bin/deepspeed ",
+    "runner": "^[^ ]*python[^ ]* [^ ]*bin/deepspeed ",
     "pdsh": "^pdsh ",
     "ssh": "^ssh .*beta",
     "launcher": "^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch ",
@@ -86,22 +86,36 @@ KILLED = {
 }
 
 
+LONG: dict[str, Any] = {"parallel": {"zero_stage": 1}, "steps": 300, "save_interval": 5}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, text_dataset: Path) -> Path:
+    """A run that was left alone."""
+    site = Site(tmp_path_factory.mktemp("whole"), text_dataset)
+    output = site.configure("whole", **LONG)
+    site.here("whole", 2)
+    return output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
-def test_whatever_is_killed_nothing_is_left_over_and_a_restart_is_the_same_run(name: str, site: Site) -> None:
+def test_whatever_is_killed_nothing_is_left_over_and_a_restart_is_the_same_run(
+    name: str, site: Site, whole: Path
+) -> None:
     """No process of the run is there after ten seconds; the same command then gives the weights of a run that was left
     alone."""
-    whole = site.configure("whole", {"zero_stage": 1}, steps=40, save_interval=5)
-    cut = site.configure("cut", {"zero_stage": 1}, steps=40, save_interval=5)
-    site.here("whole", 2)
-    text = site.on_two_hosts("-c", SURVIVE, "survive", KILLED[name], "cut")
+    cut = site.configure("cut", **LONG)
+    text = site.on_two_hosts("-c", SURVIVE, "survive", KILLED[name], "cut", seconds=500)
     here, there = map(int, re.findall(r"^running: (\d+) and (\d+)$", text, re.MULTILINE)[0])
     assert here >= 5, text  # the runner, pdsh, ssh to a host, launcher and rank
     assert there >= 2, text  # launcher and rank
     assert "left over: 0 and 0" in text, text
     assert "ended with 0" not in text
+    assert "resumed at step" in text, text
+    assert "steps of this run are done" not in text, text  # it was over before anything was killed
     assert losses(cut) == losses(whole)
-    final = "checkpoints/step_00000040"
+    final = "checkpoints/step_00000300"
     names = sorted(p.relative_to(whole) for part in ("weights", "optimizer") for p in (whole / final / part).iterdir())
     assert names
     for path in names:

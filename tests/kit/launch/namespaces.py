@@ -77,11 +77,11 @@ class Site:
             text=True,
         )
 
-    def on_two_hosts(self, *command: str) -> str:
+    def on_two_hosts(self, *command: str, seconds: float = 300) -> str:
         """What `command` says; it must end well."""
         process = self.start_on_two_hosts(*command)
         try:
-            code = process.wait(timeout=300)
+            code = process.wait(timeout=seconds)
         finally:
             process.kill()
         output = (self.root / "output.txt").read_text()
