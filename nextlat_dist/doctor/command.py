@@ -27,17 +27,18 @@ def _doctor(options: argparse.Namespace) -> None:
     from nextlat_dist.config.load import load_config
     from nextlat_dist.doctor.examine import description, examine, shown
     from nextlat_dist.doctor.findings import problems, to_json
+    from nextlat_dist.parallel.environment import is_first_rank
     from nextlat_dist.reporting.console import say
     from nextlat_dist.reporting.report import write_json
     from nextlat_dist.training.health.launcher import mark_checked
 
     config = None if options.config is None else load_config(options.config, options.overrides)
     findings = examine(config, options.hostfile, options.quick)
-    if config is not None and not options.quick and os.environ.get("RANK", "0") == "0":
+    if config is not None and not options.quick and is_first_rank():
         say(description(config, options.hostfile) + "\n")
     for text in shown(findings, options.quick):
         say(text, error=text.startswith("error: "))
-    if options.json is not None and os.environ.get("RANK", "0") == "0":
+    if options.json is not None and is_first_rank():
         write_json(options.json, to_json(findings))
     if problems(findings):
         sys.exit(1)

@@ -18,7 +18,7 @@ from nextlat_dist.config.rules import validate
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import hosts, machine, software
 from nextlat_dist.doctor.findings import Finding, problems, table
-from nextlat_dist.parallel.environment import launched_number
+from nextlat_dist.parallel.environment import is_first_rank, launched_number
 from nextlat_dist.plan.describe import describe
 
 MEETING = timedelta(seconds=60)
@@ -79,7 +79,7 @@ def _under_launcher_on_several_hosts(world_size: int) -> bool:
 def shown(findings: list[Finding], quick: bool) -> list[str]:
     """What this rank shows: rank 0 the table; with `quick`, and on the first rank of another host, an `error: …` for
     each problem."""
-    if not quick and os.environ.get("RANK", "0") == "0":
+    if not quick and is_first_rank():
         return [table(findings)]
     if os.environ.get("LOCAL_RANK", "0") == "0":
         where = f"{socket.gethostname()}: " if "RANK" in os.environ else ""

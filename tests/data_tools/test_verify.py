@@ -213,3 +213,16 @@ def test_the_report_is_json(dataset: Path, tmp_path: Path, capsys: pytest.Captur
     assert out[0].startswith(f"{tmp_path / 'good'}: 3 shards, 12 records, 24 documents, 960 tokens, ")
     assert out[0].endswith(": no problems")
     assert out[-1] == "2 problems"
+
+
+def test_a_fault_of_our_own_check_is_no_damage(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def broken(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:  # while plain webdataset reads along
+            raise KeyError("planted")
+
+    monkeypatch.setattr("data_tools.verify._ShardCheck._check_record", broken)
+    with pytest.raises(KeyError, match="planted"):
+        verify(str(dataset))
