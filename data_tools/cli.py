@@ -24,7 +24,7 @@ from data_tools import inspect, mix_preview, task_command, verify
 from data_tools.shards import command as shards
 from data_tools.tars import command as tars
 from data_tools.text import command as text
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, refused_path
 from nextlat_dist.reporting.console import say, say_error
 from nextlat_dist.reporting.options import CommandParser
 
@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except UserError as error:
+    except (UserError, OSError) as found:
+        error = found if isinstance(found, UserError) else refused_path(found, arguments or sys.argv[1:])
+        if error is None:
+            raise
         say_error(error)
         return 2
     except KeyboardInterrupt:

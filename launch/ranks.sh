@@ -45,7 +45,12 @@ choose_command() {
 
 # check_environment CONFIG [key=value | option …]: the quick checks, which wait for nothing.
 check_environment() {
-    [[ -z "${NEXTLAT_SKIP_DOCTOR-}" && "$command" == train ]] || return 0
+    [[ "$command" == train ]] || return 0
+    if [[ -n "${NEXTLAT_SKIP_DOCTOR-}" ]]; then
+        # The doctor would say whether these ranks leave an end mark: all do that are told where.
+        [[ "${NEXTLAT_END_MARK@a}" != *x* ]] || : >"$files/expected"
+        return 0
+    fi
     local status=0 config="$1" argument settings=()
     shift
     for argument in "$@"; do

@@ -32,7 +32,7 @@ from nextlat_dist.calibration.command import add_command as add_calibrate
 from nextlat_dist.checkpoint.command import add_command as add_checkpoint
 from nextlat_dist.config.command import add_command as add_configs
 from nextlat_dist.doctor.command import add_command as add_doctor
-from nextlat_dist.errors import UserError
+from nextlat_dist.errors import UserError, refused_path
 from nextlat_dist.evaluation.command import add_command as add_evaluate
 from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run_command(options)
         status = 0
-    except UserError as error:
+    except (UserError, OSError) as found:
+        error = found if isinstance(found, UserError) else refused_path(found, arguments or sys.argv[1:])
+        if error is None:
+            raise
         # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
         if is_first_rank() or (_ranks_have_met() and not error.shared):
             say_error(error)

@@ -6,7 +6,10 @@ keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 HIDDEN = "***"
@@ -41,6 +44,26 @@ class UserError(ValueError):
     def __init__(self, message: str, *, shared: bool = False) -> None:
         super().__init__(without_secrets(message))
         self.shared = shared
+
+
+# What the system says of a path that it was given, whoever asks.
+_REFUSED = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+
+
+def refused_path(error: OSError, words: Sequence[str]) -> UserError | None:
+    """A sentence for a path of the command line, or what lies in it, that the system refused; None for other errors.
+
+    Args:
+        words: of the command line, also as `name=PATH`.
+    """
+    if error.errno not in _REFUSED or not isinstance(error.filename, str | bytes):
+        return None
+    path = os.path.abspath(os.fsdecode(error.filename))
+    for word in filter(None, (*words, *(word.partition("=")[2] for word in words))):
+        named = os.path.abspath(os.path.expanduser(word))
+        if path == named or path.startswith(named.rstrip("/") + "/"):
+            return UserError(f"{word} cannot be used: {error.strerror} ({path}); allow it or give another path")
+    return None
 
 
 def require_extra(extra: str, *modules: str, purpose: str) -> None:

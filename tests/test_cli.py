@@ -47,6 +47,12 @@ def test_dry_run_of_the_papers_run(tmp_path: Path) -> None:
     assert config_from_dict(resolved) == load_config(PAPER)
 
 
+def test_a_dry_run_tells_its_launch_script_that_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTLAT_END_MARK", str(tmp_path / "mark"))
+    assert main(["train", "--config", str(PAPER), "--dry-run"]) == 0
+    assert (tmp_path / "mark").read_text() == "0\n"
+
+
 def test_dry_run_of_a_layout(tmp_path: Path) -> None:
     overrides = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=4"]
     status, lines, _ = dry_run(tmp_path, *overrides, ranks="64")

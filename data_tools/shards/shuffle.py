@@ -2,7 +2,7 @@
 
 Neighbours in the input are often alike (the files of a folder, the pages of a site), and a record is a block of
 neighbours: without this a batch would see little but one folder. The parts of the input are read in an order of their
-own, and the documents are mixed in a buffer of `BUFFER_TOKENS`.
+own, and the documents are mixed in a buffer of the size of `BUFFER_TOKENS`.
 
 Invariant: the order is a function of the documents, the seed and the place in the dataset alone, and a buffer never
 reaches over the end of a shard; so an interrupted run resumes after its last finished shard with the same bytes.
@@ -18,6 +18,8 @@ from nextlat_dist.data.order import permutation
 
 # In memory, for each split: 67 MB for a vocabulary of up to 65,536 ids, else twice that.
 BUFFER_TOKENS = 1 << 25
+# A document that is held takes about 180 bytes besides its tokens: as much as so many tokens of two bytes.
+DOCUMENT_TOKENS = 96
 
 
 class ShuffledWriter:
@@ -44,7 +46,7 @@ class ShuffledWriter:
         self._documents.append((tokens, prompt_tokens))
         self._tokens += len(tokens)
         is_whole = self._writer.unfinished_tokens + self._tokens >= self._shard_tokens
-        if is_whole or self._tokens >= BUFFER_TOKENS:
+        if is_whole or self._tokens + DOCUMENT_TOKENS * len(self._documents) >= BUFFER_TOKENS:
             self._empty()
         if is_whole:
             self.flush()

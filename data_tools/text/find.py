@@ -66,7 +66,7 @@ def find_inputs(inputs: Sequence[str], include: Sequence[str] = (), exclude: Seq
         if given == STDIN:
             result.files.append(SourceFile(None, "stdin"))
             continue
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))
         if path.is_file():
             result.files.append(SourceFile(path, printable(path.name, keep="")))
             continue

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 from data_tools.text.formats import without_bom
 from nextlat_dist.errors import UserError
 
-# Parsing takes several times a line's size in memory.
-LINE_BYTES = 1 << 28
+# Parsing takes up to ten times a line's size in memory.
+LINE_BYTES = 1 << 26
 _KINDS = {
     dict: "an object",
     list: "an array",

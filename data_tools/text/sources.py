@@ -42,6 +42,7 @@ JSON_SUFFIX = ".json"
 PARQUET_SUFFIX = ".parquet"
 PARQUET_MAGIC = b"PAR1"
 TEXT = Fields()
+PARQUET_BATCH_BYTES = 1 << 24  # about so many at a time, of all columns
 PIECE_BYTES = 1 << 20  # a longer text file is handed on in pieces
 
 
@@ -303,7 +304,10 @@ def _read_parquet(path: Path, name: str, fields: Fields, part: int) -> Iterator[
         )
     row_bytes = path.stat().st_size / max(file.metadata.num_rows, 1)
     number = 0
-    batches = file.iter_batches(batch_size=1024, columns=fields.names)
+    groups = (file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+    unpacked = max(1, sum(groups) // max(file.metadata.num_rows, 1))
+    rows = max(1, min(1024, PARQUET_BATCH_BYTES // unpacked))
+    batches = file.iter_batches(batch_size=rows, columns=fields.names)
     while True:
         try:
             batch = next(batches, None)

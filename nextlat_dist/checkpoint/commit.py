@@ -297,7 +297,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest: Any = json.loads(path.read_text())
     except OSError as error:
         raise _unreadable(path, error) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise UserError(f"{path} cannot be read; choose another checkpoint")

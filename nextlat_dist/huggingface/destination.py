@@ -112,7 +112,7 @@ def _report(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none."""
     try:
         content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # not there, damaged, not ours
         content = None
     return content if isinstance(content, dict) else {}
 

@@ -28,7 +28,7 @@ from nextlat_dist.inference.engine.engine import DecodingEngine
 from nextlat_dist.inference.engine.llama import Llama
 from nextlat_dist.inference.generation import Cycle, DraftLength, Generation, Piece, Request
 from nextlat_dist.inference.sampling import Sampling
-from nextlat_dist.inference.speculative.calibration import Calibration
+from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
 from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.stopping import Stops
 from nextlat_dist.reporting.log import logger
@@ -45,7 +45,7 @@ class Decoder:
         self.opened = opened
         self.llama = llama
         self.drafter = drafter
-        self._said_elsewhere = False
+        self._said_elsewhere = self._said_sampling = False
         self.bos_token_id, self.eos_token_ids = opened.special_tokens.bos, opened.special_tokens.eos
 
     @property
@@ -100,6 +100,18 @@ class Decoder:
             self._said_elsewhere = True
             log.warning("%s; drafting a fixed length", elsewhere)
         return self.calibration is not None and elsewhere is None
+
+    def _compare_sampling(self, calibrated: Acceptance, sampling: Sampling) -> None:
+        """Say once that drafts were observed with tokens cut in another way; the text is right all the same."""
+        facts = [(each.top_k, each.top_p) for each in (calibrated, sampling)]
+        if sampling.temperature > 0 and calibrated.temperature > 0 and facts[0] != facts[1] and not self._said_sampling:
+            self._said_sampling = True
+            (was_k, was_p), (k, p) = facts
+            log.warning(
+                "%s was calibrated with top_k %d and top_p %g, but samples with top_k %d and top_p %g: adaptive lengths "
+                "may not be the fastest; run `nextlat calibrate --top-k %d --top-p %g`",
+                *(self.export, was_k, was_p, k, p, k, p),
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -206,6 +218,7 @@ class Decoder:
             assert self.calibration is not None
             assert self.drafter is not None
             policy = AdaptivePolicy(self.calibration, request.sampling.temperature, len(prompts), self.drafter.longest)
+            self._compare_sampling(policy.acceptance, request.sampling)
             if len(prompts) > 1:  # see the policy's module
                 request, policy = replace(request, draft_length=policy.best_length), None
         seeds = range(seed, seed + len(prompts))

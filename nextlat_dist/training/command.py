@@ -27,6 +27,7 @@ def _train(options: argparse.Namespace) -> None:
         from nextlat_dist.training.dry_run import dry_run
 
         say(dry_run(config))
+        mark_end(0)
         return
     end_with_launcher()
     stop = StopRequest().install()  # before the imports that take seconds

@@ -10,7 +10,7 @@ import inspect
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -24,6 +24,7 @@ from nextlat_dist.files import temporary_name
 from tests.kit.command_lines import LINES, commands, words_of, write_inputs
 from tests.kit.fuzz import Answer, Findings, Sandbox, cases, generator, warm
 from tests.kit.pages import ROOT
+from tests.kit.system import access_as_written
 
 COUNT = 500
 SECONDS = 400  # of a processor, all cases together
@@ -115,6 +116,45 @@ def test_every_command_line_is_answered(tmp_path: Path) -> None:
         found.judge(f"line:{number} {command.split()[0]} {words}", answer, sorted({*lost, *made}))
         shutil.rmtree(sandbox.cwd / "out")
         (sandbox.cwd / "out").mkdir()
+    found.check()
+
+
+BAD_PATHS = {
+    "too long": "x" * 300,
+    "nobody's": "~nobody-of-this-name/x",
+    "closed": "closed/x",
+    "below a file": "text.txt/x",
+}
+
+
+def lines_with(bad: str, command: str, sandbox: Sandbox) -> Iterator[list[str]]:
+    """The command's line with `bad` in place of each path in turn, in what is around it (`a=PATH:0.5`)."""
+    words = words_of(command)
+    for number, word in enumerate(words):
+        path = word.partition("=")[2].partition(":")[0] or word
+        if path.startswith("out/") or (sandbox.cwd / path).exists():
+            yield [*words[:number], word.replace(path, bad, 1), *words[number + 1 :]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", BAD_PATHS)
+def test_a_path_that_cannot_be_used_is_named(bad: str, tmp_path: Path) -> None:
+    """Each path of every command, for a user whom file modes bind."""
+    warm_all()
+    sandbox, found = Sandbox(tmp_path), Findings(SECONDS, statuses=(0, 1, 2))
+    write_inputs(sandbox.cwd)
+    (sandbox.cwd / "closed").mkdir()
+    (sandbox.cwd / "closed/x").write_text("{}")
+    (sandbox.cwd / "closed").chmod(0)
+    tried = 0
+    for command in sorted(LINES):
+        for words in lines_with(BAD_PATHS[bad], command, sandbox):
+            tried += 1
+            with access_as_written():
+                answer = sandbox.run(partial(program(command), words), writable=[sandbox.cwd], stdin=b"What?\n\n")
+            found.judge(f"{bad} {words}", answer, [])
+    (sandbox.cwd / "closed").chmod(0o700)
+    assert tried > len(LINES)
     found.check()
 
 

@@ -27,6 +27,7 @@ from nextlat_dist.reporting.console import say
 from tests.kit.corpora import TEXTS
 from tests.kit.crafted_datasets import craft
 from tests.kit.datasets import tiny_tokenizer
+from tests.kit.pages import ROOT
 from tests.kit.tars import text_files, write_tar
 
 COUNT = 300
@@ -108,11 +109,15 @@ def test_a_crafted_dataset_is_answered(
     config = tmp_path / "run.yaml"
     config.write_text(f"output_dir: {tmp_path}/run\n")
     foreign: list[str] = []
-    outside = {str(tmp_path / "outside/secret.tar"), "/etc/passwd"}
+    # The dataset, the cache, the config, and what Python and its packages read of themselves and of the system.
+    of_python = (str(ROOT), sys.prefix, sys.base_prefix, "/usr", "/lib", "/proc", "/sys", "/dev")
+    allowed = of_python
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and os.path.normpath(arguments[0]) in outside:
-            foreign.append(arguments[0])
+        if event == "open" and isinstance(arguments[0], str | bytes):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            if not any(path == each or path.startswith(f"{each}/") for each in allowed):
+                foreign.append(path)
         if event == "socket.connect":
             foreign.append(f"a socket {arguments[1]!r}")
 
@@ -122,6 +127,7 @@ def test_a_crafted_dataset_is_answered(
         draw = random.Random(SEED * 1000 + number)
         dataset = tmp_path / f"{number}"
         said = craft(originals[number % 5 == 0], dataset, draw)
+        allowed = (*of_python, str(dataset), str(tmp_path / "cache"), str(config))
         for name, run in commands(dataset, config).items():
             if (problem := problem_of(run, capsys, foreign)) is not None:
                 problems.append(f"dataset {number} ({said}), {name}: {problem}")

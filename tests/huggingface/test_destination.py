@@ -97,6 +97,10 @@ ADDED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / EXPORT_REPORT_FILE).write_text("{"),
         "is not an export: it has no export_report.json",
     ),
+    "a report without end": (
+        lambda path: (path / EXPORT_REPORT_FILE).write_text("[" * 100_000),
+        "is not an export: it has no export_report.json",
+    ),
     "notes": (lambda path: (path / "notes.md").write_text("seed 3"), "holds notes.md, which no export wrote"),
     "an adapter": (
         lambda path: (path / "adapter").mkdir() or (path / "adapter" / "adapter_model.safetensors").write_text("x"),

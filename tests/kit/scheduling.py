@@ -10,7 +10,9 @@ from typing import Any
 
 from xdist.scheduler import LoadFileScheduling
 
-RANKS = re.compile(r"tests/(training/|checkpoint/test_kill\.|launch/test_two_hosts\.|model/|objective/|parallel/)")
+RANKS = re.compile(
+    r"tests/(training/|checkpoint/test_kill\.|launch/test_(two_hosts|kills)\.|model/|objective/|parallel/)"
+)
 SINGLE = re.compile(r"tests/launch/test_reproduce\.")  # its tests share nothing and are the longest of all
 
 

@@ -1,7 +1,8 @@
 """Whatever process of a run is killed: no rank is left over, the script does not call it a success, and no second run
 starts next to the first.
 
-DeepSpeed's launcher and torchrun are real; the ranks are stand-ins that watch their launchers as the real ones do.
+DeepSpeed's launcher and torchrun are real; the ranks are stand-ins that watch their launchers as the real ones do, but
+for the last test, which trains.
 Command: `pytest tests/launch/test_kills.py`.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.launch.checkout import Project
+from tests.kit.launch.namespaces import Site
 from tests.kit.launch.starting import starts, wait_for
 from tests.kit.processes import descendants, running
 
@@ -107,13 +109,16 @@ def test_a_clean_end_is_believed(project: Project) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_launcher_that_ends_well_before_any_rank_began_is_not_believed(project: Project) -> None:
+@pytest.mark.parametrize("skipped", ["", "1"], ids=["doctor", "no doctor"])
+def test_a_launcher_that_ends_well_before_any_rank_began_is_not_believed(project: Project, skipped: str) -> None:
     """DeepSpeed's runner ends with 0 when its launcher was killed."""
     project.add_real_venv()
     project.add_command("deepspeed", "#!/bin/sh\nexit 0\n")
     ranks = project.root / "launch/ranks.sh"
     ranks.write_text(ranks.read_text() + f'\nexport PATH="{project.root}/commands:$PATH"\n')
-    result = project.run("launch/single_node.sh", "run.yaml", "watched=yes", MAX_RESTARTS="0")
+    result = project.run(
+        "launch/single_node.sh", "run.yaml", "watched=yes", MAX_RESTARTS="0", NEXTLAT_SKIP_DOCTOR=skipped
+    )
     assert result.returncode == 137, result.stderr
     assert "no rank said that the run did" in result.stderr
 
@@ -130,3 +135,49 @@ def test_asked_to_stop_before_any_rank_began(project: Project) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert not (project.root / "asked").exists()
+
+
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, text_dataset: Path) -> Path:
+    """A real run of two ranks that was left alone."""
+    site = Site(tmp_path_factory.mktemp("whole"), text_dataset)
+    output = site.configure("whole", {"zero_stage": 1}, steps=STEPS, save_interval=5)
+    site.here("whole", 2)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        *(("single_node.sh", name) for name in ("script", *SINGLE_NODE)),
+        *(("torchrun.sh", n) for n in ("script", *TORCHRUN)),
+    ],
+)
+def test_a_restart_gives_the_weights_of_a_run_left_alone(
+    script: str, name: str, whole: Path, tmp_path: Path, text_dataset: Path
+) -> None:
+    site = Site(tmp_path, text_dataset)
+    cut = site.configure("cut", {"zero_stage": 1}, steps=STEPS, save_interval=5)
+    metrics, output = cut / "metrics.jsonl", tmp_path / "output.txt"
+    with site.running_here("cut", 2, script=script, MAX_RESTARTS="0") as process:
+        while not metrics.is_file() or '"step": 7,' not in metrics.read_text():
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.05)
+        tree = descendants(process.pid)
+        kill(process, name, SINGLE_NODE if script == "single_node.sh" else TORCHRUN)
+        assert process.wait(timeout=60) != 0
+        assert left_over(tree) == {}
+    with site.running_here("cut", 2, script=script) as process:
+        assert process.wait(timeout=240) == 0, output.read_text()
+    text = output.read_text()
+    assert "resumed at step" in text
+    assert "steps of this run are done" not in text  # it was over before anything was killed
+    final = Path(f"checkpoints/step_{STEPS:08d}")
+    names = [path.relative_to(whole) for part in ("weights", "optimizer") for path in (whole / final / part).iterdir()]
+    assert len(names) >= 2
+    for path in names:
+        assert (whole / path).read_bytes() == (cut / path).read_bytes(), path

@@ -200,10 +200,14 @@ def test_the_doctor_is_asked_first(plain: Project, script: str, arguments: list[
     assert not list(plain.root.glob("starts.*"))
 
 
-def test_the_doctor_can_be_skipped_and_started_everywhere(plain: Project) -> None:
-    skipped = plain.run("launch/single_node.sh", "run.yaml", DOCTOR_SAYS="1", NEXTLAT_SKIP_DOCTOR="1")
+def test_the_doctor_can_be_skipped(project: Project) -> None:
+    project.add_real_venv()
+    skipped = project.run("launch/single_node.sh", "run.yaml", "watched=yes", DOCTOR_SAYS="1", NEXTLAT_SKIP_DOCTOR="1")
     assert skipped.returncode == 0, skipped.stderr
-    assert not (plain.root / "doctor.json").exists()
+    assert not (project.root / "doctor.json").exists()
+
+
+def test_the_doctor_can_be_started_everywhere(plain: Project) -> None:
     everywhere = plain.run("launch/single_node.sh", "--doctor", "run.yaml", "exits=0,1")
     assert everywhere.returncode == 1, "an answer, which is not asked for again"
     assert reports(plain, 1)[0]["arguments"] == ["doctor", "--config", "run.yaml", "exits=0,1"]

@@ -12,6 +12,7 @@ Command: `nextlat report --run DIR`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,15 @@ def merge_run(run_dir: Path) -> RunReport:
     entries = _read_metrics(run_dir / METRICS_FILE)
     content: dict[str, Any] = {"train": _train_summary(run_dir / METRICS_FILE, entries)}
     exported = run_dir / EXPORT_FOLDER / EXPORT_REPORT_FILE
-    if exported.is_file():
+    if os.path.isfile(exported):
         difference = read_fields(exported, "export the run again").number("max_logit_difference", default=None)
         content["export"] = {"max_logit_difference": difference}
-    measured = _read_json(run_dir / SPECULATIVE_REPORT_FILE)
+    measured = _read_measured(run_dir / SPECULATIVE_REPORT_FILE)
     if measured is not None:
         summary = measured["summary"]
-        content["speculative"] = {name: summary[name] for name in SPECULATIVE_FIELDS if name in summary}
+        content["speculative"] = {
+            name: summary[name] for name in SPECULATIVE_FIELDS if name in summary and _is_held_out(name, summary)
+        }
         content |= {"machine": measured["machine"], "versions": measured["versions"]}
     return RunReport(content, markdown(run_dir, content, measured), entries)
 
@@ -108,17 +111,33 @@ def _left_out(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} does not exist; give the output directory of a training run")
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}, is cut short or no JSON; remove that line") from error
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}, line {number}, is cut short or no JSON object; remove that line")
+        entries.append(entry)
     return entries
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return content
+def _read_measured(path: Path) -> dict[str, Any] | None:
+    if not os.path.isfile(path):
+        return None
+    fields = read_fields(path, "run `nextlat evaluate speculative` again")
+    for key in ("summary", "options", "machine", "versions"):
+        fields.object(key)
+    for key in ("rows", "cells", "verdicts", "costs"):
+        fields.list(key)
+    return dict(fields.values)
+
+
+def _is_held_out(name: str, summary: Mapping[str, Any]) -> bool:
+    """Whether it is what the name says: earlier releases gave the speedup of the length that was the best in sight."""
+    prefix = "sampled_" if name.startswith("sampled_") else ""
+    picked = name.removeprefix(prefix) in ("speedup", "speedup_low", "speedup_high")
+    return not picked or f"{prefix}speedup_in_sample" in summary

@@ -110,7 +110,7 @@ class ExportInCell:
     def of(cls, model: str, by_length: ByLength) -> ExportInCell:
         halves = _halves(by_length[0])
         drafting = Drafting.of({length: rates(trials) for length, trials in by_length.items()}, halves)
-        timed = on_cpu(by_length[0]) and len(by_length) > 1
+        timed = all(map(on_cpu, by_length.values())) and len(by_length) > 1
         fixed, adaptive = by_length.get(drafting.draft_length_fixed_best), by_length.get("adaptive")
         return cls(
             model,
@@ -274,7 +274,7 @@ def _lead(main: str, other: str, by_model: Mapping[str, ByLength]) -> Lead | Non
     both = by_model[main], by_model[other]
     if min(map(len, both)) < 2:
         return None
-    timed = on_cpu(by_model[main][0])
+    timed = all(on_cpu(trials) for by_length in both for trials in by_length.values())
     return Lead(main, other, _ratio_of_best(*both, rates), _ratio_of_best(*both, cpu_rates) if timed else None)
 
 

@@ -141,7 +141,7 @@ class MethodInCell:
         )
         drafted = added([trial.drafted_by_position for trial in trials])
         accepted = added([trial.accepted_by_position for trial in trials])
-        timed = on_cpu(trials)
+        timed = on_cpu(trials) and on_cpu(baseline)
         return cls(
             method=method,
             cell=cell,

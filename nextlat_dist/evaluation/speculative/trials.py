@@ -46,7 +46,8 @@ class Trial:
 class Decoded:
     """A continuation of each prompt, EOS ignored, and the processor time of its cycles.
 
-    `cpu_seconds` is what the machine gave to this process, and None where an accelerator did the work.
+    `cpu_seconds` is what the machine gave to this process, and None where an accelerator did the work. It is 0 where the
+    clock of the process ticks too slowly to see it, as it does under `ulimit -t`.
     """
 
     generations: list[Generation]
@@ -207,7 +208,7 @@ def _outcome(trial: Trial, decoded: Decoded, differing: int) -> Outcome:
         later_tokens=tokens - len(generations),
         prefill_seconds=max(g.prefill_seconds for g in generations),
         decode_seconds=max(g.decode_seconds for g in generations),
-        cpu_seconds=decoded.cpu_seconds,
+        cpu_seconds=decoded.cpu_seconds or None,
         cycles=sum(g.cycles for g in generations),
         drafted_by_position=added([g.drafted_by_position for g in generations]),
         accepted_by_position=added([g.accepted_by_position for g in generations]),

@@ -94,18 +94,20 @@ def test_the_bytes_are_a_function_of_the_seed_alone(corpus: Path, tmp_path: Path
 def test_a_buffer_is_bounded_and_a_shard_has_several(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In tokens and, since a short document takes more memory than its tokens, in documents."""
     monkeypatch.setattr(shuffle, "BUFFER_TOKENS", 3000)
-    held: list[int] = []
+    held: list[tuple[int, int]] = []
     add = shuffle.ShuffledWriter.add
 
     def counted(self: shuffle.ShuffledWriter, *document: object) -> bool:
         finished = add(self, *document)  # type: ignore[arg-type]
-        held.append(self._tokens)
+        held.append((self._tokens, len(self._documents)))
         return finished
 
     monkeypatch.setattr(shuffle.ShuffledWriter, "add", counted)
     run(corpus, tmp_path / "out", 0, shard_tokens=1 << 30)
-    assert max(held) < 3000
+    assert max(tokens for tokens, _ in held) < 3000
+    assert 5 < max(documents for _, documents in held) <= 3000 // 96
     assert len(read_manifest(tmp_path / "out").shards) == 1
     assert len(texts(tmp_path / "out")) == FOLDERS * FILES
 

@@ -6,12 +6,14 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
 
+from data_tools.text import sources
 from data_tools.text.find import find_files
 from data_tools.text.json_lines import Fields
 from data_tools.text.sources import FileSource, TextDocument
@@ -132,6 +134,26 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     good, bad = documents(path)
     assert (good.text, good.fault) == (b"good", None)
     assert "data.jsonl line 2" in str(bad.fault)
+
+
+def test_large_rows_of_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    texts = [str(number) * 100_000 for number in range(10)] * 10
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, use_dictionary=False, compression="none")
+    held: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PARQUET_BATCH_BYTES", 350_000)
+        iterate = pyarrow.parquet.ParquetFile.iter_batches
+
+        def noted(self: Any, *words: Any, **options: Any) -> Any:
+            for batch in iterate(self, *words, **options):
+                held.append(batch.num_rows)
+                yield batch
+
+        patch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", noted)
+        found = [document.text.decode() for document in FileSource(find_files([str(path)])).documents()]
+    assert found == texts
+    assert max(held) == 3
 
 
 def test_parquet_without_the_column_or_with_numbers_is_refused(tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def write_speculative(directory: Path, identical: bool) -> None:
         "prompts": 24,
         "accepted_tokens_per_cycle": 1.25,
         "speedup": 1.5,
+        "speedup_in_sample": 1.6,
         "sampled_draft_length": 5,
         "sampled_accepted_tokens_per_cycle": 0.75,
+        "sampled_speedup": 2.5,  # of an earlier release, which did not hold it out
         "speedup_adaptive": 1.7,
         "code_b1_t0_speedup_adaptive": 1.6,
     }
@@ -115,6 +117,7 @@ def test_full_report(tmp_path: Path) -> None:
         "draft_length": 3,
         "accepted_tokens_per_cycle": 1.25,
         "speedup": 1.5,
+        "speedup_in_sample": 1.6,
         "sampled_draft_length": 5,
         "sampled_accepted_tokens_per_cycle": 0.75,
         "speedup_adaptive": 1.7,
@@ -179,10 +182,26 @@ def test_terms_of_any_objective_are_drawn_once_they_are_validated() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), ("", "holds no training step"), ('{"step": 1, "loss": 3}\n{"st', "line 2")],
+    [
+        (None, "does not exist"),
+        ("", "holds no training step"),
+        ('{"step": 1, "loss": 3}\n{"st', "line 2"),
+        ("[]\n", "line 1"),
+        ("[" * 100_000, "line 1"),
+        ("\xff", "line 1"),
+    ],
+    ids=["none", "empty", "cut", "no object", "nested", "no text"],
 )
 def test_bad_metrics(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
+        (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin1"))
     with pytest.raises(UserError, match=message):
+        write_run_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"summary": 3}', "\xff", "[" * 100_000])
+def test_a_damaged_measurement_is_named(tmp_path: Path, content: str) -> None:
+    write_run(tmp_path, STEPS)
+    (tmp_path / "speculative.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(UserError, match=r"speculative[.]json.*run `nextlat evaluate speculative` again"):
         write_run_report(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,17 @@ def test_rows() -> None:
     assert rows[HUGGING_FACE, "prompt_lookup"]["speedup"] == pytest.approx(0.5)  # over NextLat's
     sampled = json_rows({Cell("code", 1, 1.0): outcomes(cpu_factor=None)})
     assert all(row["greedy_differing"] is None and "cpu_speedup" not in row for row in sampled)
+
+
+def test_trials_without_processor_time_are_compared_by_the_clock_alone() -> None:
+    """A clock that ticks every few milliseconds, as under `ulimit -t`, does not see all of them."""
+    measured = outcomes()
+    lead = measured[Method(NEXTLAT, 2)]
+    measured[Method(NEXTLAT, 2)] = [replace(lead[0], cpu_seconds=None), *lead[1:]]
+    entry = entry_of(measured)
+    assert not [name for name in entry if name.startswith("cpu_")]
+    assert entry["mtp_cpu_speedup_fixed_best"] > 1
+    assert entry["speedup_fixed_best"] == pytest.approx(2.0)
 
 
 def test_a_cell_compares_its_methods() -> None:

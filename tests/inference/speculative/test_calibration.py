@@ -137,3 +137,20 @@ def test_adaptive_needs_a_calibration_of_this_machine(tmp_path: Path, capsys: py
     for known in (here, {}, {"prompts": 3}):
         replace(CALIBRATION, measured_on=known).save(folder)
         load(tmp_path, "cpu").generate([[1]], max_new_tokens=2, draft_length="adaptive")
+
+
+def test_drafts_observed_at_other_settings_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config()
+    write_export(tmp_path, config, random_weights(config), random_predictor(32))
+    sampled = Acceptance(1.0, [0.5], [0.0, 1.0, 0.0], top_p=0.9)
+    replace(CALIBRATION, acceptance=[CALIBRATION.acceptance[0], sampled]).save(tmp_path / "latent_predictor")
+    decoder = load(tmp_path, "cpu")
+    as_calibrated = {"temperature": 1.0, "top_p": 0.9, "draft_length": "adaptive", "max_new_tokens": 2}
+    for settings in (as_calibrated, {**as_calibrated, "temperature": 0.0, "top_p": 1.0}):
+        decoder.generate([[1]], **settings)
+    assert "was calibrated with" not in capsys.readouterr().err
+    for _ in range(2):
+        decoder.generate([[1]], **{**as_calibrated, "top_p": 1.0, "top_k": 5})
+    said = capsys.readouterr().err
+    assert said.count("was calibrated with top_k 0 and top_p 0.9, but samples with top_k 5 and top_p 1: ") == 1
+    assert "run `nextlat calibrate --top-k 5 --top-p 1`" in said

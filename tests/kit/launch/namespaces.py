@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +52,38 @@ class Site:
 
     def here(self, name: str, ranks: int) -> None:
         """Run `name` on this machine."""
-        command = ["bash", "launch/single_node.sh", f"{name}.yaml"]
-        environment = {"NPROC": str(ranks), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.root)}
-        subprocess.run(command, cwd=self.root, env=environment, check=True, capture_output=True, timeout=300)
+        with self.running_here(name, ranks) as process:
+            code = process.wait(timeout=300)
+        assert code == 0, (self.root / "output.txt").read_text()
+
+    @contextmanager
+    def running_here(
+        self, name: str, ranks: int, script: str = "single_node.sh", **environment: str
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run `name` on this machine, until the block is left at the latest; what it says is added to `output.txt`."""
+        settings = {"NPROC": str(ranks), "RESTART_SECONDS": "0", **environment}
+        process = self._start(["bash", f"launch/{script}", f"{name}.yaml"], settings)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(timeout=30)
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.root), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=(self.root / "output.txt").open("a"),
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def start_on_two_hosts(self, *command: str) -> subprocess.Popen[str]:
         """Start `command` on alpha, in the project."""
         keys = self.root / "keys"
         keys.mkdir()
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.root), "RESTART_SECONDS": "0"}
         arguments = [
             *NAMESPACES,
             "bash",
@@ -67,15 +92,8 @@ class Site:
             "bash",
             *command,
         ]
-        return subprocess.Popen(
-            arguments,
-            cwd=self.root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=(self.root / "output.txt").open("w"),
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        (self.root / "output.txt").unlink(missing_ok=True)
+        return self._start(arguments, {"RESTART_SECONDS": "0"})
 
     def on_two_hosts(self, *command: str, seconds: float = 300) -> str:
         """What `command` says; it must end well."""
