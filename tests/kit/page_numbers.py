@@ -50,8 +50,7 @@ def sentences() -> Iterator[Sentence]:
         "**Planning**: {} of the paths of a small Path-Star task are right with NextLat, {} with a GPT twin",
         (f"{paths['nextlat_exact_greedy']:.3f}", f"{paths['gpt_exact_greedy']:.3f}"),
     )
-    if (ROOT / "results" / "quickstart.json").is_file():
-        yield from _quickstart(json.loads((ROOT / "results" / "quickstart.json").read_text()))
+    yield from _quickstart(_read("quickstart"))
 
 
 def _speedup(measured: dict[str, Any]) -> Iterator[Sentence]:
@@ -93,8 +92,8 @@ def _speedup(measured: dict[str, Any]) -> Iterator[Sentence]:
         "NextLat has {}–{}",
         (
             *_range(cell["mtp_speedup_fixed_best"] for cell in single),
-            *_range(cell["mtp_accepted_fixed_best"] for cell in single),
-            *_range(cell["accepted_fixed_best"] for cell in single),
+            *_range(cell["mtp_accepted_held_out"] for cell in single),
+            *_range(cell["accepted_held_out"] for cell in single),
         ),
     )
 

@@ -106,6 +106,11 @@ class ExportInCell:
     accepted_held_out: float | None
     speedup_with_prefill_held_out: float | None
 
+    @property
+    def accepted(self) -> float | None:
+        """What goes with `drafting.speedup_fixed_best`; files of earlier releases have no held-out acceptance."""
+        return self.accepted_fixed_best if self.accepted_held_out is None else self.accepted_held_out
+
     @classmethod
     def of(cls, model: str, by_length: ByLength) -> ExportInCell:
         halves = _halves(by_length[0])

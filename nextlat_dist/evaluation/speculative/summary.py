@@ -31,7 +31,7 @@ _OWN_COLUMNS = (
     ("tokens/s plain", "{main.baseline_tokens_per_second.value:.0f}"),
     ("best fixed", "{drafting.draft_length_fixed_best}"),
     ("speedup", "{drafting.speedup_fixed_best.value:.2f}"),
-    ("accepted", "{main.accepted_fixed_best:.2f}"),
+    ("accepted", "{main.accepted:.2f}"),
 )
 _ADAPTIVE_COLUMNS = (
     ("adaptive", "{drafting.speedup_adaptive.value:.2f}"),
@@ -202,7 +202,7 @@ def _lead_columns(entry: CellComparison) -> list[tuple[str, str]]:
             columns += [
                 (f"{label(other.model)} best fixed", f"{{{name}.drafting.draft_length_fixed_best}}"),
                 ("speedup", f"{{{name}.drafting.speedup_fixed_best.value:.2f}}"),
-                ("accepted", f"{{{name}.accepted_fixed_best:.2f}}"),
+                ("accepted", f"{{{name}.accepted:.2f}}"),
                 ("adaptive", f"{{{name}.drafting.speedup_adaptive.value:.2f}}"),
                 (f"{label(entry.main.model)}/{label(other.model)} tokens/s", f"{{{lead}.value:.2f}}"),
                 ("(95%)", f"{{{lead}.low:.2f}}–{{{lead}.high:.2f}}"),
