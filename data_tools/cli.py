@@ -16,7 +16,6 @@ to standard error. A command that finds what it looks for, as `verify` does, may
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -32,21 +31,22 @@ COMMANDS = (text, shards, tars, verify, inspect, mix_preview, task_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
     except (UserError, OSError) as found:
         error = found if isinstance(found, UserError) else refused_path(found, arguments or sys.argv[1:])
         if error is None:
             raise
-        say_error(error)
+        say_error(parser.in_flags(str(error)))
         return 2
     except KeyboardInterrupt:
         say("interrupted", error=True)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     parser = CommandParser(prog="nextlat-data", description="From text to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for package in COMMANDS:

@@ -24,7 +24,6 @@ inside the commands.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from nextlat_dist import __version__
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         # Before ranks meet, and when they agreed on it, every rank has the same error: one of them speaks.
         if is_first_rank() or (_ranks_have_met() and not error.shared):
-            say_error(error)
+            say_error(parser.in_flags(str(error)))
         status = 2
     except StoppedBySignal as stopped:
         if is_first_rank():
@@ -74,7 +73,7 @@ def _ranks_have_met() -> bool:
     return torch is not None and torch.distributed.is_initialized()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     parser = CommandParser(prog="nextlat", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--version", action="version", version=f"nextlat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

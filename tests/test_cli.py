@@ -276,3 +276,21 @@ def test_a_dataset_given_as_a_checkpoint(
     status, out, _ = tried(capsys, "checkpoint", "list", dataset)
     assert (status, out.splitlines()[1:]) == (1, [f"train: {sentence}"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["generate", "--prompt", "x", "--top-p", "0"], "change --top-p"),
+        (["generate", "--prompt", "x", "--draft-length", "99", "--max-new-tokens", "0"], "change --max-new-tokens"),
+        (["evaluate", "speculative", "--prompts", "prompts", "--batch-size", "0"], "change --batch-size"),
+        (["evaluate", "speculative", "--prompts", "prompts"], "set --prompt-tokens, or lower --max-new-tokens"),
+    ],
+)
+def test_a_sentence_names_the_flag_that_was_typed(
+    words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From Python it names the argument."""
+    monkeypatch.chdir(CHECKOUT / "tests" / "fixtures" / "formats")
+    assert main([*words, "--export", "export"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(sentence)

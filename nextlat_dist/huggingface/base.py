@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.huggingface.stored import Fields, read_fields, read_tensors
+from nextlat_dist.huggingface.stored import JsonFields, read_fields, read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -49,7 +49,7 @@ class LlamaConfig:
         raw = fields.values
         older = fields.object("rope_scaling").values if "rope_scaling" in fields else {}  # that form is flat
         rope = fields.object("rope_parameters") if "rope_parameters" in fields else None
-        rope = rope or Fields(fields.path, {**raw, **older}, ADVICE)
+        rope = rope or JsonFields(fields.path, {**raw, **older}, ADVICE)
         plain = {
             "model_type": (raw.get("model_type"), "llama"),
             "hidden_act": (raw.get("hidden_act"), "silu"),

@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 1 << 28  # far above the index of the largest model
 _REQUIRED: Any = object()
 
 
-class Fields:
+class JsonFields:
     """A JSON object of a file, whose values are checked as they are read."""
 
     def __init__(self, path: Path, values: Mapping[str, Any], advice: str, within: str = "") -> None:
@@ -78,16 +78,16 @@ class Fields:
             raise self.wrong(key, "be a list")
         return value
 
-    def object(self, key: str) -> Fields:
+    def object(self, key: str) -> JsonFields:
         value = self._value(key, _REQUIRED)
         if not isinstance(value, dict):
             raise self.wrong(key, "be an object")
-        return Fields(self.path, value, self.advice, f"{self.within}{key}.")
+        return JsonFields(self.path, value, self.advice, f"{self.within}{key}.")
 
-    def objects(self, key: str) -> Iterator[Fields]:
+    def objects(self, key: str) -> Iterator[JsonFields]:
         """The objects of a list."""
         for index, item in enumerate(self.list(key)):
-            yield Fields(self.path, {f"{key}[{index}]": item}, self.advice, self.within).object(f"{key}[{index}]")
+            yield JsonFields(self.path, {f"{key}[{index}]": item}, self.advice, self.within).object(f"{key}[{index}]")
 
     def wrong(self, key: str, rule: str) -> UserError:
         """The error for a value that breaks `rule`."""
@@ -111,7 +111,7 @@ class Fields:
         return float(value)
 
 
-def read_fields(path: Path, advice: str) -> Fields:
+def read_fields(path: Path, advice: str) -> JsonFields:
     """The JSON object in the file `path`.
 
     Args:
@@ -137,7 +137,7 @@ def read_fields(path: Path, advice: str) -> Fields:
         raise UserError(f"{path} is nested too deeply; {advice}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {_short(values)}, but it must hold an object; {advice}")
-    return Fields(path, values, advice)
+    return JsonFields(path, values, advice)
 
 
 def read_tensors(path: Path, advice: str) -> dict[str, torch.Tensor]:

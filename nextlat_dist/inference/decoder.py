@@ -108,8 +108,8 @@ class Decoder:
             self._said_sampling = True
             (was_k, was_p), (k, p) = facts
             log.warning(
-                "%s was calibrated with top_k %d and top_p %g, but samples with top_k %d and top_p %g: adaptive lengths "
-                "may not be the fastest; run `nextlat calibrate --top-k %d --top-p %g`",
+                "%s was calibrated with top_k %d and top_p %g, but samples with top_k %d and top_p %g: adaptive "
+                "lengths may not be the fastest; run `nextlat calibrate --top-k %d --top-p %g`",
                 *(self.export, was_k, was_p, k, p, k, p),
             )
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +20,9 @@ from nextlat_dist.reporting.number_text import number_of, whole_number_of
 
 LARGEST = 2**63 - 1
 MOST_VALUES = 10_000  # of a list such as 1..20
+
+
+_ADVICE = re.compile(r"(?<=[;,] )((?:or )?(?:change|set|lower|raise)) ([a-z][a-z_]*)\b")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -42,8 +46,23 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return options
 
+    def in_flags(self, message: str) -> str:
+        """A sentence about a value, with flags of the command line where it says which parameter to change."""
+        flags = {flag.lstrip("-").replace("-", "_"): flag for flag in _flags(self)}
+        return _ADVICE.sub(lambda found: f"{found[1]} {flags.get(found[2], found[2])}", message)
+
     def error(self, message: str) -> NoReturn:
         super().error(printable(without_secrets(shortened(message))))
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Those of a parser and of the ones below it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _flags(below)
+        elif action.option_strings:
+            yield action.option_strings[-1]
 
 
 def whole_number(text: str) -> int:

@@ -34,7 +34,8 @@ class CutDocuments:
     def since_last(self) -> dict[str, float]:
         """For a line of the metrics: what was cut since the line before."""
         count, self._since_report = self._since_report, Count()
-        return count.entry() if self._counts else {}
+        counted = {"documents": count.documents, "document_tokens": count.tokens, "cut_tokens": count.cut_tokens}
+        return {**count.entry(), **counted} if self._counts else {}
 
     def warn_at_the_end(self, step: int) -> None:
         """Say again what was cut, over all batches."""

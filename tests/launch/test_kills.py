@@ -137,7 +137,7 @@ def test_asked_to_stop_before_any_rank_began(project: Project) -> None:
     assert not (project.root / "asked").exists()
 
 
-STEPS = 200
+STEPS = 100  # enough that the run is not over when it is killed; test_two_hosts has the other kinds of processes
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, text_dataset: Path) -> Path:
 @pytest.mark.parametrize(
     ("script", "name"),
     [
-        *(("single_node.sh", name) for name in ("script", *SINGLE_NODE)),
-        *(("torchrun.sh", n) for n in ("script", *TORCHRUN)),
+        ("single_node.sh", "launcher"),
+        ("single_node.sh", "rank"),
+        ("torchrun.sh", "script"),
+        ("torchrun.sh", "agent"),
     ],
 )
 def test_a_restart_gives_the_weights_of_a_run_left_alone(

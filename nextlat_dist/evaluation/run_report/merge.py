@@ -103,11 +103,21 @@ def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
 def _left_out(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """What of the data the weights never saw, where there was such: steps without targets, documents cut short."""
     without = sum(entry.get("steps_without_targets", 0) for entry in entries)
-    cut = [entry["warning"] for entry in entries if "cut_documents_share" in entry.get("warning", {})]
-    return {
-        **({"steps_without_targets": without} if without else {}),
-        **({key: cut[-1][key] for key in ("cut_documents", "cut_documents_share", "cut_tokens_share")} if cut else {}),
-    }
+    return {**({"steps_without_targets": without} if without else {}), **_cut_short(entries)}
+
+
+def _cut_short(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over all lines: a warning counts from the last start of the run on, and a killed run has none at its end."""
+    lines = [entry for entry in entries if entry.get("documents")]
+    cut, documents, cut_tokens, tokens = (
+        sum(entry[key] for entry in lines) for key in ("cut_documents", "documents", "cut_tokens", "document_tokens")
+    )
+    if cut:
+        shares = {"cut_documents_share": cut / documents, "cut_tokens_share": cut_tokens / max(tokens, 1)}
+        return {"cut_documents": cut, **shares}
+    warned = [entry["warning"] for entry in entries if "cut_documents_share" in entry.get("warning", {})]
+    keys = ("cut_documents", "cut_documents_share", "cut_tokens_share")
+    return {key: warned[-1][key] for key in keys} if warned and not lines else {}
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

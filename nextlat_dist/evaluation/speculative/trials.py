@@ -46,8 +46,8 @@ class Trial:
 class Decoded:
     """A continuation of each prompt, EOS ignored, and the processor time of its cycles.
 
-    `cpu_seconds` is what the machine gave to this process, and None where an accelerator did the work. It is 0 where the
-    clock of the process ticks too slowly to see it, as it does under `ulimit -t`.
+    `cpu_seconds` is what the machine gave to this process, and None where an accelerator did the work. It is 0 where
+    the clock of the process ticks too slowly to see it, as it does under `ulimit -t`.
     """
 
     generations: list[Generation]

@@ -16,7 +16,7 @@ from typing import Any
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import write_whole
 from nextlat_dist.huggingface.drafters.format import CALIBRATION_FILE
-from nextlat_dist.huggingface.stored import Fields, read_fields
+from nextlat_dist.huggingface.stored import JsonFields, read_fields
 
 FORMAT_VERSION = 1
 CONFIDENCE_LIMIT = 1e-4  # logits of a confidence are taken this far from 0 and 1 at most
@@ -136,7 +136,7 @@ class Calibration:
             ) from None
 
 
-def _read(fields: Fields) -> Calibration:
+def _read(fields: JsonFields) -> Calibration:
     fields.integer("format_version", minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
     costs = _all_costs(fields.object("costs"))
     sampled = fields.values.get("sampled_costs")  # older files have none
@@ -163,7 +163,7 @@ def _read(fields: Fields) -> Calibration:
     )
 
 
-def _all_costs(costs: Fields) -> Costs:
+def _all_costs(costs: JsonFields) -> Costs:
     verify = costs.object("verify")
     by_rows = {rows: _costs(verify, str(rows), above=0) for rows in _counts(verify)}
     for rows, line in by_rows.items():
@@ -172,7 +172,7 @@ def _all_costs(costs: Fields) -> Costs:
     return Costs(_costs(costs, "draft"), by_rows, _costs(costs, "begin"))
 
 
-def _counts(fields: Fields) -> list[int]:
+def _counts(fields: JsonFields) -> list[int]:
     """The keys, which are numbers of rows or tokens."""
     for key in fields.values:
         if not (key.isascii() and key.isdecimal() and 0 < len(key) < 10 and int(key) > 0 and str(int(key)) == key):
@@ -182,6 +182,6 @@ def _counts(fields: Fields) -> list[int]:
     return sorted(map(int, fields.values))
 
 
-def _costs(fields: Fields, key: str, above: float = -math.inf) -> dict[int, float]:
+def _costs(fields: JsonFields, key: str, above: float = -math.inf) -> dict[int, float]:
     line = fields.object(key)
     return {count: line.number(str(count), minimum=0, above=above) for count in _counts(line)}

@@ -6,9 +6,6 @@ DeepSpeed sees the module, since ZeRO-3 partitions it; they depend on the seed a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
@@ -19,7 +16,7 @@ from nextlat_dist.objective.terms import number_of_terms
 from nextlat_dist.parallel.device import communication_backend
 from nextlat_dist.parallel.dims import ParallelDims
 from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
-from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine, pipeline_module
+from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine, pipeline_module, without_extension
 from nextlat_dist.training.engine.optimizer import build_optimizer
 from nextlat_dist.training.engine.step_terms import StepTerms
 
@@ -49,24 +46,3 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> DeepSpeedEngine:
         terms=number_of_terms(config.objective),
         clip_grad=config.optimizer.clip_grad,
     )
-
-
-@contextmanager
-def without_extension() -> Iterator[None]:
-    """Inside, DeepSpeed does not load its CPU extension `deepspeed_shm_comm`.
-
-    That one reduces tensors in inference engines alone; training never calls it. Loading it takes a C++ compiler and
-    minutes at the first start, waits in silence where a killed build left its lock, and leaves 66 MB per rank in
-    /dev/shm at every start, for good: DeepSpeed 0.19.8 never removes them.
-    """
-    from deepspeed.ops import __compatible_ops__ as loadable
-
-    name = "deepspeed_shm_comm"
-    known, loadable[name] = loadable.get(name), False
-    try:
-        yield
-    finally:
-        if known is None:
-            del loadable[name]
-        else:
-            loadable[name] = known

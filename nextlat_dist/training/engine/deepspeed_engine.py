@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,27 @@ from nextlat_dist.training.engine.optimizer import set_learning_rate
 from nextlat_dist.training.engine.partial import sum_partial_gradients
 from nextlat_dist.training.engine.protocol import Judge
 from nextlat_dist.training.engine.step_terms import StepTerms
+
+
+@contextmanager
+def without_extension() -> Iterator[None]:
+    """Inside, DeepSpeed does not load its CPU extension `deepspeed_shm_comm`.
+
+    That one reduces tensors in inference engines alone; training never calls it. Loading it takes a C++ compiler and
+    minutes at the first start, waits in silence where a killed build left its lock, and leaves 66 MB per rank in
+    /dev/shm at every start, for good: DeepSpeed 0.19.8 never removes them.
+    """
+    from deepspeed.ops import __compatible_ops__ as loadable
+
+    name = "deepspeed_shm_comm"
+    known, loadable[name] = loadable.get(name), False
+    try:
+        yield
+    finally:
+        if known is None:
+            del loadable[name]
+        else:
+            loadable[name] = known
 
 
 class DeepSpeedEngine:

@@ -205,3 +205,12 @@ def test_a_damaged_measurement_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "speculative.json").write_bytes(content.encode("latin1"))
     with pytest.raises(UserError, match=r"speculative[.]json.*run `nextlat evaluate speculative` again"):
         write_run_report(tmp_path)
+
+
+def test_cut_documents_are_those_of_all_lines(tmp_path: Path) -> None:
+    """A run that was killed has no last word, and one that was resumed counts from there on."""
+    counts = {"cut_documents": 2, "documents": 4, "cut_tokens": 30, "document_tokens": 120}
+    resumed = {"step": 3, "warning": {"cut_in": "this batch", "cut_documents": 1, "cut_documents_share": 1.0}}
+    write_run(tmp_path, [{**STEPS[0], **counts}, {**STEPS[1], **counts}, resumed, {**STEPS[2], **counts}])
+    train = write_run_report(tmp_path)["train"]
+    assert (train["cut_documents"], train["cut_documents_share"], train["cut_tokens_share"]) == (6, 0.5, 0.25)
