@@ -81,3 +81,17 @@ require_config() {
     [[ $# -gt 0 && -n "$1" ]] || fail "no CONFIG given: name a YAML file, for example configs/quickstart.yaml (--help shows the usage)"
     [[ -f "$1" ]] || fail "CONFIG $1 is not a file: name a YAML file, for example configs/quickstart.yaml"
 }
+
+# sole_script: ends this script where another start of it, or what a killed one left running, is still at work here. The
+# lock is inherited by all commands that follow: they may still write to the script's folder when it is gone.
+sole_script() {
+    local name="${0##*/}" lock
+    name="${name%.sh}"
+    lock="$ROOT/.cache/$name.lock"
+    command -v flock >/dev/null || return 0
+    mkdir -p "${lock%/*}"
+    exec 8>>"$lock"
+    flock --nonblock 8 ||
+        fail "another $name, or what a killed one started, is running here ($(tail -n 1 "$lock")): wait for it or stop it"
+    echo "host ${HOSTNAME:-?}, pid $$, since $(date '+%F %T')" >"$lock"
+}

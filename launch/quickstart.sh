@@ -20,23 +20,15 @@ for argument in "$@"; do
     [[ "$argument" == *=* ]] || fail "quickstart.sh takes key=value settings only, got $argument (--help shows the usage)"
 done
 
-# Inherited by all commands below: what a killed quickstart left running still writes to the folder that this one removes.
-mkdir -p .cache
-if command -v flock >/dev/null; then
-    exec 8>>.cache/quickstart.lock
-    flock --nonblock 8 ||
-        fail "another quickstart, or what a killed one started, is running here ($(tail -n 1 .cache/quickstart.lock)): wait for it or stop it"
-    echo "host ${HOSTNAME:-?}, pid $$, since $(date '+%F %T')" >.cache/quickstart.lock
-fi
-
+sole_script
 name_caller
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
 run=runs/quickstart
 
 if [[ -e "$run" ]]; then
-    # A training whose launch script was killed, or on another host: it is named.
-    nextlat doctor --quick --config configs/quickstart.yaml output_dir="$run" || fail "$run stays as it is (see above)"
+    # A training whose launch script was killed, or on another host: it is named. One that may be dead counts as alive.
+    nextlat doctor --quick --strict --config configs/quickstart.yaml output_dir="$run" || fail "$run stays as it is (see above)"
     headline "Removing $run of an earlier run (.venv stays)"
     rm -rf "$run"
 fi

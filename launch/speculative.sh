@@ -23,6 +23,7 @@ for argument in "$@"; do
     [[ "$argument" == *=* ]] || fail "speculative.sh takes key=value settings only, got $argument (--help shows the usage)"
 done
 
+sole_script
 name_caller
 bash launch/setup.sh
 export HF_HUB_OFFLINE=1
@@ -50,7 +51,6 @@ train_and_export() { # name config key=value …
     shift 2
     headline "$name: training (resumes from its last checkpoint, if there is one)"
     bash launch/single_node.sh "$config" "$@"
-    rm -rf "$run/$name/export"
     nextlat export --checkpoint "$run/$name/checkpoints" --output "$run/$name/export"
     nextlat calibrate --export "$run/$name/export" --prompts "$run/prompts_calibration" \
         --prompts-per-domain "$calibration_prompts"

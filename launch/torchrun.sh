@@ -41,9 +41,10 @@ if [[ -z "${NPROC-}" ]]; then
     fi
 fi
 ranks=$((${NNODES%%:*} * NPROC))
-check_environment "$config" "$@"
-# The hosts of one run start again together: what one of them left, any other may take over.
+# The hosts of one run start again together: what one of them left, any other may take over. The doctor is told, too: to a
+# host that joins, the run that it joins is no other.
 [[ "$NNODES" == 1 ]] || NEXTLAT_LAUNCH="torchrun-$RDZV_ENDPOINT-${RDZV_ID:-nextlat}"
+check_environment "$config" "$@"
 
 export LOCAL_SIZE="$NPROC" # read by DeepSpeed on CPU
 

@@ -140,22 +140,35 @@ def take_lock(
         time.sleep(min(0.5, beat_seconds / 4))
 
 
-def in_use(output_dir: Path, stale_seconds: float = STALE_SECONDS) -> str:
-    """Why a run started now in `output_dir` would be refused; empty where it would not. Waits for nothing."""
+@dataclass(frozen=True)
+class Use:
+    """Whose an output_dir is.
+
+    Attributes:
+        text: names the run.
+        certain: that it lives; if not, a run that starts now waits until a heartbeat, or none, has told.
+    """
+
+    text: str
+    certain: bool
+
+
+def in_use(output_dir: Path, stale_seconds: float = STALE_SECONDS) -> Use | None:
+    """The run that holds `output_dir`; None where there is none, or a dead one. Waits for nothing."""
     try:
         text, age = _read(output_dir)
     except OSError:
-        return ""
+        return None
     owner = _parsed(text)
     if owner is None:
-        return ""
+        return None
     lives = _lives(owner, os.environ.get(LAUNCH, ""))
+    if lives:
+        return Use(_refusal(output_dir, owner), certain=True)
     if lives is None and age < stale_seconds:
-        return (
-            _refusal(output_dir, owner) + f" (its last sign of life is {age:.0f} s old; it counts as dead after "
-            f"{stale_seconds:.0f} s)"
-        )
-    return _refusal(output_dir, owner) if lives else ""
+        sign = f"its last sign of life is {age:.0f} s old; it counts as dead after {stale_seconds:.0f} s"
+        return Use(f"{_refusal(output_dir, owner)} ({sign})", certain=False)
+    return None
 
 
 def process_started(pid: int) -> int | None:

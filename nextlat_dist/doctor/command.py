@@ -18,6 +18,9 @@ def add_command(commands: Any) -> None:
         "--hostfile", type=Path, metavar="FILE", help="also ask its hosts over ssh (default: this host only)"
     )
     doctor.add_argument("--quick", action="store_true", help="problems only, and nothing that has to be waited for")
+    doctor.add_argument(
+        "--strict", action="store_true", help="an output_dir whose run may be dead is a problem (default: a note)"
+    )
     doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings here (default: nowhere)")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
     doctor.set_defaults(run_command=_doctor)
@@ -33,7 +36,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from nextlat_dist.training.health.launcher import mark_checked
 
     config = None if options.config is None else load_config(options.config, options.overrides)
-    findings = examine(config, options.hostfile, options.quick)
+    findings = examine(config, options.hostfile, options.quick, options.strict)
     if config is not None and not options.quick and is_first_rank():
         say(description(config, options.hostfile) + "\n")
     for text in shown(findings, options.quick):

@@ -24,8 +24,8 @@ from nextlat_dist.plan.describe import describe
 MEETING = timedelta(seconds=60)
 
 
-def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> list[Finding]:
-    """All findings of this host, and without `quick` of the others.
+def examine(config: RunConfig | None, hostfile: Path | None, quick: bool, strict: bool = False) -> list[Finding]:
+    """All findings of this host, and without `quick` of the others; `strict` is `machine.check_output_dir`'s.
 
     Raises:
         UserError: the hostfile is not one, or this number of ranks cannot train `config`.
@@ -49,8 +49,10 @@ def examine(config: RunConfig | None, hostfile: Path | None, quick: bool) -> lis
     ]
     output_dir = None
     if config is not None:
-        findings += [machine.check_output_dir(config), machine.check_disk(config)]
+        findings += [machine.check_output_dir(config, strict), machine.check_disk(config)]
         output_dir = Path(config.output_dir)
+    if names:
+        findings += hosts.check_programs()
     if quick:
         return findings
     if names:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from nextlat_dist.errors import UserError
 
 CLOCK_SECONDS = 5.0
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+PROGRAMS = {"ssh": "openssh-client", "pdsh": "pdsh"}  # and the package of each
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -80,8 +82,20 @@ def _check_host_name(interfaces: Sequence[str]) -> Finding:
     return ok("interface", f"{name} is {address}")
 
 
+def check_programs() -> list[Finding]:
+    """What launch/multi_node.sh reaches the hosts of a hostfile with."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    texts = [f"{name} is not installed, and hosts are reached with it: install {PROGRAMS[name]}" for name in missing]
+    return [problem("hosts", text) for text in texts] or [ok("hosts", f"{' and '.join(PROGRAMS)} are installed")]
+
+
 def check_hosts(hosts: Sequence[str], output_dir: Path | None) -> list[Finding]:
-    """Ask every host over ssh, all at once: its clock, this project's Python, and whether it sees our `output_dir`."""
+    """Ask every host over ssh, all at once: its clock, this project's Python, and whether it sees our `output_dir`.
+
+    Without ssh nothing can be asked, which `check_programs` says.
+    """
+    if shutil.which(SSH[0]) is None:
+        return []
     with contextlib.ExitStack() as stack:
         token = None if output_dir is None else stack.enter_context(_token(output_dir))
         with ThreadPoolExecutor(max_workers=32) as pool:

@@ -34,14 +34,19 @@ def existing_parent(directory: Path) -> Path:
     return directory
 
 
-def check_output_dir(config: RunConfig) -> Finding:
-    """A file can be made where the run will write, and no other run writes there."""
-    busy = in_use(Path(config.output_dir))
-    if busy:
-        return problem("output_dir", busy)
+def check_output_dir(config: RunConfig, strict: bool = False) -> Finding:
+    """A file can be made where the run will write, and no other run writes there.
+
+    A run that may be dead is a note, since training waits until its heartbeat has told; a problem where `strict`.
+    """
+    use = in_use(Path(config.output_dir))
+    if use is not None and (use.certain or strict):
+        return problem("output_dir", use.text)
     parent = existing_parent(Path(config.output_dir))
     try:
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".doctor-"):
+            if use is not None:
+                return note("output_dir", f"{use.text}; training waits until it shows that it lives, or counts as dead")
             return ok("output_dir", f"{config.output_dir} can be written")
     except OSError as error:
         return problem(

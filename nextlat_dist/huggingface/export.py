@@ -103,6 +103,8 @@ def export_checkpoint(
             report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
         with writing(output):
             _write_json(temporary / EXPORT_REPORT_FILE, {**report, LISTED: listed(temporary)})
+        if destination(output) != folder:  # minutes later: what came meanwhile is not replaced, either
+            raise UserError(f"{output} leads to another folder than when the export began; run it again")
     return report
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nextlat_dist.checkpoint.run_lock import RunLock, in_use, process_started, take_lock
+from nextlat_dist.checkpoint.run_lock import RunLock, Use, in_use, process_started, take_lock
 from nextlat_dist.errors import UserError
 
 FAST: dict[str, Any] = {"beat_seconds": 0.05, "stale_seconds": 0.4}
@@ -45,10 +45,10 @@ def test_a_second_run_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
         take_lock(tmp_path)
     for part in (str(tmp_path), first["host"], f"pid {os.getpid()}", first["since"], "choose another output_dir"):
         assert part in str(refused.value)
-    assert in_use(tmp_path) == str(refused.value)
+    assert in_use(tmp_path) == Use(str(refused.value), certain=True)
     lock.release()
     assert list(tmp_path.iterdir()) == []
-    assert in_use(tmp_path) == ""
+    assert in_use(tmp_path) is None
     take_lock(tmp_path).release()
 
 
@@ -56,7 +56,7 @@ def test_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", TAKE_AND_DIE, str(tmp_path)], capture_output=True, check=True)
     assert content(tmp_path)["pid"] == int(ended.stdout)
     began = time.monotonic()
-    assert in_use(tmp_path) == ""
+    assert in_use(tmp_path) is None
     lock = take_lock(tmp_path)
     assert time.monotonic() - began < 2, "this machine can see that it is gone"
     lock.release()
@@ -91,7 +91,10 @@ def test_another_machine_that_beats_is_alive(tmp_path: Path) -> None:
     finally:
         over.set()
         thread.join()
-    assert "its last sign of life is 0 s old" in in_use(tmp_path)
+    use = in_use(tmp_path)
+    assert use is not None
+    assert not use.certain, "from here nobody can tell without waiting"
+    assert "its last sign of life is 0 s old; it counts as dead after 60 s" in use.text
 
 
 def test_another_machine_without_a_beat_is_dead(tmp_path: Path) -> None:
@@ -105,22 +108,24 @@ def test_another_machine_without_a_beat_is_dead(tmp_path: Path) -> None:
     lock.release()
     left_by_another_machine(tmp_path)
     os.utime(tmp_path / "run.lock", (0, 0))
-    assert in_use(tmp_path) == ""
+    assert in_use(tmp_path) is None
 
 
 def test_the_same_launch_script_starts_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left_by_another_machine(tmp_path, launch="script-1")
     monkeypatch.setenv("NEXTLAT_LAUNCH", "script-2")
-    assert "elsewhere" in in_use(tmp_path)
+    use = in_use(tmp_path)
+    assert use is not None
+    assert "elsewhere" in use.text
     monkeypatch.setenv("NEXTLAT_LAUNCH", "script-1")
-    assert in_use(tmp_path) == ""
+    assert in_use(tmp_path) is None
     take_lock(tmp_path, beat_seconds=1000, stale_seconds=1000).release()
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"host": 1}', "\0"])
 def test_a_lock_that_cannot_be_read_holds_nobody_up_for_ever(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.lock").write_text(text)
-    assert in_use(tmp_path) == ""
+    assert in_use(tmp_path) is None
     take_lock(tmp_path, **FAST).release()
 
 

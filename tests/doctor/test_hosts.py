@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from nextlat_dist import cli
 from nextlat_dist.doctor import hosts
 from nextlat_dist.errors import UserError
 from tests.kit.findings import add_command, assert_problem
@@ -118,6 +120,30 @@ def test_hosts_of_a_hostfile(tmp_path: Path) -> None:
     assert [f.level for f in hosts.check_hosts(["good"], None)] == ["ok"]
     with pytest.raises(UserError, match="output_dir=/proc/runs/a cannot be written"):
         hosts.check_hosts(["good"], Path("/proc/runs/a"))
+
+
+def test_a_host_without_ssh_and_pdsh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("first slots=1\n")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "dirname", "tr", "head", "sed", "grep"):  # what reads the hostfile
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["doctor", "--hostfile", str(file)])
+    shown = capsys.readouterr().out
+    assert re.search("PROBLEM  hosts +ssh is not installed, .*: install openssh-client\n", shown)
+    assert re.search("PROBLEM  hosts +pdsh is not installed, .*: install pdsh\n", shown)
+    monkeypatch.setenv("PATH", "")
+    assert [finding.level for finding in hosts.check_programs()] == ["problem"] * 2
+    assert hosts.check_hosts(["first"], tmp_path) == [], "nobody can be asked"
+    for name in ("ssh", "pdsh"):
+        add_command(programs, name, "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(programs))
+    assert [finding.level for finding in hosts.check_programs()] == ["ok"]
 
 
 @pytest.mark.parametrize(

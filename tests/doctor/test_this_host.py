@@ -23,6 +23,7 @@ from nextlat_dist.config.load import load_config
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.doctor import machine, software
 from nextlat_dist.doctor.findings import Finding
+from nextlat_dist.files import RUN_LOCK_FILE
 from tests.kit.findings import add_command, assert_problem
 
 
@@ -88,6 +89,41 @@ def test_an_output_directory_in_use(config: RunConfig) -> None:
     assert_problem(machine.check_output_dir(config), f"pid {os.getpid()}", "in use by the run on host", "output_dir")
     lock.release()
     assert machine.check_output_dir(config).level == "ok"
+
+
+def left_by_another_machine(output: Path) -> None:
+    output.mkdir(parents=True)
+    lock = take_lock(output, beat_seconds=1000)
+    left = {**json.loads((output / RUN_LOCK_FILE).read_text()), "machine": "of another boot", "host": "elsewhere"}
+    lock.release()
+    (output / RUN_LOCK_FILE).write_text(json.dumps(left))
+
+
+def test_a_run_that_may_be_dead_is_no_problem_to_a_run_that_waits(config: RunConfig) -> None:
+    """A container that was killed and started again within a minute takes its own lock over."""
+    output = Path(config.output_dir)
+    left_by_another_machine(output)
+    finding = machine.check_output_dir(config)
+    assert finding.level == "note", finding
+    assert "in use by the run on host elsewhere" in finding.text
+    assert "training waits" in finding.text
+    assert_problem(machine.check_output_dir(config, strict=True), "in use by the run on host elsewhere", "60 s")
+    os.utime(output / RUN_LOCK_FILE, (0, 0))
+    assert machine.check_output_dir(config, strict=True).level == "ok"
+
+
+def test_who_would_remove_the_folder_asks_strictly(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    left_by_another_machine(Path(config.output_dir))
+    command = ["doctor", "--quick", "--config", "configs/quickstart.yaml", f"output_dir={config.output_dir}"]
+    with contextlib.suppress(SystemExit):  # this host may lack something
+        cli.main(command)
+    assert "in use" not in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*command, "--strict"])
+    assert "in use by the run on host elsewhere" in capsys.readouterr().err
 
 
 def test_room_for_checkpoints(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,15 @@ def test_the_doctor_is_asked_first(plain: Project, script: str, arguments: list[
     assert not list(plain.root.glob("starts.*"))
 
 
+def test_the_doctor_of_a_host_that_joins_knows_the_run(plain: Project) -> None:
+    """To the doctor the run's ranks on another host are the same run, which this host may join."""
+    settings = {"NNODES": "1:2", "RDZV_ENDPOINT": "first:29400", "NPROC": "1", "DOCTOR_SAYS": "1"}
+    assert plain.run("launch/torchrun.sh", "run.yaml", **settings).returncode == 2
+    assert (plain.root / "doctor.launch").read_text() == "torchrun-first:29400-nextlat"
+    assert plain.run("launch/torchrun.sh", "run.yaml", RDZV_ID="seven", **settings).returncode == 2
+    assert (plain.root / "doctor.launch").read_text() == "torchrun-first:29400-seven"
+
+
 def test_the_doctor_can_be_skipped(project: Project) -> None:
     project.add_real_venv()
     skipped = project.run("launch/single_node.sh", "run.yaml", "watched=yes", DOCTOR_SAYS="1", NEXTLAT_SKIP_DOCTOR="1")
@@ -208,7 +217,7 @@ def test_the_doctor_can_be_skipped(project: Project) -> None:
 
 
 def test_the_doctor_can_be_started_everywhere(plain: Project) -> None:
-    everywhere = plain.run("launch/single_node.sh", "--doctor", "run.yaml", "exits=0,1")
+    everywhere = plain.run("launch/single_node.sh", "--doctor", "run.yaml", "exits=1,0")
     assert everywhere.returncode == 1, "an answer, which is not asked for again"
-    assert reports(plain, 1)[0]["arguments"] == ["doctor", "--config", "run.yaml", "exits=0,1"]
-    assert len(starts(plain)) == 2
+    assert reports(plain, 1)[0]["arguments"] == ["doctor", "--config", "run.yaml", "exits=1,0"]
+    assert len(starts(plain)) == 1

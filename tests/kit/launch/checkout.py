@@ -14,6 +14,7 @@ if watched:
     from nextlat_dist.training.health import launcher
 if sys.argv[1] == "doctor" and "RANK" not in os.environ:
     pathlib.Path("doctor.json").write_text(json.dumps(sys.argv[2:]))
+    pathlib.Path("doctor.launch").write_text(os.environ.get("NEXTLAT_LAUNCH", ""))
     if watched:
         launcher.mark_checked()
     sys.exit(int(os.environ.get("DOCTOR_SAYS", "0")))
