@@ -1,4 +1,4 @@
-"""What many tests share: pools of real ranks for each test module, and a small dataset of real text."""
+"""Fixtures of many tests: pools of real ranks for each test module, and a small dataset of real text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share lies in `tests/kit`: no test module imports another one, and a conftest is imported by none."""
+"""Shared code of tests lies in `tests/kit`: no test module imports another one, and a conftest is imported by none."""
 
 from __future__ import annotations
 

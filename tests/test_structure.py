@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -46,6 +47,20 @@ def test_files_and_folders_are_small() -> None:
 def test_packages_say_what_they_are() -> None:
     packages = [path for path in modules(*PACKAGES) if path.name == "__init__.py"]
     assert [name_of(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+QUESTION = re.compile(r"(What|Where|How|Who|Did)\b")
+NOT_YET_REWORDED = {"nextlat_dist/doctor/__init__.py", "nextlat_dist/doctor/findings.py"}
+
+
+def test_modules_open_with_what_they_are() -> None:
+    """A module opens with a noun phrase or a sentence that says what it is or does, not with a question."""
+    assert QUESTION.match("What a run is.")
+    assert not QUESTION.match("Whole files.")
+    docstrings = {
+        name_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in modules(*PACKAGES, "tests")
+    }
+    assert {name for name, text in docstrings.items() if QUESTION.match(text)} - NOT_YET_REWORDED == set()
 
 
 def prints(source: str) -> Iterator[int]:

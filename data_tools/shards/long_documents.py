@@ -9,8 +9,8 @@ from typing import IO
 
 import numpy as np
 
-SPOOL_TOKENS = 1 << 22
-CHUNK_TOKENS = 1 << 16
+SPOOL_TOKENS = 1 << 22  # bounds the memory of a document made of pieces: 17 MB of uint32
+CHUNK_TOKENS = 1 << 16  # bounds the memory of reading the file back: 262 KB of uint32
 
 
 class SpooledTokens:

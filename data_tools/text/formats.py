@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes, and its content, decompressed.
+"""The format of a file, told by its first bytes, and its content, decompressed.
 
 gzip, zstd, bzip2 and xz are read, whatever the file is called; a name that ends like one of them and a content that is
 none is an error. Archives, other compressions and UTF-16 are named, never taken for text.

@@ -1,4 +1,4 @@
-"""Where a long text may be cut so that tokenising its pieces gives the tokens of the whole.
+"""Safe places to cut a long text: tokenising the pieces gives the tokens of the whole.
 
 A sentencepiece model never joins two characters that stand next to each other in none of its pieces: nothing on one
 side of such a place can change the tokens on the other. Guaranteed for models of type bpe and char; for unigram too,

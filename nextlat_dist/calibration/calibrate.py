@@ -1,4 +1,4 @@
-"""What adaptive drafting has to know, measured: how often drafts are accepted, and what drafting and verifying cost.
+"""Measures what adaptive drafting has to know: how often drafts are accepted, what drafting and verifying cost.
 
     calibrate(export: Path, prompts: list[Path], *, temperatures=(0.0, 0.6, 1.0), top_k=0, top_p=1.0,
               batch_sizes=(1, 4, 16, 64, 128), prompts_per_domain=8, skip=0, max_new_tokens=96, seed=0, …) -> Report

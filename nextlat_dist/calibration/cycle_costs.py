@@ -1,4 +1,4 @@
-"""What drafting and verifying cost in the decoding loop itself, at several batch sizes.
+"""The costs of drafting and verifying in the decoding loop itself, at several batch sizes.
 
 Every cycle of a batch drafts another number of tokens in turn, whatever they are, on the path that adaptive drafting
 takes: the costs hold all that a cycle does, and a slow spell of the machine moves none of them against the others. The

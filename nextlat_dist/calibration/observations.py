@@ -1,4 +1,4 @@
-"""What became of drafted tokens, and what acceptance that says: shares by position, and a regression on confidence."""
+"""Outcomes of drafted tokens, and the acceptance they show: shares by position, and a regression on confidence."""
 
 from __future__ import annotations
 

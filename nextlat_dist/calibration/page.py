@@ -1,4 +1,4 @@
-"""What a person sees of a calibration: its tables and its picture."""
+"""The tables and the picture of a calibration, as a person sees them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ class Sharding:
         blocks: so many equal blocks along `dim` are split one by one: a gated `linear_fc1` is [gate; up] on every rank,
             so its two halves are sharded separately.
         partial: every rank holds the parameter whole, but it acts on a part of what is computed (a norm over sharded
-            heads), so a rank's gradient is one summand: the engine sums it over the tensor ranks before clipping.
+            heads), so a rank's gradient is one summand: the engine sums it over the tensor ranks in every backward
+            pass, so for each micro-batch, before it is accumulated and clipped.
     """
 
     dim: int | None

@@ -1,4 +1,4 @@
-"""How many directions hidden states use: the effective rank (Roy & Vetterli 2007), as in arXiv 2511.05963.
+"""The effective rank (Roy & Vetterli 2007), as in arXiv 2511.05963: how many directions hidden states use.
 
     effective_rank(states: Tensor) -> float
 

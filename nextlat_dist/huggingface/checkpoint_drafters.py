@@ -1,4 +1,4 @@
-"""What drafts, out of a run's checkpoint: the config and tensors of each built-in kind. Exporting alone needs this."""
+"""Drafters out of a run's checkpoint: the config and tensors of each built-in kind. Exporting alone needs this."""
 
 from __future__ import annotations
 

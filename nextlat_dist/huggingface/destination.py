@@ -1,4 +1,4 @@
-"""Where an export may be written: a new folder, or in place of an older export to which nothing was added.
+"""The folder that an export may be written to: a new one, or that of an older export to which nothing was added.
 
 An export's report lists the files that were written with it and their sha256. A folder that holds anything else, or one
 of them changed, is refused: another model, notes, an adapter, weights that were trained further.

@@ -1,4 +1,4 @@
-"""What decoding is asked for and gives back: requests, continuations, their pieces, and cycles for measurements."""
+"""Requests to decoding and what it gives back: continuations, their pieces, and cycles for measurements."""
 
 from __future__ import annotations
 

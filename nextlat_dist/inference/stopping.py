@@ -1,4 +1,4 @@
-"""Where a continuation ends: at a stop token, or at the token that completes a stop string.
+"""The end of a continuation: at a stop token, or at the token that completes a stop string.
 
 New tokens come in blocks; what lies after the end is cut off, so the result does not depend on how blocks fall.
 """

@@ -1,4 +1,4 @@
-"""How each named parameter is split over tensor-parallel ranks: one table for initialisation, checkpoints and export.
+"""The split of each named parameter over tensor-parallel ranks: one table for initialisation, checkpoints and export.
 
 Names are canonical (Megatron-Core's GPT names, `decoder.layers.3.mlp.linear_fc1.weight`), the same under every layout.
 A rule holds for a whole name, `*` standing for one part between dots; what an objective or a predictor adds, its entry

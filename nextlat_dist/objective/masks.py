@@ -1,4 +1,4 @@
-"""What counts: which positions enter each loss term.
+"""Masks of the loss terms: which positions enter each.
 
 Position t counts for next_token if x_{t+1} is a loss token of the same document; the pair (t, i) counts for hidden if
 t .. t+i lie in one document, and for kl if moreover position t+i counts for next_token. Then x_{t+1+i} is a loss token

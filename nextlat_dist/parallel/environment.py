@@ -1,4 +1,4 @@
-"""What a launcher tells its ranks in environment variables, read without torch.
+"""Reads what a launcher tells its ranks in environment variables, without torch.
 
 A number that is none is a user's mistake (a job script's typo, a variable of another tool), so it gets a sentence.
 """
@@ -10,7 +10,7 @@ import os
 from nextlat_dist.errors import UserError
 from nextlat_dist.reporting.number_text import whole_number_of
 
-MOST_RANKS = 1 << 30
+MOST_RANKS = 1 << 30  # far above any job: a larger number is a mistake
 MEETING_POINT = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -1,4 +1,4 @@
-"""Objects of all ranks over the hosts' network, beside what the GPUs exchange, with few connections for each rank.
+"""Objects of all ranks over the hosts' network, next to what the GPUs exchange, with few connections for each rank.
 
 A gloo group connects every rank with every other: 1,023 sockets for each of 1,024 ranks, as many as a process may have
 open by default. Here ranks form blocks of about the square root of their number: a rank is connected with its block,

@@ -1,1 +1,1 @@
-"""What a run would be, counted and described without building it; free of torch."""
+"""The plan of a run, counted and described without building it; free of torch."""

@@ -1,4 +1,4 @@
-"""What a run is, in a few lines: parameters, objective, layout, batch, length, stages. Torch-free.
+"""The description of a run in a few lines: parameters, objective, layout, batch, length, stages. Torch-free.
 
 The head of a run, `nextlat train --dry-run` and the doctor print the same description.
 """

@@ -1,1 +1,1 @@
-"""What measuring commands share: the report, its text, JSON and pictures, numbers over runs, options."""
+"""The shared parts of measuring commands: the report, its text, JSON and pictures, numbers over runs, options."""

@@ -1,4 +1,4 @@
-"""What a task is: a world that documents are drawn from. Needs numpy alone."""
+"""The interface of a task: a world that documents are drawn from. Needs numpy alone."""
 
 from __future__ import annotations
 

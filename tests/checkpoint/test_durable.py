@@ -1,4 +1,4 @@
-"""What a checkpoint survives: at every rename all that gets its name is on disk, and one of the same step stays until
+"""The durability of checkpoints: at a rename all that gets its name is on disk, and one of the same step stays until
 then."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What YAML guesses, drops or grows in silence: read as written, or refused with its line."""
+"""Text that YAML guesses, drops or grows in silence: read as written, or refused with its line."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_task_with_too_few_documents_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_the_record_holds_labels_and_beliefs_beside_the_tokens(tmp_path: Path) -> None:
+def test_the_record_holds_labels_and_beliefs_next_to_the_tokens(tmp_path: Path) -> None:
     tracking = StateTracking(length=5, group="S3", test_length=(6,))
     data = _write(tmp_path / "s3", tracking)
     for split, length in (("train", 5), ("test", 6)):

@@ -1,4 +1,4 @@
-"""What a reader copies from a page runs: all bash and Python blocks of it, in order, in one directory.
+"""Commands that a reader copies from a page run: all its bash and Python blocks, in order, in one directory.
 
 Blocks marked `<!-- not run: … -->` are left out; `<!-- run with: … -->` says what is made smaller (tests/kit/pages.py).
 """

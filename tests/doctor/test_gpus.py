@@ -1,4 +1,4 @@
-"""How many GPUs CUDA shows: doctor and launch scripts count alike. Command: `pytest tests/doctor/test_gpus.py`."""
+"""The number of GPUs: doctor and launch scripts count what CUDA shows. Command: `pytest tests/doctor/test_gpus.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `nextlat export` may replace: nothing but an export to which nothing was added."""
+"""`nextlat export` may replace nothing but an export to which nothing was added."""
 
 from __future__ import annotations
 

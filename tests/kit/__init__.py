@@ -1,1 +1,1 @@
-"""What tests share: ranks, tiny models and datasets, servers, doubles."""
+"""The kit that tests share: ranks, tiny models and datasets, servers, doubles."""

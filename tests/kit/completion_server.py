@@ -1,4 +1,4 @@
-"""What a server of plain models finds in the root of an export, by the rules that vLLM's default loader goes by.
+"""A server of plain models, as it finds one in the root of an export by the rules of vLLM's default loader.
 
 It takes every `*.safetensors` of the root that the index names, builds the model of `architectures` from `config.json`
 and fills it by name; `trust_remote_code` stays off.

@@ -123,8 +123,8 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 
 class PlannedDrafter:
-    """Drafts each row's true sequence, with an error at a pseudo-random place of every cycle, if any; how sure it says
-    it is varies. So every number of accepted tokens occurs, at every length of an adaptive draft.
+    """Drafts each row's true sequence, with an error at a pseudo-random place of every cycle, if any; the confidence
+    that it gives varies. So every number of accepted tokens occurs, at every length of an adaptive draft.
     """
 
     longest: int | None = None

@@ -1,4 +1,4 @@
-"""What the doctor found, and commands that it finds."""
+"""Findings of the doctor, and commands that it finds."""
 
 from __future__ import annotations
 

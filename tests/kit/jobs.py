@@ -1,4 +1,4 @@
-"""What ranks do in distributed tests: functions of a configuration, importable by the rank processes."""
+"""Jobs for the ranks of distributed tests: functions of a configuration, importable by the rank processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages' commands find when they are run: a checkout's folders, texts, and a tiny run in runs/quickstart."""
+"""Files that the pages' commands need when they are run: a checkout's folders, texts, a tiny run in runs/quickstart."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ def test_loss_terms_worked_out_by_hand() -> None:
 
     # Logits are (√2, 0, 0) after token 0, (0, 0, 0) after token 1, (-√2, 0, 0) after token 2.
     up, down = math.exp(math.sqrt(2)), math.exp(-math.sqrt(2))
-    law = {0: (up, 1, 1), 1: (1, 1, 1), 2: (down, 1, 1)}
-    probability = {token: [value / sum(values) for value in values] for token, values in law.items()}
+    odds = {0: (up, 1, 1), 1: (1, 1, 1), 2: (down, 1, 1)}
+    probability = {token: [value / sum(values) for value in values] for token, values in odds.items()}
     steps = [(0, 0), (0, 2), (2, 1), (1, 1), (1, 0)]  # the last one is the second row's only one
     next_token = sum(-math.log(probability[x][y]) for x, y in steps) / 5
 

@@ -1,4 +1,4 @@
-"""Who sees whom: the mask as a table, attention against the transcription, documents that cannot see each other."""
+"""Visibility in attention: the mask as a table, the transcription, documents that cannot see each other."""
 
 from __future__ import annotations
 

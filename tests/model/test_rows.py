@@ -1,4 +1,4 @@
-"""What a batch says of itself: real tokens, and how many keys they attend to."""
+"""Counts of a batch: real tokens, and how many keys they attend to."""
 
 from __future__ import annotations
 

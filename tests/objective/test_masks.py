@@ -1,4 +1,4 @@
-"""What counts for which term: a row worked out by hand, and random rows against the transcription's counting."""
+"""Masks of each term: a row worked out by hand, and random rows against the transcription's counting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launcher says in the environment: read, or answered with a sentence."""
+"""Variables of a launcher in the environment: read, or answered with a sentence."""
 
 from __future__ import annotations
 

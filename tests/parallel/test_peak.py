@@ -1,4 +1,4 @@
-"""What MFU is relative to: the data sheet of a known GPU, a bf16 product on another, nothing on a CPU."""
+"""The peak that MFU is relative to: the data sheet of a known GPU, a bf16 product on another, nothing on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The city: its streets, its walks and their law, and trips judged token by token."""
+"""The city: its streets, its walks and their distribution, and trips judged token by token."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def test_the_preferred_turn_is_the_first_on_a_shortest_route() -> None:
     assert SQUARE.preferred[1, 7] == SOUTH
 
 
-def test_the_law_of_a_turn_by_hand() -> None:
+def test_the_distribution_of_a_turn_by_hand() -> None:
     city = City(rows=3, columns=3, one_way=0, closed=0, wander=0.6, max_turns=8, test_share=0.25)
-    law = city.turn_distribution(drop_off=8, turns_left=8)
-    assert law[8].tolist() == [0, 0, 0, 0]
-    assert law[0] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
-    assert law[4] == pytest.approx([0.15, 0.15 + 0.4, 0.15, 0.15])
+    distribution = city.turn_distribution(drop_off=8, turns_left=8)
+    assert distribution[8].tolist() == [0, 0, 0, 0]
+    assert distribution[0] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
+    assert distribution[4] == pytest.approx([0.15, 0.15 + 0.4, 0.15, 0.15])
     # Three turns left: from 4 the drop-off is two turns away, so no turn may lead away from it; 3 just gets there.
-    law = city.turn_distribution(drop_off=8, turns_left=3)
-    assert law[4] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
-    assert law[3] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
-    assert law[0].tolist() == [0, 0, 0, 0]
+    distribution = city.turn_distribution(drop_off=8, turns_left=3)
+    assert distribution[4] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
+    assert distribution[3] == pytest.approx([0, 0.3 + 0.4, 0.3, 0])
+    assert distribution[0].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("wander", [0.0, 0.5, 1.0])
-def test_walks_follow_the_law(wander: float) -> None:
+def test_walks_follow_the_distribution(wander: float) -> None:
     city = City(rows=3, columns=3, one_way=0.25, closed=0.0, wander=wander, max_turns=7, test_share=0.5)
     rng = np.random.default_rng(3)
     taken: Counter[tuple[int, int, int, int]] = Counter()
@@ -92,9 +92,9 @@ def test_walks_follow_the_law(wander: float) -> None:
         visited[drop_off, left, place] += count
     compared = 0
     for (drop_off, left, place), total in visited.items():
-        law = city.turn_distribution(drop_off, left)[place]
+        distribution = city.turn_distribution(drop_off, left)[place]
         for turn in range(4):
-            count, p = taken[drop_off, left, place, turn], law[turn]
+            count, p = taken[drop_off, left, place, turn], distribution[turn]
             assert abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p)) + 1e-9 if total * p else count == 0
             compared += p not in (0, 1) and total > 50
     assert compared > 20 or wander == 0

@@ -1,4 +1,4 @@
-"""Hidden Markov processes: beliefs against hand-computed Bayes, laws against enumeration."""
+"""Hidden Markov processes: beliefs against hand-computed Bayes, distributions against enumeration."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def test_beliefs_give_the_law_of_the_future(process: str) -> None:
 
     alphabet = range(len(hmm.transitions))
     for steps in (1, 2, 3):
-        law = np.zeros(len(hmm.transitions))
+        distribution = np.zeros(len(hmm.transitions))
         for future in itertools.product(alphabet, repeat=steps):
-            law[future[-1]] += word(history + future) / word(history)
-        assert np.allclose(hmm.next_emission(belief, steps), law)
+            distribution[future[-1]] += word(history + future) / word(history)
+        assert np.allclose(hmm.next_emission(belief, steps), distribution)
     for x in alphabet:
         if word((*history, x)) > 0:
             assert np.allclose(hmm.update(belief, np.array(x)), hmm.beliefs(ids(*history, x))[-1])

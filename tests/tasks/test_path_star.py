@@ -35,7 +35,7 @@ def test_the_answer_is_the_one_way_from_start_to_goal(arms: int, length: int) ->
         assert sum(first == start for first, _ in edges) == arms
 
 
-def test_the_papers_graph_has_69_tokens_beside_bos() -> None:
+def test_the_papers_graph_has_69_tokens_besides_bos() -> None:
     document = PathStar(arms=5, length=5).sample(np.random.default_rng(0), "test")
     assert len(document.tokens) == 70
     assert (document.tokens[0], document.tokens[-1], document.prompt_tokens) == (BOS_ID, EOS_ID, 64)

@@ -1,4 +1,4 @@
-"""What the weights never see is said: steps whose batch has no target, and what `packing: pad` cuts off."""
+"""Reports of what the weights never see: steps whose batch has no target, and what `packing: pad` cuts off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged and how fast a run says it is."""
+"""The log of a run, and the speed that it tells."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where a dataset's files lie and how their bytes are read: local, remote, cached."""
+"""Storages, local, remote and cached: where a dataset's files lie and how their bytes are read."""

@@ -1,4 +1,4 @@
-"""What a storage is: a directory of files, wherever it lies, whose bytes are read.
+"""The interface of a storage: a directory of files, wherever it lies, whose bytes are read.
 
 Invariant: a storage hands out bytes as they are there; whoever reads them checks them. Missing files raise
 FileNotFoundError, everything else that goes wrong another OSError. All methods may be called from several threads,

@@ -1,4 +1,4 @@
-"""Did the latents become belief states? Exports side by side on a hidden Markov process whose beliefs are known.
+"""Tells whether latents became belief states: exports side by side on a hidden Markov process with known beliefs.
 
     evaluate_belief(exports, data, *, fit_data=None, documents=200, fit_documents=1000, controls=True, seed=0,
                     progress=True) -> Report

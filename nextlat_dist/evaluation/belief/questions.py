@@ -1,4 +1,4 @@
-"""What every model is asked in the belief report: documents, pairs and counterfactuals, drawn once."""
+"""The questions of the belief report to every model: documents, pairs and counterfactuals, drawn once."""
 
 from __future__ import annotations
 

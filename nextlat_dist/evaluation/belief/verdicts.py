@@ -1,4 +1,4 @@
-"""What counts as a belief state: the four properties, their thresholds and the sentences that say so.
+"""The criteria of a belief state: the four properties, their thresholds and the sentences that give the verdict.
 
 Every threshold lies between what exact beliefs reach and the best that states without any tie to their history can do,
 far from both, and is the same for every process; `tests/evaluation/belief/test_measure.py` holds both controls against

@@ -1,4 +1,4 @@
-"""What exports score on the benchmarks of language models, side by side: lm-evaluation-harness, asked for one table.
+"""Scores of exports on the benchmarks of language models, side by side: one table from lm-evaluation-harness.
 
     evaluate_lm(exports: Sequence[str], tasks=PAPER_TASKS, *, include_path=None, limit=None, batch_size=8) -> Report
 

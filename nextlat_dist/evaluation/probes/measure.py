@@ -1,4 +1,4 @@
-"""How far ahead hidden states look: linear probes for the tokens to come against a GPT twin's, and effective rank.
+"""Measures how far ahead hidden states look: linear probes for later tokens against a GPT twin's, and effective rank.
 
     evaluate_probes(exports: ["gpt=DIR", "nextlat=DIR", …], data: Path, *, baseline=None, offsets=range(1, 21),
                     sequences=1024, length=256, fitting=Fitting(), progress=True) -> Report

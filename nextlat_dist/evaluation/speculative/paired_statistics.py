@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-BOOTSTRAP_SAMPLES = 1000
+BOOTSTRAP_SAMPLES = 1000  # 25 medians lie beyond each end of a 95% interval
 Choice = TypeVar("Choice")
 
 

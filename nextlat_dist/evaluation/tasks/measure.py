@@ -1,4 +1,4 @@
-"""How well exports do a task, side by side.
+"""Scores of exports on a task, side by side.
 
     evaluate_task(exports: ["gpt=DIR", "nextlat=DIR", …], data: Path, *, documents=1000, temperatures=(0.0, 1.0),
                   seed=0, progress=True) -> Report

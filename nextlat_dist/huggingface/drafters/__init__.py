@@ -1,1 +1,1 @@
-"""What drafts for an export's base model: the kinds there are, and how each is stored."""
+"""Drafters for an export's base model: the kinds there are, and how each is stored."""

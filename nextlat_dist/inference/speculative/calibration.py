@@ -1,4 +1,4 @@
-"""What adaptive drafting knows of an export and a machine: how often drafts are accepted, and what they cost.
+"""The calibration of adaptive drafting for an export and a machine: how often drafts are accepted, what they cost.
 
 `nextlat calibrate` measures it and writes `calibration.json` next to the drafter's weights. It steers speed alone: a
 wrong calibration drafts too much or too little and never changes the distribution of what is emitted.

@@ -1,4 +1,4 @@
-"""How many tokens to draft: a fixed number, or as many as pay.
+"""Policies for the number of tokens to draft: a fixed one, or as many as pay.
 
 The invariant behind losslessness: a decision is made from the row's own past and from the drafter's confidence *before*
 the next token is sampled, and a token that was sampled is verified. Decisions of a row never depend on its neighbours;

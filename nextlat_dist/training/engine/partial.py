@@ -17,7 +17,7 @@ from nextlat_dist.model.sharding import Rules, sharding_of
 
 
 def sum_partial_gradients(module: nn.Module, rules: Rules, tensor_group: dist.ProcessGroup) -> None:
-    """Sum every partial gradient over the tensor ranks, once, as the backward pass hands it over.
+    """Sum every partial gradient over the tensor ranks as a backward pass hands it over: for each micro-batch.
 
     There it is before everything that an engine does with gradients (accumulation, partitions, norm, clipping), so it
     works alike for all ZeRO stages and pipelines. The order of the sums is the same on all tensor ranks, because they

@@ -1,4 +1,4 @@
-"""What training asks of an engine: steps that can be refused, evaluation, and views of the state a checkpoint holds.
+"""The engine as training sees it: steps that can be refused, evaluation, views of the state that a checkpoint holds.
 
 `deepspeed_engine` is the one binding; nothing else in the package knows what an engine is made of.
 """

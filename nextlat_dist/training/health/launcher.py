@@ -24,7 +24,7 @@ from pathlib import Path
 from nextlat_dist.checkpoint.run_lock import process_fields, process_started
 from nextlat_dist.files import write_whole
 
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 1.0  # ranks are to end within seconds (docs/faults.md); a look reads a few small files of /proc
 EXIT_LAUNCHER_GONE = 76  # as for a stalled rank: the same command resumes from the last checkpoint
 LAUNCHER, END_MARK = "NEXTLAT_LAUNCHER", "NEXTLAT_END_MARK"
 BEGAN = "began"

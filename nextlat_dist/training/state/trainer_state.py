@@ -1,4 +1,4 @@
-"""Where a run is, as its checkpoints keep it, and the configuration they were saved with."""
+"""The progress of a run, as its checkpoints keep it, and the configuration they were saved with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of a file or a server is bounded by what may be there."""
+"""Reads of a file or a server are bounded by what may be there."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_ranges_of_all_sizes_keep_below_the_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [b"", b"12", b"x" * COUNT_DIGITS])
-def test_a_count_that_is_no_number_is_taken_anew(tmp_path: Path, count: bytes) -> None:
+def test_a_count_that_is_no_number_is_taken_again(tmp_path: Path, count: bytes) -> None:
     cache = RangeCache(CacheSettings(tmp_path, 1000))
     for number in range(8):
         put(cache, number)

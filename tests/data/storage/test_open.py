@@ -40,12 +40,12 @@ def open_below(directory: Path) -> int:
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}"])
 def test_a_local_dataset_is_a_path_or_a_file_url(directory: Path, form: str) -> None:
-    place = open_storage(form.format(directory))
-    assert place.url == str(directory)
-    assert place.full_name("shard.tar") == str(directory / "shard.tar")
-    assert place.read("shard.tar") == CONTENT
-    assert place.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
-    assert place.sizes(["shard.tar", "nothing", "."]) == [len(CONTENT), None, None]
+    storage = open_storage(form.format(directory))
+    assert storage.url == str(directory)
+    assert storage.full_name("shard.tar") == str(directory / "shard.tar")
+    assert storage.read("shard.tar") == CONTENT
+    assert storage.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
+    assert storage.sizes(["shard.tar", "nothing", "."]) == [len(CONTENT), None, None]
 
 
 def test_a_file_url_is_quoted(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_a_file_url_is_quoted(tmp_path: Path) -> None:
 
 
 def test_a_range_ends_with_the_file(directory: Path) -> None:
-    place = LocalStorage(directory)
-    assert place.read_range("shard.tar", len(CONTENT) - 5, 100, 0) == CONTENT[-5:]
-    assert place.read_range("shard.tar", len(CONTENT) + 5, 100, 0) == b""
+    storage = LocalStorage(directory)
+    assert storage.read_range("shard.tar", len(CONTENT) - 5, 100, 0) == CONTENT[-5:]
+    assert storage.read_range("shard.tar", len(CONTENT) + 5, 100, 0) == b""
 
 
 def test_a_range_is_whole_even_when_the_file_system_gives_it_in_pieces(
@@ -66,43 +66,43 @@ def test_a_range_is_whole_even_when_the_file_system_gives_it_in_pieces(
 ) -> None:
     whole = os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, length, offset: whole(descriptor, min(length, 7), offset))
-    place = LocalStorage(directory)
-    assert place.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
-    assert place.read_range("shard.tar", len(CONTENT) - 20, 50, 0) == CONTENT[-20:]
+    storage = LocalStorage(directory)
+    assert storage.read_range("shard.tar", 100, 50, 0) == CONTENT[100:150]
+    assert storage.read_range("shard.tar", len(CONTENT) - 20, 50, 0) == CONTENT[-20:]
 
 
 def test_missing_files_are_named(directory: Path) -> None:
-    place = open_storage(directory)
-    for read in (place.read, place.stamp, lambda name: place.read_range(name, 0, 1, 0)):
+    storage = open_storage(directory)
+    for read in (storage.read, storage.stamp, lambda name: storage.read_range(name, 0, 1, 0)):
         with pytest.raises(FileNotFoundError, match="nothing"):
             read("nothing")
 
 
 def test_the_stamp_changes_with_the_file(directory: Path) -> None:
-    place = LocalStorage(directory)
-    stamps = [place.stamp("shard.tar")]
+    storage = LocalStorage(directory)
+    stamps = [storage.stamp("shard.tar")]
     (directory / "shard.tar").write_bytes(CONTENT[::-1])
     os.utime(directory / "shard.tar", ns=(1, 1))
-    stamps.append(place.stamp("shard.tar"))
+    stamps.append(storage.stamp("shard.tar"))
     (directory / "shard.tar").write_bytes(CONTENT[:-1])
     os.utime(directory / "shard.tar", ns=(1, 1))
-    stamps.append(place.stamp("shard.tar"))
+    stamps.append(storage.stamp("shard.tar"))
     assert len(set(stamps)) == 3
 
 
 def test_bytes_written_into_an_open_file_are_seen(directory: Path) -> None:
-    place = LocalStorage(directory)
-    place.read_range("shard.tar", 0, 10, 0)
+    storage = LocalStorage(directory)
+    storage.read_range("shard.tar", 0, 10, 0)
     (directory / "shard.tar").write_bytes(CONTENT[::-1])
-    assert place.read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
+    assert storage.read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
 
 
 def test_an_open_file_that_is_replaced_is_read_on_and_a_new_place_reads_the_new_one(directory: Path) -> None:
-    place = LocalStorage(directory)
-    place.read_range("shard.tar", 0, 10, 0)
+    storage = LocalStorage(directory)
+    storage.read_range("shard.tar", 0, 10, 0)
     (directory / "new").write_bytes(CONTENT[::-1])
     (directory / "new").replace(directory / "shard.tar")
-    assert place.read_range("shard.tar", 0, 10, 0) == CONTENT[:10]
+    assert storage.read_range("shard.tar", 0, 10, 0) == CONTENT[:10]
     assert LocalStorage(directory).read_range("shard.tar", 0, 10, 0) == CONTENT[::-1][:10]
 
 
@@ -111,11 +111,11 @@ def test_many_threads_over_more_files_than_stay_open(tmp_path: Path) -> None:
     files = 2 * OPEN_FILES
     for number in range(files):
         (tmp_path / str(number)).write_bytes(number.to_bytes(4, "little") * 64)
-    place = LocalStorage(tmp_path)
+    storage = LocalStorage(tmp_path)
 
     def read(seed: int) -> int:
         for number in np.random.default_rng(seed).integers(0, files, 2000):
-            assert place.read_range(str(number), 16, 4, 0) == int(number).to_bytes(4, "little")
+            assert storage.read_range(str(number), 16, 4, 0) == int(number).to_bytes(4, "little")
         return open_below(tmp_path)
 
     with ThreadPoolExecutor(8) as pool:
@@ -124,19 +124,19 @@ def test_many_threads_over_more_files_than_stay_open(tmp_path: Path) -> None:
 
 
 def test_files_are_closed_with_their_place(directory: Path) -> None:
-    place = LocalStorage(directory)
-    place.read_range("shard.tar", 0, 10, 0)
+    storage = LocalStorage(directory)
+    storage.read_range("shard.tar", 0, 10, 0)
     assert open_below(directory) == 1
-    del place
+    del storage
     assert open_below(directory) == 0
 
 
 def test_a_process_with_too_many_open_files_reads_on(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / str(number)).write_bytes(CONTENT)
-    place = LocalStorage(tmp_path)
+    storage = LocalStorage(tmp_path)
     for number in range(10):
-        place.read_range(str(number), 0, 1, 0)
+        storage.read_range(str(number), 0, 1, 0)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = os.open("/dev/null", os.O_RDONLY)
     os.close(highest)
@@ -144,26 +144,26 @@ def test_a_process_with_too_many_open_files_reads_on(tmp_path: Path) -> None:
     try:
         with pytest.raises(OSError, match="Too many open files"):
             os.open("/dev/null", os.O_RDONLY)
-        assert place.read_range("15", 100, 50, 0) == CONTENT[100:150]
+        assert storage.read_range("15", 100, 50, 0) == CONTENT[100:150]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def _read_elsewhere(place: Storage, name: str, answers: multiprocessing.Queue[bytes]) -> None:
-    answers.put(place.read_range(name, 100, 50, 0))
+def _read_elsewhere(storage: Storage, name: str, answers: multiprocessing.Queue[bytes]) -> None:
+    answers.put(storage.read_range(name, 100, 50, 0))
 
 
 @pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")])
 def test_a_place_works_in_another_process(directory: Path, context: ForkContext | SpawnContext) -> None:
     answers = context.Queue()
     with file_server(directory) as server:
-        for place in (open_storage(directory), open_storage(f"http://{server.address}/")):
-            assert place.read_range("shard.tar", 0, 5, 0) == CONTENT[:5]
-            process = context.Process(target=_read_elsewhere, args=(place, "shard.tar", answers))
+        for storage in (open_storage(directory), open_storage(f"http://{server.address}/")):
+            assert storage.read_range("shard.tar", 0, 5, 0) == CONTENT[:5]
+            process = context.Process(target=_read_elsewhere, args=(storage, "shard.tar", answers))
             process.start()
             assert answers.get(timeout=60) == CONTENT[100:150]
             process.join()
-            assert place.read_range("shard.tar", 5, 5, 0) == CONTENT[5:10]
+            assert storage.read_range("shard.tar", 5, 5, 0) == CONTENT[5:10]
 
 
 def test_names_may_be_full_paths_and_urls_whatever_the_place(
@@ -174,16 +174,16 @@ def test_names_may_be_full_paths_and_urls_whatever_the_place(
     with file_server(directory) as server:
         url = f"http://{server.address}/shard.tar"
         for dataset in (home, f"file://{home}", f"http://{server.address}"):
-            place = open_storage(dataset)
+            storage = open_storage(dataset)
             for name in (url, str(directory / "shard.tar"), f"file://{directory}/shard.tar"):
-                assert place.full_name(name) == name.removeprefix("file://")
-                assert place.read(name) == CONTENT
-                assert place.read_range(name, 100, 50, 0) == CONTENT[100:150]
-                assert place.stamp(name)
-        place = open_storage(home)
+                assert storage.full_name(name) == name.removeprefix("file://")
+                assert storage.read(name) == CONTENT
+                assert storage.read_range(name, 100, 50, 0) == CONTENT[100:150]
+                assert storage.stamp(name)
+        storage = open_storage(home)
         names = [url, "manifest.json", str(directory / "shard.tar"), "nothing", f"{url}s"]
-        assert place.sizes(names) == [len(CONTENT), 2, len(CONTENT), None, None]
-        assert pickle.loads(pickle.dumps(place)).read(url) == CONTENT
+        assert storage.sizes(names) == [len(CONTENT), 2, len(CONTENT), None, None]
+        assert pickle.loads(pickle.dumps(storage)).read(url) == CONTENT
 
 
 def test_ranges_of_a_foreign_url_are_cached_too(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -191,9 +191,9 @@ def test_ranges_of_a_foreign_url_are_cached_too(directory: Path, tmp_path_factor
 
     home = tmp_path_factory.mktemp("home")
     with file_server(directory) as server:
-        place = open_storage(home, CacheSettings(home / "cache", 10**6))
+        storage = open_storage(home, CacheSettings(home / "cache", 10**6))
         for _ in range(2):
-            assert place.read_range(f"http://{server.address}/shard.tar", 0, 50, crc32(CONTENT[:50])) == CONTENT[:50]
+            assert storage.read_range(f"http://{server.address}/shard.tar", 0, 50, crc32(CONTENT[:50])) == CONTENT[:50]
         assert len(server.requests) == 1
 
 

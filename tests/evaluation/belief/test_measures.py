@@ -109,7 +109,7 @@ def test_sum_of_kl_is_the_divergence_of_the_joint_future() -> None:
     assert sum(found) == pytest.approx(divergence, rel=0.01)
 
 
-def test_counterfactuals_take_another_possible_token_behind_the_same_history() -> None:
+def test_counterfactuals_take_another_possible_token_after_the_same_history() -> None:
     histories = histories_of("rrxor", length=16)
     other = counterfactuals(histories, 0)
     assert other is not None

@@ -40,7 +40,7 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_teacher_forced_answers_go_by_the_true_tokens(follower: Path) -> None:
     right = [row.tolist() for row in teacher_forced(ExportModel(follower), DOCUMENTS, unwatched)]
-    # Behind 7 comes 8, which is never right.
+    # After 7 comes 8, which is never right.
     assert right == [[True, True, True], [False, False, True], [True, True], [True, False, False, True]]
 
 

@@ -1,4 +1,4 @@
-"""Where a continuation ends: stop tokens, stop strings and limits, at every offset inside a block; nothing after them.
+"""Ends of continuations: stop tokens, stop strings and limits, at every offset inside a block; nothing after them.
 
 Command: `pytest tests/inference/engine/test_ends.py`.
 """
@@ -99,15 +99,15 @@ def test_the_limit_at_every_offset_of_a_block(
 
 @pytest.mark.parametrize("draft_length", [0, 1, 4, 10, "adaptive"])
 def test_the_context_limit_at_every_offset_of_a_block(decoders: dict[str, Decoder], draft_length: DraftLength) -> None:
-    """Rows of one batch have different room; the first is far from the limit."""
-    rooms = [30, *range(1, 8)]
-    prompts = [prompt_of(128 - room) for room in rooms]
+    """Rows of one batch may have different numbers of tokens; the first is far from the limit."""
+    budgets = [30, *range(1, 8)]
+    prompts = [prompt_of(128 - budget) for budget in budgets]
     results = decoders["right"].generate(prompts, max_new_tokens=20, draft_length=draft_length, ignore_eos=True)
-    for room, prompt, result in zip(rooms, prompts, results, strict=True):
-        assert len(result.token_ids) == min(room, 20)
+    for budget, prompt, result in zip(budgets, prompts, results, strict=True):
+        assert len(result.token_ids) == min(budget, 20)
         assert result.finish_reason == "length"
         (free,) = decoders["right"].generate([prompt[-1:]], max_new_tokens=20, draft_length=0, ignore_eos=True)
-        assert result.token_ids == free.token_ids[: min(room, 20)], "this model looks at the last token alone"
+        assert result.token_ids == free.token_ids[: min(budget, 20)], "this model looks at the last token alone"
 
 
 @pytest.mark.parametrize("draft_length", [0, 4, "adaptive"])

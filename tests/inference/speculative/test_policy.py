@@ -73,7 +73,7 @@ def test_nothing_is_drafted_where_verification_costs_as_much_as_decoding() -> No
 
 
 def test_confidence_beats_every_fixed_length() -> None:
-    """Drafts are sure (0.98) or hopeless (0.1), which shows before they are drawn: the pace stops at the latter."""
+    """Drafts are nearly certain (0.98) or hopeless (0.1), which shows before they are drawn: the pace stops there."""
     policy = AdaptivePolicy(calibration(0.08, 0.15, 0.7, sharpness=1.0), 0.0, 1, None)
     numbers, pace = random.Random(1), policy.pace()
     tokens = time = 0.0

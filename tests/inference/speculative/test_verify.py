@@ -239,9 +239,9 @@ def test_more_tokens_and_more_drafts(vocabulary: int, drafts: int, ids: list[int
 
 
 PACES: dict[str, Callable[[], Pace]] = {
-    "where it is sure": lambda: Rule(lambda drafted, confidence: confidence > 0.6),
-    "where it is not sure": lambda: Rule(lambda drafted, confidence: confidence < 0.6),
-    "on a sure second step": lambda: Rule(lambda drafted, confidence: drafted == 1 and confidence > 0.55),
+    "where it is confident": lambda: Rule(lambda drafted, confidence: confidence > 0.6),
+    "where it is not confident": lambda: Rule(lambda drafted, confidence: confidence < 0.6),
+    "on a confident second step": lambda: Rule(lambda drafted, confidence: drafted == 1 and confidence > 0.55),
     "by a digit of the confidence": lambda: Rule(lambda drafted, confidence: int(confidence * 1e6) % 2 == 0),
     "adaptive": lambda: adaptive(draft_cost=0.2),
     "adaptive after success": lambda: adaptive([4] * 12, draft_cost=0.45),

@@ -1,1 +1,1 @@
-"""What a third party's distribution holds: an objective that drafts. Imported as `toy_entry`, `toy_guess`."""
+"""A third party's distribution: an objective that drafts. Imported as `toy_entry`, `toy_guess`."""

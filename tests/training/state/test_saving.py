@@ -299,7 +299,7 @@ class Malicious:
 
 
 def test_a_planted_pickle_is_never_opened(run: Path, tmp_path: Path, text_dataset: Path, two_ranks: Ranks) -> None:
-    """Beside the files of a checkpoint, under the names that DeepSpeed would look for, and in place of one of them."""
+    """Next to the files of a checkpoint, under the names that DeepSpeed would look for, and in place of one of them."""
     marker = tmp_path / "opened"
     planted = pickle.dumps(Malicious(marker))
     checkpoint = run / "checkpoints" / "step_00000006"

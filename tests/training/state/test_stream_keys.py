@@ -1,4 +1,4 @@
-"""What decides the rows of a run may not change on resume: every setting of the loader is known to do so, or not to."""
+"""Settings that decide the rows of a run may not change on resume: each of the loader's is known to be one, or not."""
 
 from __future__ import annotations
 
