@@ -1,1 +1,1 @@
-"""What is missing before a run, in a sentence each; nothing here imports torch at its top."""
+"""Checks before a run: a sentence for each thing that is missing; nothing here imports torch at its top."""

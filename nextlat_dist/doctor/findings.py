@@ -1,4 +1,4 @@
-"""What a check found, and how it is shown."""
+"""The findings of checks, and how they are shown."""
 
 from __future__ import annotations
 

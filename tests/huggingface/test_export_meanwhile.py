@@ -1,4 +1,4 @@
-"""What came to an export's place while it was written is not replaced."""
+"""Whatever came to an export's place while it was written is not replaced."""
 
 from __future__ import annotations
 
