@@ -150,7 +150,7 @@ class _ShardCheck:
 
     def _check_records(self, reader: TarReader, table: np.ndarray, plain_records: int) -> None:
         """Check each record when a plain webdataset reader has gone past it, so that one pass serves both."""
-        waiting = deque(enumerate(table.tolist()))
+        waiting = deque(self._in_order(table))
         found = 0
         try:
             for _ in _plain_reader(reader):
@@ -166,6 +166,16 @@ class _ShardCheck:
             reader.position = max(reader.position, row[0])
             reader.release(row[0])
             self._check_record(reader, number, row)
+
+    def _in_order(self, table: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+        """Records as they lie in the shard; an index that somebody made may have others, which one pass cannot read."""
+        end = 0
+        for number, row in enumerate(table.tolist()):
+            if row[0] < end:
+                self._add(f"its index has it begin at byte {row[0]}, before {end}, the end of those before it", number)
+            else:
+                end = row[0] + row[1]
+                yield number, row
 
     def _check_record(self, reader: TarReader, number: int, row: list[int]) -> None:
         offset, length, documents, tokens, crc32 = row

@@ -62,6 +62,14 @@ def rewrite(dataset: Path, change: Callable[[Manifest], Manifest]) -> None:
     (dataset / MANIFEST_FILE).write_bytes(manifest_bytes(change(read_manifest(dataset))))
 
 
+def write_index(adopted: Path, table: list[list[int]]) -> None:
+    """Another index, with its hash in the manifest."""
+    data = index_bytes([IndexEntry(*row) for row in table])
+    (adopted / "a.index.npy").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    rewrite(adopted, lambda m: replace(m, shards=(replace(m.shards[0], index_sha256=digest),)))
+
+
 def offset_of(dataset: Path, record: int, shard: int = 0) -> int:
     return int(read_index(open_storage(dataset), read_manifest(dataset).shards[shard])[record, 0])
 
@@ -156,13 +164,20 @@ def test_a_manifest_that_lies_is_found(dataset: Path, adopted: Path) -> None:
     table = read_index(open_storage(adopted), read_manifest(adopted).shards[0]).tolist()
     table[1][3] += 1
     table[2][3] -= 1
-    data = index_bytes([IndexEntry(*row) for row in table])
-    (adopted / "a.index.npy").write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    rewrite(adopted, lambda m: replace(m, shards=(replace(m.shards[0], index_sha256=digest),)))
+    write_index(adopted, table)
     found = verify(str(adopted)).problems
     assert [problem.record for problem in found] == [1, 2]
     assert "its index says 1 and" in found[0].problem
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7])
+def test_an_index_with_records_out_of_order_is_found(begin: int, adopted: Path) -> None:
+    table = read_index(open_storage(adopted), read_manifest(adopted).shards[0]).tolist()
+    table[-1][0] = begin
+    write_index(adopted, table)
+    (found,) = verify(str(adopted)).problems
+    assert found.record == len(table) - 1
+    assert f"its index has it begin at byte {begin}, before " in found.problem
 
 
 def test_adopted_tars_are_checked_as_webdataset_sees_them(adopted: Path) -> None:
