@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl and wandb, written by rank 0, and the arithmetic behind MFU and ETA."""
+"""Reports of a run: metrics.jsonl and wandb, written by rank 0, and the arithmetic of MFU and ETA."""
 
 from __future__ import annotations
 
