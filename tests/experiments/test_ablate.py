@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +36,8 @@ VARIANTS = {"slow": {"optimizer.lr": 0.25}, "fast": {"optimizer.lr": 0.5}}
 
 
 @pytest.fixture(autouse=True)
-def _program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "NEXTLAT", (sys.executable, "-c", PROGRAM))
-    before = signal.getsignal(signal.SIGTERM)  # the command sets its own
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def ablate(directory: Path, *more: str, **changes: Any) -> None:

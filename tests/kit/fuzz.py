@@ -157,7 +157,8 @@ class Sandbox:
 
     def _become(self, stdin: Path, out: Path, err: Path, environment: dict[str, str]) -> None:
         os.setsid()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest's timeout is not this process's
+        for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGUSR1):  # pytest's timeout; what a command handles
+            signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, path, flags in ((0, stdin, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
             descriptor = os.open(path, flags)

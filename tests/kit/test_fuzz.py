@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +58,13 @@ def test_a_wrong_answer_is_a_finding(
     assert fault in found.wrong[0]
     with pytest.raises(AssertionError, match="1 of 1 answered wrongly"):
         found.check()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_handler_of_this_process_is_not_the_cases(sandbox: Sandbox, number: signal.Signals) -> None:
+    """`nextlat train`, called by an earlier test of the same process, leaves one."""
+    signal.signal(number, lambda *_: None)
+    assert sandbox.run(lambda: os.kill(os.getpid(), number)).status == -number
 
 
 def test_right_answers(sandbox: Sandbox) -> None:
