@@ -7,6 +7,7 @@ result = train(load_config("run.yaml"))
 from __future__ import annotations
 
 import contextlib
+import gc
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class RunResult:
 def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
     """Run `config` to its end on the ranks that the launcher started. Collective.
 
-    Process groups that were not there before are gone afterwards, and torch is as it was.
+    Afterwards the model is no longer in memory (under ZeRO-3 it is: DeepSpeed keeps it), process groups that were not
+    there before are gone, and torch is as it was.
 
     Args:
         stop: looked at before every optimizer step; once it is requested on a rank, the run is saved and ends.
@@ -89,6 +91,7 @@ def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
     with third_parties(), deterministic_kernels(config.training.deterministic):
         ranks_had_met = dist.is_initialized()
         result = _train(config, ParallelDims.initialize(config.parallel), stop or StopRequest())
+        gc.collect()  # a model is full of cycles
         if not ranks_had_met:
             shutdown()
     return result
@@ -143,6 +146,7 @@ def _train_alone(config: RunConfig, dims: ParallelDims, stop: StopRequest) -> Ru
         validates = config.data.validation is not None and config.training.validation_batches > 0
         validation_loader = open_validation_data(config, dims) if validates else None
         engine = build_engine(config, dims)
+        stack.callback(engine.close)
         if checkpoint is not None:
             resume_state(dims, engine, checkpoint, state)
         saver = Saver(config, dims, engine, checkpoints, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:
     from deepspeed.utils import groups
     from megatron.core import parallel_state
 
+    for engine in [found for found in gc.get_objects() if isinstance(found, DeepSpeedEngine)]:
+        engine.close()
+    gc.collect()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     # A gloo group wakes its threads a hundred times a second for as long as it lives: a few hundred groups take a core.

@@ -151,7 +151,7 @@ def test_mtp_goes_on_in_another_layout(forth: bool, tmp_path: Path, one_rank: Ra
     first, second = ((one_rank, whole), (four_ranks, cut)) if forth else ((four_ranks, cut), (one_rank, whole))
     before, after = tmp_path / "before", tmp_path / "after"
     expected = first[0].run(train_and_save, first[1], before)[0]
-    (found,) = second[0].run(go_on, second[1], [before], [after])[0]
+    found = second[0].run(go_on, second[1], before, after)[0]
     assert_same_state(before, after)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

@@ -16,7 +16,7 @@ from tests.kit.harness import Ranks
 from tests.kit.training.runs import logged, run_training, training_config
 
 FROM_PYTHON = """
-import json, logging, os, sys, warnings
+import gc, json, logging, os, sys, warnings
 from pathlib import Path
 import torch
 
@@ -32,6 +32,7 @@ result = train(load_config(Path(sys.argv[1])))
 print("RESULT", json.dumps([
     str(result.run_directory), str(result.checkpoints), result.steps, result.tokens, result.stopped, result.metrics,
     [one == other for one, other in zip(before, seen())], torch.distributed.is_initialized(), os.environ["MASTER_PORT"],
+    sum(isinstance(found, torch.nn.Parameter) for found in gc.get_objects()),
 ]))
 """
 
@@ -128,12 +129,14 @@ def test_from_python_a_result_comes_back_and_torch_is_as_before(tmp_path: Path, 
     environment |= {"TORCH_EXTENSIONS_DIR": str(extensions), "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
-    run, checkpoints, steps, tokens, stopped, metrics, same, met, port = json.loads(ended.stdout.split("RESULT ")[1])
+    answer = json.loads(ended.stdout.split("RESULT ")[1])
+    run, checkpoints, steps, tokens, stopped, metrics, same, met, port, parameters = answer
     assert (run, checkpoints) == (str(tmp_path / "run"), str(tmp_path / "run" / "checkpoints"))
     assert (steps, tokens, stopped, same, met) == (2, 2 * 4 * 48, False, [True] * 4, False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged_terms = {**lines[-2], **lines[-1]}
     assert metrics == {name: logged_terms[name] for name in metrics}
+    assert parameters == 0, "the model is freed"
     assert not extensions.exists(), "no extension is compiled or looked for"
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "nothing is left there"
     assert not (tmp_path / "run" / "run.lock").exists()

@@ -115,6 +115,12 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return torch.device(self._inner.device)
 
+    def close(self) -> None:
+        # DeepSpeed's hooks on gradients stand in the autograd graph, where no garbage collection sees that they and the
+        # engine hold one another: the model, its optimizer and its groups' threads would stay as long as the process.
+        # Under ZeRO-3 they still do: DeepSpeed 0.19.8 leaves more of them than it removes.
+        self._inner.destroy()
+
     def set_learning_rate(self, value: float) -> None:
         set_learning_rate(self._inner.optimizer, value)
 

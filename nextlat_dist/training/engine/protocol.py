@@ -59,6 +59,9 @@ class Engine(StateViews, Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def close(self) -> None:
+        """The last call: what the engine holds can be freed. On every rank, without waiting for the others."""
+
     def set_learning_rate(self, value: float) -> None: ...
 
     def train_step(

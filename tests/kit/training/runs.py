@@ -90,23 +90,20 @@ def train_and_save(raw: dict[str, Any], root: Path) -> list[dict[str, float]]:
     return jobs.train_steps(engine, config, dims, range(STEPS, 2 * STEPS))
 
 
-def go_on(raw: dict[str, Any], sources: list[Path], targets: list[Path]) -> list[list[dict[str, float]]]:
-    """From each source: load it into this layout, save that, and train on."""
+def go_on(raw: dict[str, Any], source: Path, target: Path) -> list[dict[str, float]]:
+    """Load a checkpoint into this layout, save that, and train on."""
     from nextlat_dist.checkpoint.commit import find_checkpoint
     from nextlat_dist.training.state.resume import resume_state
     from nextlat_dist.training.state.trainer_state import read_state
 
-    metrics = []
-    for source, target in zip(sources, targets, strict=True):
-        config, dims, engine = start(raw)
-        checkpoint = find_checkpoint(source)
-        assert checkpoint is not None
-        state = read_state(checkpoint)
-        assert (state.step, state.optimizer_step) == (STEPS, STEPS)
-        resume_state(dims, engine, checkpoint, state)
-        save(config, dims, engine, state, target)
-        metrics.append(jobs.train_steps(engine, config, dims, range(STEPS, 2 * STEPS)))
-    return metrics
+    config, dims, engine = start(raw)
+    checkpoint = find_checkpoint(source)
+    assert checkpoint is not None
+    state = read_state(checkpoint)
+    assert (state.step, state.optimizer_step) == (STEPS, STEPS)
+    resume_state(dims, engine, checkpoint, state)
+    save(config, dims, engine, state, target)
+    return jobs.train_steps(engine, config, dims, range(STEPS, 2 * STEPS))
 
 
 def tensors(root: Path) -> dict[tuple[str, str], torch.Tensor]:

@@ -57,10 +57,9 @@ def test_any_layout_goes_on_from_any_other(
     names = list(saved)
     if sources == "neighbours":  # in a ring, three apart: each layout is read by another kind
         names = [names[(names.index(target) + step) % len(names)] for step in (3, 4)]
-    roots = [saved[source][0] for source in names]
-    outputs = [tmp_path / source for source in names]
-    metrics = pool(target, request).run(go_on, raw_config(target), roots, outputs, timeout=500)[0]
-    for source, root, output, after in zip(names, roots, outputs, metrics, strict=True):
+    for source in names:  # a job each: the ranks start afresh after a few, and what a layout left behind is gone
+        root, output = saved[source][0], tmp_path / source
+        after = pool(target, request).run(go_on, raw_config(target), root, output)[0]
         assert_same_state(root, output)
         for expected, found in zip(saved[source][1], after, strict=True):
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5), source
