@@ -58,7 +58,9 @@ def base_environment(folder: Path, wheel: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
     install = [sys.executable, "-m", "pip", "--python", str(venv / "bin/python"), "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, "--no-index", str(wheel)], check=True, capture_output=True, text=True)
+    # Without the path of the tests: pip would find the checkout's metadata there and install nothing.
+    env = environment(venv / "bin")
+    subprocess.run([*install, "--no-index", str(wheel)], check=True, capture_output=True, text=True, env=env)
     [installed] = site.glob("nextlat_dist-*.dist-info")
     declared = metadata.PathDistribution(installed).requires or []
     for name in closure([text for text in declared if "extra ==" not in text]):
