@@ -123,6 +123,7 @@ def test_the_whole_report(
     drafting = dict.fromkeys((0, 1, 2, "adaptive"), 0.0)  # all cells together: one cycle may have to wait
     for split in content["cycle_split"]:
         drafting[split["draft_length"]] += split["draft_share"]
+        assert split["draft_share"] > 0.01 or split["draft_length"] == 0
     assert drafting[0] < min(drafting[1], drafting[2])
     text = json_path.read_text()
     assert str(tmp_path) not in text
