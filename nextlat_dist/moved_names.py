@@ -367,6 +367,9 @@ NAMES: dict[str, dict[str, str]] = {
         "markdown_table": "nextlat_dist.reporting.tables",
         "table": "nextlat_dist.reporting.tables",
     },
+    "nextlat_dist.model.attention": {
+        "DocumentMaskedAttention": "nextlat_dist.model.attention:DocumentAttention",
+    },
     "nextlat_dist.training.build": {
         "Engine": "nextlat_dist.training.engine.deepspeed_engine:DeepSpeedEngine",
     },
@@ -377,9 +380,6 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nextlat_dist.training.loop": {
         "ValidationSet": "nextlat_dist.training.validation",
-    },
-    "nextlat_dist.training.optimizer": {
-        "global_gradient_norm": "nextlat_dist.training.engine.deepspeed_engine",
     },
     "nextlat_dist.training.run": {
         "describe": "nextlat_dist.plan.describe",

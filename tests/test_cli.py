@@ -61,10 +61,10 @@ def test_dry_run_of_a_layout(tmp_path: Path) -> None:
     assert ("batch       512 rows x 1024 tokens = 8 rows x 8 micro-batches x 8 data-parallel ranks") in lines
     stages = [line for line in lines if line.startswith("stage ")]
     assert stages == [
-        "stage 0     token embedding, decoder layers 0..5",
-        "stage 1     decoder layers 6..11",
-        "stage 2     decoder layers 12..16",
-        "stage 3     decoder layers 17..21, final norm, objective",
+        "stage 0     token embedding, decoder layers 0..6",
+        "stage 1     decoder layers 7..13",
+        "stage 2     decoder layers 14..19",
+        "stage 3     decoder layers 20..21, final norm, objective",
     ]
 
 

@@ -38,6 +38,7 @@ GONE: dict[str, str] = {  # "module.name": why
     "nextlat_dist.model.embedding.lend_weight": "objectives are called with named inputs (model.rows)",
     "nextlat_dist.training.engine_state.optimizer_step": "Engine.optimizer_steps gives it",
     "nextlat_dist.training.optimizer.clip_before_step": "the engine clips",
+    "nextlat_dist.training.optimizer.global_gradient_norm": "ranks exchange their shares with the loss terms",
     "nextlat_dist.training.signals.installed_request": "the request is passed to train()",
     "nextlat_dist.evaluation.belief_page.CURVES": REPORT,
     "nextlat_dist.evaluation.belief_page.draw_geometry": REPORT,

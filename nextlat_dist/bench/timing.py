@@ -55,6 +55,10 @@ class Rates:
         """Median over the rounds of the ratio within a round."""
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
+    def cpu_time_over(self, other: Rates) -> float:
+        """Median over the rounds of this method's processor time for a unit over the other's within a round."""
+        return statistics.median(b / a for a, b in zip(self.cpu_rounds, other.cpu_rounds, strict=True))
+
 
 def alternate(
     methods: Mapping[Name, Callable[[], int]], rounds: int, done: Callable[[Name], None]

@@ -123,7 +123,9 @@ class PredictorEntry:
 
     Attributes:
         name: the value of `predictor.fusion`.
-        module: `module:class`, built as `class(transformer_config, predictor_hidden_size, process_groups)`.
+        module: `module:class`, built as `class(transformer_config, predictor_hidden_size, process_groups)`. If it has
+            the methods `read(e(x)) -> (NamedTuple of tensors [positions, …], anything)` and `step(h, *that) -> next h`,
+            what it takes from a token is computed once for all steps of a rollout.
         drafting: `module:function`, (weights of an export, epsilon of its norms) -> (h [rows, h], e(x) [rows, h]) ->
             next h [rows, h], on one device.
         parameters: (hidden size, width) -> number of parameters.

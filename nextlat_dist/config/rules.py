@@ -148,6 +148,16 @@ def _validate_parallel(config: RunConfig) -> None:
         f"parallel.tensor_model_parallel_size={tp}; change model.make_vocab_size_divisible_by",
     )
     _require(
+        tp > 1 or not parallel.sequence_parallel,
+        f"parallel.sequence_parallel=true divides the sequence over tensor-parallel ranks, but "
+        f"parallel.tensor_model_parallel_size={tp}; set it to 2 or more, or parallel.sequence_parallel=false",
+    )
+    _require(
+        not parallel.sequence_parallel or config.data.sequence_length % tp == 0,
+        f"data.sequence_length={config.data.sequence_length} is not divisible by "
+        f"parallel.tensor_model_parallel_size={tp}, as parallel.sequence_parallel=true needs; change one of them",
+    )
+    _require(
         pp == 1 or zero <= 1,
         f"parallel.zero_stage={zero} cannot be used with parallel.pipeline_model_parallel_size={pp}: "
         "a pipeline allows parallel.zero_stage 0 or 1",
@@ -156,6 +166,12 @@ def _validate_parallel(config: RunConfig) -> None:
         pp <= model.num_layers,
         f"parallel.pipeline_model_parallel_size={pp} exceeds model.num_layers={model.num_layers}: "
         "every stage needs a decoder layer",
+    )
+    given = parallel.pipeline_layers
+    _require(
+        given is None or (len(given) == pp and sum(given) == model.num_layers),
+        f"parallel.pipeline_layers={given} must have parallel.pipeline_model_parallel_size={pp} numbers whose sum is "
+        f"model.num_layers={model.num_layers}; null divides them by cost",
     )
     _require(
         config.training.precision != "bf16" or zero >= 1,

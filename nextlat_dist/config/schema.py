@@ -26,6 +26,7 @@ TOKENS_OR_NONE = NOT_NEGATIVE.at_most(10**18)
 STEPS = POSITIVE.at_most(10**12)
 STEPS_OR_NONE = NOT_NEGATIVE.at_most(10**12)
 WEIGHTS = Bounds("be at most 1e+12 each", lambda weights: all(weight <= 1e12 for weight in weights.values()))
+COUNTS = Bounds("be positive numbers", lambda counts: all(count > 0 for count in counts))
 LAMBDA = NOT_NEGATIVE.within(1e-9, 1e6)
 
 
@@ -126,7 +127,13 @@ class ParallelConfig:
     """How ranks divide the work; data-parallel size is what remains of the world."""
 
     tensor_model_parallel_size: Annotated[int, "ranks that share every layer", RANKS] = 1
+    sequence_parallel: Annotated[
+        bool, "norms and the residual stream hold a part of the sequence; needs tensor_model_parallel_size > 1"
+    ] = False
     pipeline_model_parallel_size: Annotated[int, "stages that the layers are divided into", RANKS] = 1
+    pipeline_layers: Annotated[
+        list[int] | None, "decoder layers of each stage, first to last; null: by cost, the objective's included", COUNTS
+    ] = None
     zero_stage: Annotated[Literal[0, 1, 2, 3], "DeepSpeed's ZeRO; a pipeline allows 0 and 1"] = 1
 
 
@@ -227,7 +234,17 @@ class TrainingConfig:
         Literal["fp32", "bf16"],
         "in which gradients are summed over ranks; bf16 halves the traffic and rounds every sum",
     ] = "fp32"
-    activation_checkpointing: Annotated[bool, "compute activations again in the backward pass, to save memory"] = False
+    recompute: Annotated[
+        Literal["none", "selective", "full"],
+        "what the backward pass computes again, to save memory: attention and the MLP's activation, or whole layers",
+    ] = "none"
+    fused_losses: Annotated[
+        bool, "losses and their gradients in chunks; false: whole logits through autograd, slower and larger"
+    ] = True
+    compile: Annotated[
+        Literal["auto", "always", "never"],
+        "pointwise pieces into one kernel each by torch.compile; auto: on a GPU where a compiler works",
+    ] = "auto"
     deterministic: Annotated[
         bool, "GPUs: kernels that give the same bits every time, for a bit-identical resume; slower. CPUs always do"
     ] = False

@@ -1,19 +1,30 @@
-"""One decoder layer: Megatron-Core's `TransformerLayer` by spec, with our attention core and rotary table."""
+"""One decoder layer: Megatron-Core's `TransformerLayer` by spec, with our attention core and rotary table.
+
+With sequence parallelism the residual stream is [s / tensor size, b, h] on every tensor rank, in rank order; the
+layer's own matrices gather and scatter it. Norms then see a part of the sequence (`Sharding.partial`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nextlat_dist.config.schema import ModelConfig
-from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
+from nextlat_dist.model.attention import DocumentAttention, RecomputedAttention, Seen, visible
+from nextlat_dist.model.gated_mlp import GatedMLP, RecomputedMLP
+from nextlat_dist.model.rotary import Rotation, rotary_angles
 from nextlat_dist.model.rows import Batch, ObjectiveInputs
 
+Recompute = Literal["none", "selective", "full"]
 
-def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype) -> Any:
+
+def transformer_config(
+    model: ModelConfig, tensor_size: int, dtype: torch.dtype, *, sequence_parallel: bool = False
+) -> Any:
     """Megatron-Core's `TransformerConfig` for a Llama-family decoder.
 
     Weights are initialised by `model.initialize`, not by Megatron-Core: its sharded initialisation makes a gated
@@ -29,6 +40,7 @@ def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype)
         num_query_groups=model.query_groups,
         ffn_hidden_size=model.ffn_size,
         tensor_model_parallel_size=tensor_size,
+        sequence_parallel=sequence_parallel,
         pipeline_model_parallel_size=1,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -48,21 +60,32 @@ def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype)
     )
 
 
-def layer_spec() -> Any:
-    """The local (no Transformer Engine) GPT layer spec with `DocumentMaskedAttention` as its core."""
+def layer_spec(recompute: Recompute) -> Any:
+    """The local (no Transformer Engine) GPT layer spec with `DocumentAttention` as its core and norms of our own:
+    Megatron-Core's refuse sequence parallelism.
+    """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = DocumentMaskedAttention
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = LayerNorm
+    core = RecomputedAttention if recompute == "selective" else DocumentAttention
+    parts.self_attention.submodules.core_attention = core
     return spec
 
 
-def rotary_angles(sequence_length: int, head_size: int, base: float, dtype: torch.dtype) -> torch.Tensor:
-    """[s, 1, 1, head size] angles, each frequency twice (rotate-half); fp32, or fp64 for an fp64 model."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    inverse = 1.0 / base ** (torch.arange(0, head_size, 2, dtype=torch.int64).to(wide) / head_size)
-    angles = torch.outer(torch.arange(sequence_length).to(wide), inverse)
-    return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+def set_documents(module: nn.Module, documents: int | None) -> None:
+    """Tell the decoder layers in `module` how many documents the batches to come have at most."""
+    for part in module.modules():
+        if isinstance(part, DecoderLayer):
+            part.documents = documents
+
+
+class LayerNorm(nn.RMSNorm):
+    """torch's, as Megatron-Core builds a norm."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -75,44 +98,78 @@ class DecoderLayer(nn.Module):
         sequence_length: int,
         rotary_base: float,
         process_groups: Any,
-        activation_checkpointing: bool = False,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         from megatron.core.transformer.transformer_layer import TransformerLayer
 
         self.canonical_prefix = f"decoder.layers.{layer_index}"
-        self.activation_checkpointing = activation_checkpointing
+        self.recompute = recompute
+        self.documents: int | None = None  # see `attention.visible`; set for every step
         # Not a buffer: DeepSpeed would cast it to bf16 together with the weights.
         self._angles = rotary_angles(
             sequence_length, transformer_config.kv_channels, rotary_base, transformer_config.params_dtype
         )
+        self._rotation: Rotation | None = None  # in the precision and on the device of the hidden states
         self.layer = TransformerLayer(
-            transformer_config, layer_spec().submodules, layer_number=layer_index + 1, pg_collection=process_groups
+            transformer_config,
+            layer_spec(recompute).submodules,
+            layer_number=layer_index + 1,
+            pg_collection=process_groups,
         )
+        self.layer.mlp = (RecomputedMLP if recompute == "selective" else GatedMLP)(self.layer.mlp)
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, message = inputs
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if self.recompute == "full" and torch.is_grad_enabled():
             hidden = checkpoint(self._run, hidden, message, use_reentrant=False)
         else:
             hidden = self._run(hidden, message)
         return hidden, message
 
     def _run(self, hidden: torch.Tensor, message: torch.Tensor) -> torch.Tensor:
-        if self._angles.device != hidden.device:
-            self._angles = self._angles.to(hidden.device)
-        mask = document_attention_mask(Batch(message).input_documents)
-        output: torch.Tensor = self.layer(hidden, attention_mask=mask, rotary_pos_emb=self._angles[: hidden.shape[0]])[
-            0
-        ]
+        known = self._rotation
+        if known is None or known.cos.dtype != hidden.dtype or known.cos.device != hidden.device:
+            known = self._rotation = Rotation.of(self._angles, hidden.dtype).to(hidden.device)
+        # Megatron-Core hands this to its core attention as it is, and rotates nothing itself.
+        seen = Seen(visible(message, self.documents), known.first(Batch(message).inputs.shape[1]))
+        output: torch.Tensor = self.layer(hidden, attention_mask=seen)[0]
         return output
 
 
 class FinalNorm(nn.RMSNorm):
-    """The norm whose output is h_t, the vector the output head reads: (hidden, message) -> ObjectiveInputs."""
+    """The norm whose output is h_t, the vector the output head reads: (hidden, message) -> ObjectiveInputs.
+
+    With sequence parallelism it ends here: an objective sees the whole sequence, and hands back a whole gradient of it.
+    """
 
     canonical_prefix = "decoder.final_layernorm"
 
+    def __init__(self, gathered_over: dist.ProcessGroup | None = None, **norm: Any) -> None:
+        """`gathered_over`: the ranks that have a part of the sequence each."""
+        super().__init__(**norm)
+        self._gathered_over = gathered_over
+
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> ObjectiveInputs:  # type: ignore[override]
         hidden, message = inputs
-        return ObjectiveInputs(super().forward(hidden), message)
+        return ObjectiveInputs(gather_sequence(super().forward(hidden), self._gathered_over), message)
+
+
+def gather_sequence(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """[s / ranks, b, h] of every rank -> [s, b, h]; the gradient must be whole on every rank. None: as it is."""
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+    if group is None:
+        return part
+    whole: torch.Tensor = gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=False, group=group)
+    return whole
+
+
+def scatter_sequence(whole: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """[s, b, h], the same on every rank -> this rank's [s / ranks, b, h]. None: as it is."""
+    from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+
+    if group is None:
+        return whole
+    part: torch.Tensor = scatter_to_sequence_parallel_region(whole, group=group)
+    return part

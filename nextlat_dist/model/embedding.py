@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nextlat_dist.model.decoder_layer import scatter_sequence
 from nextlat_dist.model.rows import Batch, ObjectiveInputs
 
 
@@ -15,10 +16,14 @@ class TokenEmbedding(nn.Module):
 
     canonical_prefix = "embedding"
 
-    def __init__(self, transformer_config: Any, padded_vocab_size: int, process_groups: Any) -> None:
+    def __init__(
+        self, transformer_config: Any, padded_vocab_size: int, process_groups: Any, scattered_over: Any = None
+    ) -> None:
+        """`scattered_over`: the ranks that have a part of the sequence each in the layers that follow."""
         super().__init__()
         from megatron.core.tensor_parallel import VocabParallelEmbedding
 
+        self._scattered_over = scattered_over
         self.word_embeddings = VocabParallelEmbedding(
             padded_vocab_size,
             transformer_config.hidden_size,
@@ -28,17 +33,21 @@ class TokenEmbedding(nn.Module):
         )
 
     def forward(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """message of a batch -> (e(x) of its s input tokens [s, b, h], message): the first entry of the layer list.
+        """message of a batch -> (e(x) of its s input tokens [s (local), b, h], message): the list's first entry.
 
         A plain forward, because DeepSpeed leaves tied layers that are called through a function out of its checkpoints.
         """
-        return self.word_embeddings(Batch(message).inputs).transpose(0, 1).contiguous(), message
+        return scatter_sequence(self.whole(message), self._scattered_over), message
+
+    def whole(self, message: torch.Tensor) -> torch.Tensor:
+        """e(x) [s, b, h]."""
+        embedded: torch.Tensor = self.word_embeddings(Batch(message).inputs)
+        return embedded.transpose(0, 1).contiguous()
 
 
 def embed_for_objective(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
     """Entry before the objective: adds e(x) [s, b, h]; a tied layer in a pipeline."""
-    embedded, _ = embedding(inputs.message)
-    return inputs._replace(embedded=embedded)
+    return inputs._replace(embedded=embedding.whole(inputs.message))
 
 
 def tie_output_head(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:

@@ -8,7 +8,7 @@ latent dynamics model.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,33 @@ from torch import nn
 from nextlat_dist.model.predictors import CONCAT
 
 LAYER_NORM_EPSILON = CONCAT.norm_epsilon
+
+
+class ReadToken(NamedTuple):
+    """What the predictor takes from a token that it is fed; positions come first.
+
+    Attributes:
+        product: of the half of the first matrix that reads e(x) [..., H (local)].
+        mean, spread: of e(x) over its elements: mean and sum of squared deviations [..., 1].
+    """
+
+    product: torch.Tensor
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+class FirstMatrix(NamedTuple):
+    """The predictor's first matrix with the gain of the norm before it.
+
+    Attributes:
+        of_hidden: the half that reads h [H (local), h].
+        sums: of the rows of both halves [H (local)], fp32 or wider.
+        bias: its product of the norm's bias [H (local)], fp32 or wider.
+    """
+
+    of_hidden: torch.Tensor
+    sums: torch.Tensor
+    bias: torch.Tensor
 
 
 class LatentPredictor(nn.Module):
@@ -45,12 +72,59 @@ class LatentPredictor(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        return self.step(hidden, *self.read(embedded))
+
+    def read(self, embedded: torch.Tensor) -> tuple[ReadToken, FirstMatrix]:
+        """What `step` needs of e(x) [..., h] and of the weights, computed once for all states that are fed a token.
+
+        With x = (h, e(x)), mean m and deviation s, the first matrix W sees (x - m) / s * gain + bias. Its product is
+        that of each half with W * gain, less m times the sums of its rows, over s, plus W bias.
+        """
+        embedded = self._summed_backwards(embedded)
+        weight, norm = self.linear_in.weight, self.layer_norm
+        wide = _wide(weight)
+        with_gain = weight * self._summed_backwards(norm.weight)
+        of_hidden, of_embedded = with_gain.chunk(2, dim=1)
+        bias = (wide * self._summed_backwards(norm.bias)).sum(dim=1)
+        shared = FirstMatrix(of_hidden, _wide(with_gain).sum(dim=1), bias)
+        return ReadToken(F.linear(embedded, of_embedded), *_mean_and_spread(embedded)), shared
+
+    def step(self, hidden: torch.Tensor, token: ReadToken, first: FirstMatrix) -> torch.Tensor:
+        """h [..., h] and the token that follows -> the next h [..., h]."""
         from megatron.core.tensor_parallel.mappings import all_gather_last_dim_from_tensor_parallel_region
 
-        normed = self.layer_norm(torch.cat([hidden, embedded], dim=-1))  # [s, b, 2h]
-        inner = F.gelu(self.linear_in(normed)[0])  # [s, b, H (local)]
+        given, size = hidden, hidden.shape[-1]
+        hidden = self._summed_backwards(hidden)
+        mean, spread = _mean_and_spread(hidden)
+        apart = mean - token.mean
+        variance = (spread + token.spread + 0.5 * size * apart * apart) / (2 * size)
+        scale = torch.rsqrt(variance + self.layer_norm.eps)
+        product = _wide(F.linear(hidden, first.of_hidden)) + _wide(token.product)
+        product = (product - 0.5 * (mean + token.mean) * first.sums) * scale + first.bias
+        inner = F.gelu(product.to(given.dtype))  # [..., H (local)]
         if self.tp_group.size() > 1:
-            inner = all_gather_last_dim_from_tensor_parallel_region(inner, group=self.tp_group)  # [s, b, H]
-        inner = F.gelu(self.linear_mid(inner)[0])  # [s, b, H (local)]
-        update: torch.Tensor = self.linear_out(inner)[0]  # [s, b, h]
-        return hidden + update
+            inner = all_gather_last_dim_from_tensor_parallel_region(inner, group=self.tp_group)  # [..., H]
+        inner = F.gelu(self.linear_mid(inner)[0])  # [..., H (local)]
+        update: torch.Tensor = self.linear_out(inner)[0]  # [..., h]
+        return given + update
+
+    def _summed_backwards(self, whole: torch.Tensor) -> torch.Tensor:
+        """What every rank has, before each makes its part of the first product of it: gradients are summed."""
+        from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+
+        if self.tp_group.size() == 1:
+            return whole
+        copy: torch.Tensor = copy_to_tensor_model_parallel_region(whole, group=self.tp_group)
+        return copy
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """fp32 or wider."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _mean_and_spread(half: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sum of squared deviations from it [..., 1], fp32 or wider."""
+    wide = _wide(half)
+    mean = wide.mean(dim=-1, keepdim=True)
+    return mean, (wide - mean).square().sum(dim=-1, keepdim=True)

@@ -40,45 +40,51 @@ class HeadSettings:
     """What an objective's module is built from, `module(settings)`.
 
     Attributes:
-        transformer_config: Megatron-Core's, of a decoder layer.
+        transformer_config: Megatron-Core's, for layers that see the whole sequence.
         process_groups: Megatron-Core's; `tp` is the tensor-parallel group.
         decoder_layer: what a `DecoderLayer` takes besides its index: `DecoderLayer(layer_index=…, **decoder_layer)`.
+        sequence_group: the ranks that have a part of the sequence each in a decoder layer; None: no such parts.
     """
 
     config: RunConfig
     transformer_config: Any
     process_groups: Any
     decoder_layer: dict[str, Any]
+    sequence_group: Any = None
 
 
 def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> list[LayerEntry]:
     """The whole model of `config`; parameters are created in `dtype`."""
     model, groups = config.model, dims.process_groups
     shared = transformer_config(model, dims.tensor_size, dtype)
+    trunk, sequence_group = shared, None
+    if config.parallel.sequence_parallel:
+        trunk = transformer_config(model, dims.tensor_size, dtype, sequence_parallel=True)
+        sequence_group = groups.tp
     embedding = {
         "transformer_config": shared,
         "padded_vocab_size": model.padded_vocab_size,
         "process_groups": groups,
+        "scattered_over": sequence_group,
     }
     decoder_layer = {
-        "transformer_config": shared,
+        "transformer_config": trunk,
         "sequence_length": config.data.sequence_length,
         "rotary_base": model.rotary_base,
         "process_groups": groups,
-        "activation_checkpointing": config.training.activation_checkpointing,
+        "recompute": config.training.recompute,
     }
     entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY)]
     for index in range(model.num_layers):
         entries.append(LayerEntry(DecoderLayer, {"layer_index": index, **decoder_layer}))
-    entries.append(
-        LayerEntry(FinalNorm, {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype})
-    )
+    norm = {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype}
+    entries.append(LayerEntry(FinalNorm, {"gathered_over": sequence_group, **norm}))
     objective = config.objective.entry
     if objective.reads_embedding:
         entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_for_objective))
     if model.tie_embeddings:
         entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, tie_output_head))
-    settings = HeadSettings(config, shared, groups, decoder_layer)
+    settings = HeadSettings(config, shared, groups, decoder_layer, sequence_group)
     return [*entries, LayerEntry(resolve(objective.module), {"settings": settings})]
 
 

@@ -20,9 +20,11 @@ class Batch:
     Attributes:
         message: int64 [b, 4 (s + 1) + 1]: of each row the tokens, document numbers, loss mask and labels, then the
             number of the row. The rest are views of it.
+        documents: no fewer than its rows have, padding at their ends included, where the host knows; see `attention`.
     """
 
     message: torch.Tensor
+    documents: int | None = None
 
     @classmethod
     def of(
@@ -86,6 +88,11 @@ class Batch:
         """How many of the tokens are no padding: int64 scalar."""
         return (self.document_ids >= 0).sum()
 
+    def most_documents(self, rows: int) -> torch.Tensor:
+        """Of so many rows together, the most that follow one another; padding in a row is one: int64 scalar."""
+        begins = first_of_document(self.input_documents).sum(dim=1)
+        return torch.stack([part.sum() for part in begins.split(rows)]).max()
+
     @property
     def attended(self) -> torch.Tensor:
         """How many keys the tokens that are read attend to, all together: of a document of n tokens, 1 + 2 + … + n;
@@ -93,9 +100,7 @@ class Batch:
         """
         documents = self.input_documents
         place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-        begins = torch.ones_like(documents, dtype=torch.bool)
-        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        first = torch.where(begins, place, 0).cummax(dim=1).values
+        first = torch.where(first_of_document(documents), place, 0).cummax(dim=1).values
         return torch.where(documents >= 0, place - first + 1, 0).sum()
 
     @property
@@ -108,11 +113,18 @@ class Batch:
 
     def split(self, rows: int) -> list[Batch]:
         """Batches of `rows` rows each."""
-        return [Batch(part) for part in self.message.split(rows)]
+        return [Batch(part, self.documents) for part in self.message.split(rows)]
 
     def chunk(self, parts: int) -> list[Batch]:
         """So many equal batches."""
         return [Batch(part) for part in self.message.chunk(parts)]
+
+
+def first_of_document(document_ids: torch.Tensor) -> torch.Tensor:
+    """Of [b, s]: bool [b, s], whether the position is the first of its document, or of padding, in its row."""
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return begins
 
 
 class ObjectiveInputs(NamedTuple):

@@ -18,37 +18,57 @@ from nextlat_dist.config.schema import ObjectiveConfig, RunConfig
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DECODER_LAYER", "REPLICATED", "Rules", "Sharding", "merge", "shard", "sharding_of", "sharding_rules"]
+__all__ = [
+    "REPLICATED",
+    "Rules",
+    "Sharding",
+    "decoder_layer_sharding",
+    "merge",
+    "norm_sharding",
+    "shard",
+    "sharding_of",
+    "sharding_rules",
+]
 
 Rules = Mapping[str, Sharding]
 
 REPLICATED = Sharding(None)
-DECODER_LAYER: Rules = {
-    "input_layernorm.weight": REPLICATED,
-    "self_attention.linear_qkv.weight": Sharding(0),
-    "self_attention.linear_proj.weight": Sharding(1),
-    "pre_mlp_layernorm.weight": REPLICATED,
-    "mlp.linear_fc1.weight": Sharding(0, blocks=2),
-    "mlp.linear_fc2.weight": Sharding(1),
-}
-_BASE: Rules = {
-    "embedding.word_embeddings.weight": Sharding(0),
-    **{f"decoder.layers.*.{name}": rule for name, rule in DECODER_LAYER.items()},
-    "decoder.final_layernorm.weight": REPLICATED,
-    "output_layer.weight": Sharding(0),
-}
+
+
+def norm_sharding(config: RunConfig) -> Sharding:
+    """Of a norm inside the trunk: whole on every rank, of the whole sequence or of a part."""
+    return Sharding(None, partial=config.parallel.sequence_parallel)
+
+
+def decoder_layer_sharding(config: RunConfig, prefix: str) -> Rules:
+    """The rules of a decoder layer's parameters, each name after `prefix`."""
+    rules = {
+        "input_layernorm.weight": norm_sharding(config),
+        "self_attention.linear_qkv.weight": Sharding(0),
+        "self_attention.linear_proj.weight": Sharding(1),
+        "pre_mlp_layernorm.weight": norm_sharding(config),
+        "mlp.linear_fc1.weight": Sharding(0, blocks=2),
+        "mlp.linear_fc2.weight": Sharding(1),
+    }
+    return {f"{prefix}.{name}": rule for name, rule in rules.items()}
 
 
 def sharding_rules(config: RunConfig | None = None) -> Rules:
     """The rules of all parameters of `config`'s model; None: of every built-in objective's."""
-    if config is not None:
-        return {**_BASE, **config.objective.entry.sharding(config)}
-    return _built_in_rules()
+    if config is None:
+        return _built_in_rules()
+    return {
+        "embedding.word_embeddings.weight": Sharding(0),
+        **decoder_layer_sharding(config, "decoder.layers.*"),
+        "decoder.final_layernorm.weight": norm_sharding(config),
+        "output_layer.weight": Sharding(0),
+        **config.objective.entry.sharding(config),
+    }
 
 
 @functools.cache
 def _built_in_rules() -> Rules:
-    rules = dict(_BASE)
+    rules = dict(sharding_rules(RunConfig()))
     for name, entry in OBJECTIVES.built_in().items():
         rules |= entry.sharding(RunConfig(objective=ObjectiveConfig(name=name)))
     return rules

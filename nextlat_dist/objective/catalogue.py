@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from nextlat_dist.config.entries import OBJECTIVES, ObjectiveEntry, Sharding, Sizes, Term
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.model.sharding import DECODER_LAYER
+from nextlat_dist.model.sharding import decoder_layer_sharding, norm_sharding
 
 __all__ = ["BUILT_IN", "ObjectiveEntry", "Term", "objective_entry"]
 
@@ -80,8 +80,8 @@ MTP = ObjectiveEntry(
     parameters=_layers_parameters,
     flops=_layers_flops,
     sharding=lambda config: {
-        **{f"mtp.layers.*.{name}": rule for name, rule in DECODER_LAYER.items()},
-        "mtp.layers.*.final_layernorm.weight": Sharding(None),
+        **decoder_layer_sharding(config, "mtp.layers.*"),
+        "mtp.layers.*.final_layernorm.weight": norm_sharding(config),
     },
     drafter="mtp",
 )

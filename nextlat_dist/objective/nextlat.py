@@ -7,6 +7,8 @@ and e(x). Ablations let go of the target state or of the head's weight, never of
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,23 +16,27 @@ from torch import nn
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.model.layer_list import HeadSettings
 from nextlat_dist.model.rows import ObjectiveInputs
+from nextlat_dist.objective.fused_objective import FusedObjective
+from nextlat_dist.objective.losses.fused import WeightedTerms
+from nextlat_dist.objective.losses.rollout import RolloutLoss
 from nextlat_dist.objective.masks import masked_sum, next_token_mask, state_mask, token_mask
 from nextlat_dist.objective.output_head import output_head
 
 
-class NextLatObjective(nn.Module):
-    """ObjectiveInputs, with the embedding -> term sums [1 + 2 * horizon]."""
-
-    canonical_prefix = ""
+class NextLatObjective(FusedObjective):
+    """ObjectiveInputs, with the embedding -> term sums [1 + 2 * horizon], with the loss where it is fused."""
 
     def __init__(self, settings: HeadSettings) -> None:
-        super().__init__()
+        super().__init__(settings.config.training.fused_losses)
         config = settings.config
         self.objective = config.objective
         self.output_layer = output_head(settings)
         self.latent_predictor = resolve(config.predictor.entry.module)(
             settings.transformer_config, config.predictor_hidden_size, settings.process_groups
         )
+
+    def read_directly(self) -> list[nn.Module]:
+        return [*super().read_directly(), self.latent_predictor]
 
     def rollout(self, hidden: torch.Tensor, embedded: torch.Tensor) -> list[torch.Tensor]:
         """Predicted states of steps 1 .. horizon: entry i - 1 is [s - i, b, h], index t holding the prediction of
@@ -42,7 +48,21 @@ class NextLatObjective(nn.Module):
             predicted.append(state)
         return predicted
 
-    def forward(self, inputs: ObjectiveInputs) -> torch.Tensor:
+    def in_chunks(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:
+        assert inputs.embedded is not None
+        tied = inputs.tied_weight
+        return RolloutLoss(
+            self.objective,
+            partial(self.output_layer.vocabulary_pass, tied),
+            self.output_layer.weight_of(tied),
+            self.latent_predictor,
+            inputs.hidden,
+            inputs.embedded,
+            inputs.batch,
+            self.wanted_weights,
+        ).terms()
+
+    def whole(self, inputs: ObjectiveInputs) -> torch.Tensor:
         hidden, batch = inputs.hidden, inputs.batch
         assert inputs.embedded is not None
         predicted = self.rollout(hidden, inputs.embedded)

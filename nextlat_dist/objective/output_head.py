@@ -1,7 +1,7 @@
-"""The output head and the losses that read its weight: hidden states, weight and targets in, per-position losses out.
+"""The output head and the losses that read its weight, in two forms.
 
-The losses are computed inside the head's own forward, because ZeRO-3 gathers a weight only while its owner runs. A
-fused, chunked implementation can replace the body without touching a caller.
+Called, it gives the loss of every position, with gradients by autograd: for objectives that are not ours, and the
+oracle of the other form. `vocabulary_pass` gives what the fused losses of our objectives are made of.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nextlat_dist.model.layer_list import HeadSettings
+from nextlat_dist.objective.losses.fused import VocabularyPass
 from nextlat_dist.objective.losses.vocab_parallel import (
     vocab_parallel_cross_entropy,
     vocab_parallel_kl,
@@ -65,8 +66,7 @@ class OutputHead(nn.Module):
             Cross entropy [s, b], and for each step KL(p(.|h_{t+i}) || p(.|predicted)) [s - i, b], whose gradient
             reaches `predicted` and, if it is not frozen, the weight through the student's logits: never the teacher.
         """
-        weight = self.weight if tied_weight is None else tied_weight
-        assert weight is not None
+        weight = self.weight_of(tied_weight)
         logits = vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)
         cross_entropy, log_sum_exp = vocab_parallel_cross_entropy(logits, targets, self.group)
         student_weight = weight.detach() if freeze_for_students else weight
@@ -76,8 +76,16 @@ class OutputHead(nn.Module):
             divergences.append(vocab_parallel_kl(student, logits[step:], log_sum_exp[step:], self.group))
         return cross_entropy, divergences
 
-    def logits(self, hidden: torch.Tensor, tied_weight: torch.Tensor | None = None) -> torch.Tensor:
-        """[s, b, h] -> this rank's logits [s, b, vocab (local)]."""
+    def weight_of(self, tied_weight: torch.Tensor | None) -> torch.Tensor:
+        """[vocab (local), h]: the head's own, or the embedding's."""
         weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None
-        return vocab_parallel_logits(hidden, weight, self.vocab_size, self.group)
+        return weight
+
+    def vocabulary_pass(self, tied_weight: torch.Tensor | None, rows: int, **wanted: Any) -> VocabularyPass:
+        """See `losses.fused`; `wanted`: students, gradient, sizes."""
+        return VocabularyPass(self.weight_of(tied_weight), self.vocab_size, self.group, rows, **wanted)
+
+    def logits(self, hidden: torch.Tensor, tied_weight: torch.Tensor | None = None) -> torch.Tensor:
+        """[s, b, h] -> this rank's logits [s, b, vocab (local)]."""
+        return vocab_parallel_logits(hidden, self.weight_of(tied_weight), self.vocab_size, self.group)

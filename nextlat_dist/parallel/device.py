@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -130,6 +133,23 @@ def pending_work(where: torch.device) -> Callable[[], bool]:
         return lambda: False
     stream = torch.cuda.current_stream(where)
     return lambda: not stream.query()
+
+
+def take_peak_memory(where: torch.device) -> int:
+    """Bytes of a GPU that tensors had at most, or of a CPU that this process had at most, since the last call.
+
+    On a CPU without Linux's /proc: since the process began.
+    """
+    if where.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(where)
+        torch.cuda.reset_peak_memory_stats(where)
+        return peak
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")  # from here on
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def communication_backend() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.plan.counting import parameter_counts
+from nextlat_dist.plan.stages import slowest_over_mean, stage_contents
 
 
 def describe(config: RunConfig, world_size: int) -> str:
@@ -38,21 +39,11 @@ def describe(config: RunConfig, world_size: int) -> str:
 
 
 def describe_stages(config: RunConfig) -> str:
-    """A line for each pipeline stage."""
-    stages = stage_contents(config.model.num_layers, config.parallel.pipeline_model_parallel_size)
-    return "\n".join(f"stage {number}     {text}" for number, text in enumerate(stages))
-
-
-def stage_contents(layers: int, stages: int) -> list[str]:
-    """What each stage holds: decoder layers as evenly as they can be, the first stages having one more."""
-    sizes = [layers // stages + (1 if i < layers % stages else 0) for i in range(stages)]
-    texts, start = [], 0
-    for index, size in enumerate(sizes):
-        text = f"decoder layers {start}..{start + size - 1}"
-        text = "token embedding, " + text if index == 0 else text
-        texts.append(text + ", final norm, objective" if index == stages - 1 else text)
-        start += size
-    return texts
+    """A line for each pipeline stage, and how well they are balanced."""
+    lines = [f"stage {number}     {text}" for number, text in enumerate(stage_contents(config))]
+    if len(lines) > 1:
+        lines.append(f"balance     the slowest stage has {slowest_over_mean(config):.2f} x the mean's FLOPs")
+    return "\n".join(lines)
 
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:

@@ -5,6 +5,7 @@ It names the machine and the versions it was measured with, and no host, user or
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -41,10 +42,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Of Python, of the packages that every report names, and of further ones."""
-    return {"python": platform.python_version()} | {
-        package: importlib.metadata.version(package) for package in (*REPORTED_PACKAGES, *further)
-    }
+    """Of Python, of the packages that every report names where they are installed, and of further ones."""
+    found = {"python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found | {package: importlib.metadata.version(package) for package in further}
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 batch.
 
 A read error on any reader becomes the same error on every rank, instead of a hang; a record that one reader finds
-damaged is lost for all of them.
+damaged is lost for all of them. A batch can be prepared while a GPU works on the one before: read, copied, sent round,
+counted on a stream of its own; whoever takes it then finds its numbers on the host.
 """
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import methodcaller
 
 import numpy as np
@@ -17,11 +19,11 @@ import torch
 import torch.distributed as dist
 
 from nextlat_dist.config.schema import ObjectiveConfig
-from nextlat_dist.data.loader import Lost, RowBatch, RowLoader
+from nextlat_dist.data.loader import Cursor, Lost, RowBatch, RowLoader
 from nextlat_dist.data.packing import batch_digest
 from nextlat_dist.errors import UserError
 from nextlat_dist.model.rows import Batch
-from nextlat_dist.objective.terms import term_counts
+from nextlat_dist.objective.terms import number_of_terms, term_counts
 from nextlat_dist.parallel.dims import ParallelDims, raise_together
 
 
@@ -30,7 +32,7 @@ class GlobalBatch:
     """This data-parallel rank's share of one global batch."""
 
     micro_batches: list[Batch]
-    counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms]
+    counts: torch.Tensor  # positions per loss term over the whole global batch, float64 [terms], on the host
     losses: list[Lost]  # records first found damaged in this batch, by any reader
     digest: str  # SHA-256 of the whole global batch where hashes were asked for, on the readers
     cut_documents: int = 0  # documents of the global batch that were cut to the length of a row (`packing: pad`)
@@ -50,13 +52,13 @@ class _Summary:
     cut_tokens: int
     real_tokens: int
     attended: int
+    documents: int  # of this rank alone: no micro-batch of its has more
 
     @classmethod
-    def over(cls, group: dist.ProcessGroup, counts: torch.Tensor, *numbers: torch.Tensor) -> _Summary:
-        """`numbers`: of this rank, in the order of the fields. Read in one piece: a GPU is asked once."""
-        values = torch.cat([counts, torch.stack(numbers).double()])
-        dist.all_reduce(values, group=group)
-        return cls(values[: len(counts)], *(int(number) for number in values[len(counts) :].tolist()))
+    def of(cls, values: torch.Tensor, terms: int) -> _Summary:
+        """From values [terms + 7] on the host, in the order of the fields."""
+        counts, numbers = values[:terms], values[terms:].tolist()
+        return cls(counts, *(int(number) for number in numbers))
 
 
 class _Parcel:
@@ -64,8 +66,9 @@ class _Parcel:
 
     _NUMBERS = ("first_row", "lost", "failed", "cut_documents", "cut_tokens")
 
-    def __init__(self, rows: int, width: int) -> None:
-        self.buffer = torch.zeros(4 * rows * width + 2 * len(self._NUMBERS), dtype=torch.int32)
+    def __init__(self, rows: int, width: int, pinned: bool) -> None:
+        size = 4 * rows * width + 2 * len(self._NUMBERS)
+        self.buffer = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
         self._shape = (4, rows, width)
 
     @property
@@ -116,23 +119,46 @@ class BatchSource:
         self._objective = objective
         self._device = device
         self._hashes = hashes
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._prepared: _Prepared | None = None
+        self._progress = self._progress_now()
+
+    @property
+    def progress(self) -> Progress | None:
+        """On a reader: where the next batch begins."""
+        return self._progress if self._prepared is not None else self._progress_now()
+
+    def _progress_now(self) -> Progress | None:
+        loader = self.loader
+        return None if loader is None else Progress(loader.cursor, loader.epochs(), loader.shares)
+
+    def prepare(self) -> None:
+        """Begin with the next batch, while the device works. Collective; what goes wrong is said in `next`."""
+        if self._prepared is None:
+            self._progress = self._progress_now()
+            first_row = self._first_row()
+            self._prepared = self._begin(methodcaller("next_batch"), first_row)
 
     def next(self) -> GlobalBatch:
         """Raises UserError on every rank when a reader fails on any."""
         losses: list[Lost] = []
-        first_row = self._first_row()
-        read = self._exchange(methodcaller("next_batch"), first_row)
-        while read.summary.lost > 0:
+        self.prepare()
+        prepared, self._prepared = self._prepared, None
+        assert prepared is not None
+        summary = self._finish(prepared)
+        while summary.lost > 0:
             found = self._new_losses()
             losses += found
-            read = self._exchange(methodcaller("again", found), first_row)
-        micro_batches = read.batch.split(self._micro_batch_size)
-        summary = read.summary
+            prepared = self._begin(methodcaller("again", found), prepared.first_row)
+            summary = self._finish(prepared)
+        # A power of two, so that the shapes of a run are few.
+        documents = 1 << (summary.documents - 1).bit_length()
+        micro_batches = replace(prepared.batch, documents=documents).split(self._micro_batch_size)
         return GlobalBatch(
             micro_batches,
             summary.counts,
             losses,
-            self._digest(read.rows),
+            self._digest(prepared.rows),
             cut_documents=summary.cut_documents,
             cut_tokens=summary.cut_tokens,
             real_tokens=summary.real_tokens,
@@ -143,9 +169,9 @@ class BatchSource:
         """Number of this data-parallel rank's first row of the next batch, on a reader."""
         return 0 if self.loader is None else self.loader.cursor.row + self._dims.data_rank * self._rows
 
-    def _exchange(self, read: Callable[[RowLoader], RowBatch], first_row: int) -> _Read:
-        """One batch, read on the readers and broadcast."""
-        error, rows, parcel = "", None, _Parcel(self._rows, self._width)
+    def _begin(self, read: Callable[[RowLoader], RowBatch], first_row: int) -> _Prepared:
+        """One batch, read on the readers, broadcast and counted; nothing here waits for the device."""
+        error, rows, parcel = "", None, _Parcel(self._rows, self._width, pinned=self._stream is not None)
         if self.loader is not None:
             try:
                 rows = read(self.loader)
@@ -160,20 +186,37 @@ class BatchSource:
                 traceback.print_exc()
                 error = f"reading the data failed on rank {self._dims.rank}: {type(caught).__name__}: {caught}"
             parcel.set_number("failed", int(bool(error)))
-        parcel.buffer = parcel.buffer.to(self._device)
-        dist.broadcast(parcel.buffer, src=self._dims.model_group_source, group=self._dims.model_group)
-        batch = parcel.batch()
-        # What went wrong on a reader travels with the counts: one collective tells every rank.
-        summary = _Summary.over(
-            self._dims.data_group,
-            term_counts(batch, self._objective),
-            *(parcel.number(name) for name in ("lost", "failed", "cut_documents", "cut_tokens")),
-            batch.real_tokens,
-            batch.attended,
-        )
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            parcel.buffer = parcel.buffer.to(self._device, non_blocking=True)
+            dist.broadcast(parcel.buffer, src=self._dims.model_group_source, group=self._dims.model_group)
+            batch = parcel.batch()
+            values = self._count(parcel, batch)
+            ready = self._stream.record_event() if self._stream is not None else None
+        return _Prepared(batch, values, ready, rows, first_row, error)
+
+    def _count(self, parcel: _Parcel, batch: Batch) -> torch.Tensor:
+        """What `_Summary` is made of, on its way to the host. What went wrong on a reader travels with the counts: one
+        collective tells every rank.
+        """
+        numbers = [parcel.number(name) for name in ("lost", "failed", "cut_documents", "cut_tokens")]
+        numbers += [batch.real_tokens, batch.attended]
+        values = torch.cat([term_counts(batch, self._objective), torch.stack(numbers).double()])
+        dist.all_reduce(values, group=self._dims.data_group)
+        values = torch.cat([values, batch.most_documents(self._micro_batch_size).double()[None]])
+        if self._stream is None:
+            return values
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+    def _finish(self, prepared: _Prepared) -> _Summary:
+        if prepared.ready is not None:
+            prepared.ready.synchronize()
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(prepared.ready)
+            prepared.batch.message.record_stream(current)
+        summary = _Summary.of(prepared.values, number_of_terms(self._objective))
         if summary.failed > 0:
-            raise_together(error)
-        return _Read(batch, summary, rows)
+            raise_together(prepared.error)
+        return summary
 
     def _new_losses(self) -> list[Lost]:
         """What all readers found damaged, in the order of their ranks. Collective."""
@@ -191,10 +234,22 @@ class BatchSource:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Progress:
+    """Where a loader is: its cursor, passes over each source, and each source's share of the rows to come."""
+
+    cursor: Cursor
+    epochs: dict[str, float]
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Prepared:
     batch: Batch
-    summary: _Summary
+    values: torch.Tensor  # of the `_Summary`, on the host once it is `ready`
+    ready: torch.cuda.Event | None
     rows: RowBatch | None  # as the loader gave them, on a reader
+    first_row: int
+    error: str  # of this reader
 
 
 def _parts(batch: RowBatch) -> tuple[np.ndarray, ...]:

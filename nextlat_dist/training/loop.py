@@ -14,7 +14,7 @@ from nextlat_dist.checkpoint.writer import SaveOutcome
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 from nextlat_dist.objective.terms import named_terms, number_of_terms, terms_text
-from nextlat_dist.parallel.device import pending_work
+from nextlat_dist.parallel.device import pending_work, take_peak_memory
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
 from nextlat_dist.training.batches import BatchSource, GlobalBatch
 from nextlat_dist.training.cut_documents import CutDocuments
@@ -65,6 +65,7 @@ class Trainer:
         self._sums: Any = 0  # global term sums and counts [terms] of the applied steps since the last report
         self._counts: Any = 0
         self._without_targets = 0  # steps since the last report that had no target
+        self._timed_steps = 0  # since the clocks were started
         self._norm = self._rate = 0.0  # of the last applied step
         self._taken: dict[str, int] = {}  # rows of each source before the batch under way
         self.last_metrics: dict[str, float | None] = {}
@@ -108,7 +109,8 @@ class Trainer:
         """The next batch; what was lost in it, and its hash where asked for, are logged."""
         self._watchdog.beat(self.state.step + 1, "reading data")
         self._taken = self._rows_taken()
-        batch = self._train.next()
+        with self.engine.time_split.part("data"):
+            batch = self._train.next()
         step, row = self.state.step + 1, self.state.step * self.config.training.global_batch_size
         for loss in batch.losses:
             self._log.say(f"step {step}  quarantined a record of source {loss.source}: {loss.reason}")
@@ -124,10 +126,12 @@ class Trainer:
         self._watchdog.beat(state.step + 1, "training step")
         rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
         self.engine.set_learning_rate(rate)
-        verdict = self._guard.step(batch.micro_batches, batch.counts)
+        ahead = self._prepare if state.step + 1 < config.total_steps else None
+        verdict = self._guard.step(batch.micro_batches, batch.counts, ahead)
         state.step += 1
         state.tokens += config.tokens_per_step
         self._throughput.count(config.tokens_per_step, batch.attended)
+        self._timed_steps += 1
         if verdict.reason:
             self._without_targets += not verdict.bad
             if self._bad_steps.note(verdict, self._taken, self._rows_taken()):
@@ -140,17 +144,25 @@ class Trainer:
             state.bad_steps = 0
         return verdict.stop
 
+    def _prepare(self) -> None:
+        """Read ahead while the device works on this step."""
+        self._watchdog.beat(self.state.step + 1, "reading data ahead")
+        with self.engine.time_split.part("data"):
+            self._train.prepare()
+        self._watchdog.beat(self.state.step + 1, "training step")
+
     def _due(self, interval: int, done: bool) -> bool:
         return done or (interval > 0 and self.state.step % interval == 0)
 
     def _rows_taken(self) -> dict[str, int]:
-        return dict(self._train.loader.cursor.taken) if self._train.loader is not None else {}
+        progress = self._train.progress
+        return dict(progress.cursor.taken) if progress is not None else {}
 
     def _report(self) -> None:
         """Log the loss terms as means over all applied steps since the last report: null where no step had a target,
         nothing where all were bad.
         """
-        slow = slowest(_of_all_ranks(self._watchdog.take_busy_seconds(), self.dims, self.engine.device))
+        slow, resources = self._resources()
         speed, utilisation = self._throughput.read()
         sums, counts, without = self._sums, self._counts, self._without_targets
         self._sums = self._counts = self._without_targets = 0
@@ -173,6 +185,7 @@ class Trainer:
                 "tokens_per_second": speed,
                 "mfu": utilisation,
                 **({"straggler_rank": slow[0], "straggler_ratio": slow[1]} if slow is not None else {}),
+                **resources,
                 **self._data_progress(),
                 **self._cut.since_last(),
                 "time": time.time(),
@@ -186,15 +199,28 @@ class Trainer:
             f"{speed:,.0f} tokens/s{mfu}  ETA {format_duration(left)}"
         )
 
+    def _resources(self) -> tuple[tuple[int, float] | None, dict[str, Any]]:
+        """The slowest rank, see `slowest`; of the steps since the last report the seconds of each part, means over
+        steps and ranks, and the peak of memory of every rank. Collective.
+        """
+        split, steps = self.engine.time_split.read(), self._timed_steps
+        self._timed_steps = 0
+        peak = take_peak_memory(self.engine.device) / 1e9
+        mine = [self._watchdog.take_busy_seconds(), peak, *split.values()]
+        busy, peaks, *parts = zip(*_of_all_ranks(mine, self.dims, self.engine.device), strict=True)
+        means = (sum(part) / len(part) / max(steps, 1) for part in parts)
+        resources = {f"seconds/{name}": mean for name, mean in zip(split, means, strict=True)}
+        return slowest(busy), {**resources, "peak_memory_gigabytes": list(peaks)}
+
     def _data_progress(self) -> dict[str, float]:
         """On a reader: passes over each source, its share of the rows to come, and records replaced by padding."""
-        loader = self._train.loader
-        if loader is None:
+        progress = self._train.progress
+        if progress is None:
             return {}
-        quarantined = sum(len(records) for records in loader.cursor.quarantined.values())
-        progress = {f"epoch/{name}": epochs for name, epochs in loader.epochs().items()}
-        shares = loader.shares if len(progress) > 1 else {}
-        return {**progress, **{f"share/{k}": v for k, v in shares.items()}, "quarantined_records": quarantined}
+        quarantined = sum(len(records) for records in progress.cursor.quarantined.values())
+        epochs = {f"epoch/{name}": passes for name, passes in progress.epochs.items()}
+        shares = progress.shares if len(epochs) > 1 else {}
+        return {**epochs, **{f"share/{k}": v for k, v in shares.items()}, "quarantined_records": quarantined}
 
     def _validate(self) -> None:
         if self._validation is None:
@@ -213,12 +239,14 @@ class Trainer:
 
     def _restart_clocks(self) -> None:
         self._throughput.restart()
+        self.engine.time_split.restart()
+        self._timed_steps = 0
         self._watchdog.take_busy_seconds()
 
     def _save(self) -> None:
         self._watchdog.beat(self.state.step, "saving")
-        if self._train.loader is not None:
-            self.state.cursor = self._train.loader.cursor.to_json()
+        if self._train.progress is not None:
+            self.state.cursor = self._train.progress.cursor.to_json()
         self._saver.save(self.state)
         self._restart_clocks()
 
@@ -240,10 +268,10 @@ class Trainer:
                 self._log.say(f"step {outcome.step}  checkpoint saved")
 
 
-def _of_all_ranks(value: float, dims: ParallelDims, device: torch.device) -> list[float]:
-    """`value` of every rank, by rank. Collective."""
+def _of_all_ranks(values: list[float], dims: ParallelDims, device: torch.device) -> list[list[float]]:
+    """The values of every rank, by rank. Collective."""
     group = dist.group.WORLD
     assert group is not None
-    values = torch.zeros(dims.world_size, dtype=torch.float64, device=device)
-    values[dims.rank] = value
-    return list(all_reduce_sum(values, group).tolist())
+    all_values = torch.zeros(dims.world_size, len(values), dtype=torch.float64)
+    all_values[dims.rank] = torch.tensor(values, dtype=torch.float64)
+    return list(all_reduce_sum(all_values.to(device), group).tolist())

@@ -22,7 +22,8 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.data.loader import Cursor, RowLoader
 from nextlat_dist.errors import UserError, require_extra
 from nextlat_dist.files import CHECKPOINTS_FOLDER, CONFIG_FILE, CannotWriteError, write_whole
-from nextlat_dist.parallel.device import deterministic_kernels, third_parties
+from nextlat_dist.parallel.compiled import compiled_pieces
+from nextlat_dist.parallel.device import deterministic_kernels, device, third_parties
 from nextlat_dist.parallel.dims import ParallelDims, raise_together, shutdown, world_size_from_environment
 from nextlat_dist.plan.describe import data_parallel_size, describe
 from nextlat_dist.reporting.console import say
@@ -90,7 +91,9 @@ def train(config: RunConfig, stop: StopRequest | None = None) -> RunResult:
     require_extra("train", "deepspeed", "megatron.core", purpose="training")
     with third_parties(), deterministic_kernels(config.training.deterministic):
         ranks_had_met = dist.is_initialized()
-        result = _train(config, ParallelDims.initialize(config.parallel), stop or StopRequest())
+        dims = ParallelDims.initialize(config.parallel)
+        with compiled_pieces(config.training.compile, device()):
+            result = _train(config, dims, stop or StopRequest())
         gc.collect()  # a model is full of cycles
         if not ranks_had_met:
             shutdown()

@@ -78,7 +78,7 @@ def set_up(raw: dict[str, Any]) -> tuple[RunConfig, ParallelDims]:
     from deepspeed.utils import groups
     from megatron.core import parallel_state
 
-    for engine in [found for found in gc.get_objects() if isinstance(found, DeepSpeedEngine)]:
+    for engine in [found for found in gc.get_objects() if issubclass(type(found), DeepSpeedEngine)]:
         engine.close()
     gc.collect()
     if parallel_state.model_parallel_is_initialized():

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from nextlat_dist.model.attention import DocumentMaskedAttention, document_attention_mask
-from nextlat_dist.model.decoder_layer import rotary_angles
+from nextlat_dist.model import attention as attention_module
+from nextlat_dist.model.attention import DocumentAttention, Documents, Ends, document_attention_mask, visible
+from nextlat_dist.model.rotary import rotary_angles
 from nextlat_dist.model.rows import Batch
 from tests.kit import jobs, reference
 from tests.kit.harness import Ranks
@@ -30,8 +31,9 @@ def test_mask_as_a_table() -> None:
     assert mask[1, 0].sum(dim=-1).tolist() == [1, 2, 3, 4, 5, 1]
 
 
+@pytest.mark.parametrize("form", [document_attention_mask, Documents.of], ids=["dense", "documents"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_attention_equals_the_transcription(groups: int) -> None:
+def test_attention_equals_the_transcription(groups: int, form: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     documents = torch.tensor([[0, 0, 0, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1, 1]])
 
@@ -39,19 +41,110 @@ def test_attention_equals_the_transcription(groups: int) -> None:
         return torch.randn(7, 2, heads, 6, generator=generator, dtype=torch.float64)
 
     query, key, value = draw(4), draw(groups), draw(groups)
-    attention = DocumentMaskedAttention(SimpleNamespace(softmax_scale=None))
-    out = attention(query, key, value, document_attention_mask(documents))
+    attention = DocumentAttention(SimpleNamespace(softmax_scale=None))
+    out = attention(query, key, value, form(documents))
     assert out.shape == (7, 2, 24)
     for row in (0, 1):
         expected = reference.attention(query[:, row], key[:, row], value[:, row], documents[row])
-        torch.testing.assert_close(out[:, row], expected, rtol=1e-12, atol=1e-12)
+        real = documents[row] >= 0
+        torch.testing.assert_close(out[real, row], expected[real], rtol=1e-12, atol=1e-12)
+
+
+def test_documents_of_one_length_are_attended_to_together() -> None:
+    found = Documents.of(torch.tensor([[0, 0, 1, 1, 1, -1], [3, 3, 4, 5, 5, 5]]))
+    assert found.groups == ((1, 1), (2, 2), (2, 3))
+    assert found.order.tolist() == [5, 0, 2, 1, 3, 4, 6, 8, 7, 9, 11]
+
+
+def test_gradients_are_those_of_the_dense_mask() -> None:
+    generator = torch.Generator().manual_seed(1)
+    documents = jobs.ragged_rows(3, seed=5).input_documents
+    shape = (documents.shape[1], 3, 4, 6)
+    attention, factor = DocumentAttention(SimpleNamespace(softmax_scale=None)), torch.randn(24, 3, 24).double()
+    factor = torch.where((documents.t() >= 0)[..., None], factor, 0)
+    inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    found = [
+        torch.autograd.grad((attention(*inputs, seen) * factor).sum(), inputs)
+        for seen in (Documents.of(documents), document_attention_mask(documents))
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+IDS = [[0, 0, 1, 1, 1, -1], [3, 3, 4, 5, 5, 5]]
+
+
+@pytest.mark.parametrize("documents", [6, 8, None])
+def test_ends_of_rows_laid_end_to_end(documents: int | None) -> None:
+    found = Ends.of(torch.tensor(IDS), documents)
+    bounds = [0, 2, 5, 6, 8, 9, 12]
+    assert found.bounds.tolist() == bounds + [12] * (0 if documents == 6 else 2 if documents == 8 else 6)
+    assert (found.bounds.dtype, found.longest) == (torch.int32, 6)
+
+
+def test_so_many_documents_there_are() -> None:
+    batch = Batch.of(*(torch.tensor([[*row, row[-1]] for row in [*IDS, [0] * 6]]) for _ in range(3)))
+    assert [int(batch.most_documents(rows)) for rows in (1, 2, 3)] == [3, 6, 7]
+
+
+def one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int, scale: float | None
+) -> torch.Tensor:
+    """What varlen flash attention computes, which no CPU has."""
+    parts = []
+    for begin, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        assert end - begin <= longest
+        if end > begin:
+            rows = (part[begin:end] for part in (query, key, value))
+            parts.append(reference.attention(*rows, torch.zeros(end - begin)))
+    return torch.cat(parts).view_as(query)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_rows_laid_end_to_end_are_the_same_rows(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    documents = jobs.ragged_rows(3, seed=5).input_documents
+    shape = (documents.shape[1], 3)
+    query = torch.randn(*shape, 4, 6, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(*shape, groups, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    attention = DocumentAttention(SimpleNamespace(softmax_scale=None))
+    expected = attention(query, key, value, document_attention_mask(documents))
+    monkeypatch.setattr(attention_module, "flash_takes", lambda query: True)
+    monkeypatch.setattr(attention_module, "varlen_attention", one_by_one)
+    found = attention(query, key, value, Ends.of(documents, 64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("groups", [2, 4])
+def test_varlen_flash_attention(groups: int) -> None:
+    documents = jobs.ragged_rows(3, seed=5).input_documents.cuda()
+    shape = (documents.shape[1], 3)
+    query = torch.randn(*shape, 4, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    key, value = (
+        torch.randn(*shape, groups, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(2)
+    )
+    attention = DocumentAttention(SimpleNamespace(softmax_scale=None))
+    found = [
+        attention(query, key, value, seen) for seen in (Ends.of(documents, 64), document_attention_mask(documents))
+    ]
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+    gradients = [torch.autograd.grad(out.float().square().sum(), (query, key, value)) for out in found]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
+def test_it_is_found_once_for_all_layers() -> None:
+    message = jobs.ragged_rows(2, seed=1).message
+    assert visible(message) is visible(message)
+    assert visible(message.clone()) is not visible(message)
 
 
 def test_softmax_scale_is_used() -> None:
     query, key = torch.ones(2, 1, 1, 4), torch.tensor([1.0, 2.0])[:, None, None, None].expand(2, 1, 1, 4)
     value = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 1, 1, 4)
     mask = document_attention_mask(torch.zeros(1, 2))
-    out = DocumentMaskedAttention(SimpleNamespace(softmax_scale=0.25))(query, key, value, mask)
+    out = DocumentAttention(SimpleNamespace(softmax_scale=0.25))(query, key, value, mask)
     assert out[1, 0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
 
 

@@ -50,15 +50,19 @@ def backward(raw: dict[str, Any]) -> list[dict[str, Any]]:
     embedded: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
 
-    def keep_embedding(_module: Any, _inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
-        output[0].retain_grad()
-        embedded.append(output[0])
+    embed = stack.layers[0].whole
+
+    def keep_embedding(message: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = embed(message)
+        output.retain_grad()
+        embedded.append(output)
+        return output
 
     def keep_positions(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         positions.append(torch.where(mask, values, torch.zeros_like(values)))
         return masked_sum(values, mask)
 
-    stack.layers[0].register_forward_hook(keep_embedding)
+    stack.layers[0].whole = keep_embedding
     nextlat.masked_sum = keep_positions  # the one place where positions become a sum
     results = []
     try:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nextlat_dist.config import config_from_dict, load_config
 from nextlat_dist.model.initialize import canonical_parameters
+from nextlat_dist.model.rows import Batch
 from nextlat_dist.plan.counting import flops_per_token, parameter_counts
 from tests.kit import jobs
 from tests.kit.harness import Ranks
@@ -35,7 +36,9 @@ def built(raw: dict[str, Any]) -> dict[str, list[int]]:
     config, dims = jobs.set_up(raw)
     stack = LayerStack(layer_list(config, dims, torch.float32))
     initialize(stack, config, dims)
-    rows = jobs.ragged_rows(2, seed=0, vocab=config.model.vocab_size, length=config.data.sequence_length)
+    ragged = jobs.ragged_rows(2, seed=0, vocab=config.model.vocab_size, length=config.data.sequence_length)
+    one_document = torch.zeros_like(ragged.document_ids)  # a row, so that a position attends to all of it
+    rows = Batch.of(ragged.tokens, one_document, one_document + 1)
     # Attention as plain matrix products: the counter knows no fused kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stack(rows.message).sum().backward()

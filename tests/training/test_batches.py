@@ -50,7 +50,14 @@ class FakeLoader:
 
     @property
     def cursor(self) -> Cursor:
-        return Cursor(row=FIRST_ROW)
+        return Cursor(row=FIRST_ROW, taken={"rows": self.batches})
+
+    def epochs(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {}
 
     def next_batch(self) -> RowBatch:
         self.batches += 1
@@ -60,8 +67,8 @@ class FakeLoader:
         return as_read(global_rows().chunk(self.size)[self.rank])
 
 
-def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[str, Any]:
-    """Two batches on this rank: its micro-batches and the counts, or the error of each."""
+def read(parallel: dict[str, Any], failing_reader: int | None = None, ahead: bool = False) -> dict[str, Any]:
+    """Two batches on this rank: its micro-batches and the counts, or the error of each. `ahead`: each is prepared."""
     config, dims = jobs.set_up(jobs.tiny_config(parallel=parallel))
     reads = dims.rank == dims.model_group_source
     loader = FakeLoader(dims.data_rank, dims.data_size, 2 if failing_reader == dims.data_rank else None)
@@ -75,9 +82,20 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None) -> dict[st
         device=torch.device("cpu"),
         hashes=True,
     )
-    answer: dict[str, Any] = {"reads": reads, "data_rank": dims.data_rank, "data_size": dims.data_size, "errors": []}
+    answer: dict[str, Any] = {
+        "loader": loader,
+        "reads": reads,
+        "data_rank": dims.data_rank,
+        "data_size": dims.data_size,
+        "errors": [],
+    }
     for _ in range(2):
         try:
+            if ahead:
+                before = source.progress
+                source.prepare()
+                source.prepare()  # the batch under way
+                assert source.progress == before
             batch = source.next()
             answer |= {"rows": batch.micro_batches, "counts": batch.counts, "digest": batch.digest}
             answer["sums"] = (batch.cut_documents, batch.cut_tokens, batch.real_tokens, batch.attended)
@@ -95,10 +113,12 @@ LAYOUTS: dict[str, dict[str, int]] = {
 }
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: Ranks) -> None:
+def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, ahead: bool, four_ranks: Ranks) -> None:
     whole = global_rows()
-    for answer in four_ranks.run(read, LAYOUTS[layout]):
+    for answer in four_ranks.run(read, LAYOUTS[layout], None, ahead):
+        assert answer["loader"].batches == 2 * answer["reads"]
         assert answer["errors"] == ["", ""]
         assert torch.equal(
             torch.cat([batch.message for batch in answer["rows"]]),
@@ -114,6 +134,9 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, four_ranks: 
 
 @pytest.mark.parametrize("failing_reader", [0, 1])
 @pytest.mark.parametrize("layout", ["tp2-dp2", "pp2-dp2"])
-def test_an_error_of_one_reader_is_an_error_on_every_rank(layout: str, failing_reader: int, four_ranks: Ranks) -> None:
-    for answer in four_ranks.run(read, LAYOUTS[layout], failing_reader):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_error_of_one_reader_is_an_error_on_every_rank(
+    layout: str, failing_reader: int, ahead: bool, four_ranks: Ranks
+) -> None:
+    for answer in four_ranks.run(read, LAYOUTS[layout], failing_reader, ahead):
         assert answer["errors"] == ["", f"reader {failing_reader} found a damaged record"]

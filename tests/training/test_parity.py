@@ -11,6 +11,7 @@ from tests.kit import jobs
 from tests.kit.harness import Ranks
 from tests.kit.training.runs import assert_same_state, go_on, train_and_save
 
+SEQUENCE = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 STEPS = 5
 TOLERANCE = 1e-5
 
@@ -19,6 +20,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "accumulation": (1, {"zero_stage": 0}, {"micro_batch_size": 2}),
     "tp2": (2, {"tensor_model_parallel_size": 2, "zero_stage": 0}, {}),
     "tp2-zero3": (2, {"tensor_model_parallel_size": 2, "zero_stage": 3}, {}),
+    "sequence": (2, {**SEQUENCE, "zero_stage": 0}, {"micro_batch_size": 2}),
+    "sequence-zero3": (2, {**SEQUENCE, "zero_stage": 3}, {}),
+    "sequence-pp2": (4, {**SEQUENCE, "pipeline_model_parallel_size": 2, "zero_stage": 1}, {"micro_batch_size": 2}),
+    "sequence-dp2": (4, {**SEQUENCE, "zero_stage": 2}, {}),
     "pp2": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 0}, {"micro_batch_size": 2}),
     "pp2-zero1": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 1}, {}),
     "dp2-zero0": (2, {"zero_stage": 0}, {}),
@@ -71,6 +76,15 @@ def test_layout_equals_single_rank(
     ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[size])
     result = ranks.run(jobs.first_steps, _config(horizon, parallel, training), STEPS)[0]
     _assert_equal(result, reference[horizon])
+
+
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_sequence_parallelism_over_four_ranks(zero_stage: int, one_rank: Ranks, four_ranks: Ranks) -> None:
+    heads = {"model": {"num_query_groups": 4}}
+    whole = _config(2, {"zero_stage": 0}, {"micro_batch_size": 8}, **heads)
+    parts = {"tensor_model_parallel_size": 4, "sequence_parallel": True, "zero_stage": zero_stage}
+    result = four_ranks.run(jobs.first_steps, _config(2, parts, {"micro_batch_size": 2}, **heads), STEPS)[0]
+    _assert_equal(result, one_rank.run(jobs.first_steps, whole, STEPS)[0])
 
 
 @pytest.mark.parametrize(
@@ -128,9 +142,7 @@ def test_mtp_equals_single_rank(layout: str, mtp_reference: Any, request: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "training", [{"activation_checkpointing": True}, {"precision": "bf16"}], ids=lambda d: next(iter(d))
-)
+@pytest.mark.parametrize("training", [{"recompute": "full"}, {"precision": "bf16"}], ids=lambda d: next(iter(d)))
 def test_mtp_with_tied_embeddings_in_a_pipeline(training: dict[str, Any], one_rank: Ranks, four_ranks: Ranks) -> None:
     more = {**MTP, "model": {"tie_embeddings": True}}
     layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 1}
@@ -158,6 +170,6 @@ def test_mtp_goes_on_in_another_layout(forth: bool, tmp_path: Path, one_rank: Ra
 
 
 def test_activation_checkpointing_changes_nothing(two_ranks: Ranks, reference: dict[int, Any]) -> None:
-    training = {"activation_checkpointing": True}
+    training = {"recompute": "full"}
     result = two_ranks.run(jobs.first_steps, _config(3, {"zero_stage": 2}, training), STEPS)[0]
     _assert_equal(result, reference[3])

@@ -16,10 +16,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, markdown
+from nextlat_dist.evaluation.run_report.page import LAST_ENTRIES, SECONDS, markdown
 from nextlat_dist.files import EXPORT_FOLDER, EXPORT_REPORT_FILE, METRICS_FILE, SPECULATIVE_REPORT_FILE
 from nextlat_dist.huggingface.stored import read_fields
 
@@ -96,8 +97,32 @@ def _train_summary(path: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "validation_loss": validation[-1] if validation else None,
         "tokens": logged[-1]["tokens"],
         "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        **_resources(logged),
         **_left_out(entries),
     }
+
+
+def _resources(logged: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the logged lines: MFU, the share of time of each part of a step; and the largest peak of memory.
+
+    The first line is left out where there are others: a first step makes what later ones find.
+    """
+    lines = logged[1:] or logged
+    found: dict[str, Any] = {}
+    shares = [_shares(line) for line in lines if any(name.startswith(SECONDS) for name in line)]
+    if shares:
+        found["time_split"] = {name: median(share[name] for share in shares) for name in shares[0]}
+    utilisation = [line["mfu"] for line in lines if line.get("mfu") is not None]
+    if utilisation:
+        found["mfu"] = median(utilisation)
+    peaks = [peak for line in logged for peak in line.get("peak_memory_gigabytes", [])]
+    return {**found, **({"peak_memory_gigabytes": max(peaks)} if peaks else {})}
+
+
+def _shares(line: Mapping[str, Any]) -> dict[str, float]:
+    seconds = {name.removeprefix(SECONDS): value for name, value in line.items() if name.startswith(SECONDS)}
+    whole = sum(seconds.values()) or 1.0
+    return {name: value / whole for name, value in seconds.items()}
 
 
 def _left_out(entries: list[dict[str, Any]]) -> dict[str, Any]:

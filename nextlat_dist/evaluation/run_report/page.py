@@ -11,6 +11,7 @@ from nextlat_dist.evaluation.speculative.step_costs import costs_sentence
 from nextlat_dist.evaluation.speculative.summary import greedy_sentence, tables
 from nextlat_dist.reporting.tables import markdown_table
 
+SECONDS = "seconds/"  # before the name of a part of a step, in the metrics
 LAST_ENTRIES = 5  # logged steps that the final loss is the mean of
 ROW_COLUMNS = {
     "batch": "{batch_size}",
@@ -38,10 +39,12 @@ def markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | 
         "",
         f"Loss {train['loss_first']:.4f} (first logged) → {train['loss_last']:.4f} (mean of the last {LAST_ENTRIES} "
         f"logged); validation loss {validation}. {train['tokens']:,} tokens, median {rate} tokens/s.",
+        *_resources(train),
         *_left_out(train),
         "",
         "![Loss terms](loss_terms.png)",
         "",
+        *(["![Time of a step](time_split.png)", ""] if "time_split" in train else []),
     ]
     if content.get("export", {}).get("max_logit_difference") is not None:
         lines += [
@@ -54,6 +57,18 @@ def markdown(run_dir: Path, content: dict[str, Any], measured: dict[str, Any] | 
     if measured is not None:
         lines += _speculative_markdown(run_dir, measured)
     return "\n".join(lines)
+
+
+def _resources(train: dict[str, Any]) -> list[str]:
+    """Where the time of a step went, and how much memory it took."""
+    split = sorted(train.get("time_split", {}).items(), key=lambda part: -part[1])
+    told = [", ".join(f"{name} {share:.0%}" for name, share in split if share >= 0.005)] if split else []
+    told = [f"Of a step's time: {told[0]}."] if told else []
+    if "mfu" in train:
+        told.append(f"MFU {train['mfu']:.1%}.")
+    if "peak_memory_gigabytes" in train:
+        told.append(f"Peak memory of a rank: {train['peak_memory_gigabytes']:.2f} GB.")
+    return ["", " ".join(told)] if told else []
 
 
 def _left_out(train: dict[str, Any]) -> list[str]:

@@ -15,9 +15,11 @@ from nextlat_dist.model.sharding import sharding_rules
 from nextlat_dist.objective.terms import number_of_terms
 from nextlat_dist.parallel.device import communication_backend
 from nextlat_dist.parallel.dims import ParallelDims
+from nextlat_dist.plan.stages import stage_layers
 from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
-from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine, pipeline_module, without_extension
+from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine, without_extension
 from nextlat_dist.training.engine.optimizer import build_optimizer
+from nextlat_dist.training.engine.pipeline import pipeline_module
 from nextlat_dist.training.engine.step_terms import StepTerms
 
 
@@ -34,7 +36,9 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> DeepSpeedEngine:
     settings = deepspeed_config(config, dims.data_size)
     entries, step_terms = layer_list(config, dims, torch.float32), StepTerms()
     several_stages = dims.pipeline_size > 1
-    module: nn.Module = pipeline_module(entries, dims, step_terms) if several_stages else LayerStack(entries)
+    module: nn.Module = (
+        pipeline_module(entries, dims, step_terms, stage_layers(config)) if several_stages else LayerStack(entries)
+    )
     initialize(module, config, dims)
     return DeepSpeedEngine(
         module,

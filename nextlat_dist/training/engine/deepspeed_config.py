@@ -21,8 +21,18 @@ _OWNED = {
     "bf16.enabled": "training.precision",
     "fp16.enabled": "training.precision",
     "communication_data_type": "training.communication_data_type",
+    "pipeline.pipe_partitioned": "parallel.sequence_parallel",
+    "pipeline.grad_partitioned": "parallel.sequence_parallel",
     "data_types.grad_accum_dtype": "training.precision (gradients always accumulate in fp32)",
 }
+# Settings that DeepSpeed would choose worse: its timer makes the host wait for the device twice in every micro-batch,
+# bf16 gradients would be kept and passed over once more before they are added up in fp32, and a bucket of 500 million
+# elements is 2 GB of a device and copies every gradient (one of 10 million, 40 MB, is past what a network needs).
+_UNLESS_GIVEN: tuple[tuple[str, str, Any], ...] = (
+    ("timers", "throughput", {"enabled": False}),
+    ("bf16", "immediate_grad_update", True),
+    ("zero_optimization", "reduce_bucket_size", 10_000_000),
+)
 _FORBIDDEN = {
     "optimizer": "the optimizer section",
     "scheduler": "the schedule section",
@@ -48,16 +58,21 @@ def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict[str, An
         "communication_data_type": training.communication_data_type,
         "data_types": {"grad_accum_dtype": "fp32"},
     }
+    if config.parallel.sequence_parallel:
+        # DeepSpeed sends a part of a stage's output from each tensor rank, as if all had the same; these have parts.
+        ours["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     merged = copy.deepcopy(config.deepspeed)
     merged.setdefault("zero_allow_untested_optimizer", True)
     merged.setdefault("steps_per_print", None)
+    for section, key, value in _UNLESS_GIVEN:
+        node = merged.setdefault(section, {})
+        if isinstance(node, dict):
+            node.setdefault(key, value)
     for key, section in _FORBIDDEN.items():
         if key in merged:
             raise UserError(f"deepspeed.{key} is set, but {section} of this config decides it; remove deepspeed.{key}")
     _merge(merged, ours, "")
-    if config.parallel.zero_stage == 0:
-        # Clipping by the exact norm is `deepspeed_engine`'s there.
-        merged["gradient_clipping"] = 0.0
+    merged["gradient_clipping"] = 0.0  # by the exact norm, by `deepspeed_engine`
     return merged
 
 

@@ -1,10 +1,11 @@
 """The DeepSpeed binding of `protocol.Engine`: the only file that knows what DeepSpeed keeps where.
 
-Steps: all of ZeRO 0-3 and pipelines end in the `step` of the plain optimizer that we built. A hook before it knows the
-gradient norm, asks the judge, and takes the gradients away if the answer is no; AdamW passes over a parameter without
-one (zeroed gradients would still decay weights and moments). DeepSpeed leaves a step whose norm is not finite before it
-gets there; the judge is then asked afterwards. Under ZeRO 0 norm and clipping are ours: DeepSpeed's own fp32 clipping
-keeps no norm and counts a tied embedding once per pipeline stage that holds it.
+Steps: all of ZeRO 0-3 and pipelines end in the `step` of the plain optimizer that we built. Where DeepSpeed wants the
+gradient norm, the judge is asked with this rank's share of it, in the one exchange and read of a step (DeepSpeed
+alone reads the norm and a count of infinities, and converts all gradients to float64 for them). A hook before the plain
+`step` takes the gradients away if the answer is no; AdamW passes over a parameter without one (zeroed
+gradients would still decay weights and moments). DeepSpeed leaves a step whose norm is not finite before it gets there.
+Clipping is ours too: a pass over the gradients only where it changes them, and of a tied embedding once.
 
 State:
 - ZeRO 0: the parameters themselves and the plain optimizer's state; every data-parallel rank has all of it.
@@ -18,7 +19,7 @@ step, and whose own checkpoints are pickles that only the same layout can read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,14 +28,17 @@ import torch.distributed as dist
 from torch import nn
 
 from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, Fragment
-from nextlat_dist.model.layer_list import LayerEntry
+from nextlat_dist.model.decoder_layer import set_documents
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.model.sharding import Rules
-from nextlat_dist.parallel.dims import ModelParallelUnit, ParallelDims
+from nextlat_dist.objective.fused_objective import FusedObjective, set_term_weights
+from nextlat_dist.parallel.dims import ModelParallelUnit, ParallelDims, all_reduce_sum
+from nextlat_dist.training.engine.gradient_norm import is_tied_copy, norm_of, of_parameters, of_partitions, share_of
 from nextlat_dist.training.engine.optimizer import set_learning_rate
 from nextlat_dist.training.engine.partial import sum_partial_gradients
 from nextlat_dist.training.engine.protocol import Judge
 from nextlat_dist.training.engine.step_terms import StepTerms
+from nextlat_dist.training.engine.time_split import OF_A_PIPELINE, TimeSplit
 
 
 @contextmanager
@@ -80,12 +84,13 @@ class DeepSpeedEngine:
             step_terms: the loss function of `module`, if that is a pipeline.
             settings: for `deepspeed.initialize`; see `deepspeed_config`.
             terms: length of the vector of terms.
-            clip_grad: global gradient norm, for ZeRO 0; 0: no clipping.
+            clip_grad: largest global gradient norm; 0: no clipping.
         """
         import deepspeed
 
         self.dims, self._sharding = dims, sharding
         self._plain, self._step_terms, self._terms, self._clip_grad = optimizer, step_terms, terms, clip_grad
+        _gather_what_is_read_directly(module)
         unit = ModelParallelUnit() if dims.pipeline_size == 1 else None
         self._inner, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, mpu=unit, dist_init_required=False, config=settings
@@ -94,6 +99,9 @@ class DeepSpeedEngine:
         self._judge: Judge | None = None
         self._applies: bool | None = None  # what the judge said of the step under way
         self._norm = math.inf
+        self._meanwhile: Callable[[], None] | None = None
+        self._time_split = TimeSplit(self.device)
+        self._take_over()
         optimizer.register_step_pre_hook(self._before_step)
         sum_partial_gradients(self.module, sharding, dims.process_groups.tp)
 
@@ -115,6 +123,10 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return torch.device(self._inner.device)
 
+    @property
+    def time_split(self) -> TimeSplit:
+        return self._time_split
+
     def close(self) -> None:
         # DeepSpeed's hooks on gradients stand in the autograd graph, where no garbage collection sees that they and the
         # engine hold one another: the model, its optimizer and its groups' threads would stay as long as the process.
@@ -128,26 +140,38 @@ class DeepSpeedEngine:
         return self._norm
 
     def train_step(
-        self, micro_batches: Sequence[Batch], weights: torch.Tensor, judge: Judge | None = None
+        self,
+        micro_batches: Sequence[Batch],
+        weights: torch.Tensor,
+        judge: Judge | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        self._judge, self._applies = judge, None
+        self._judge, self._applies, self._meanwhile = judge, None, meanwhile
         # DeepSpeed averages over accumulation steps and data-parallel ranks; our weights are already global.
-        scaled = (weights * len(micro_batches) * self.dims.data_size).float().to(self.device)
+        scaled = without_waiting((weights * len(micro_batches) * self.dims.data_size).float(), self.device)
+        set_term_weights(self.module, scaled)
+        set_documents(self.module, micro_batches[0].documents)  # the same for all
         if self.dims.pipeline_size > 1:
             self._inner.train_batch(_pipeline_batches(micro_batches, scaled))
         else:
             self._inner.train()
-            for batch in micro_batches:
-                loss = self._step_terms(self._inner(batch.message), scaled)
-                self._inner.backward(loss)
-                self._inner.step()
+            for number, batch in enumerate(micro_batches, start=1):
+                with self._time_split.part("forward"):
+                    loss = self._step_terms(self._inner(batch.message), scaled)
+                with self._time_split.part("backward"):
+                    self._inner.backward(loss)
+                if number == len(micro_batches):
+                    self._do_meanwhile()
+                with self._time_split.part("step"):
+                    self._inner.step()
         if self._applies is None:  # DeepSpeed left the step by itself
-            self._ask(math.inf)
+            self._ask(torch.full((), math.inf, dtype=torch.float64, device=self.device))
         return self._step_terms.take(self._terms, self.device)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
         weights = torch.zeros(self._terms, device=self.device)
+        set_documents(self.module, micro_batches[0].documents)
         if self.dims.pipeline_size > 1:
             self._inner.eval_batch(
                 _pipeline_batches(micro_batches, weights), reduce_output=None,
@@ -160,24 +184,101 @@ class DeepSpeedEngine:
         self._inner.train()
         return self._step_terms.take(self._terms, self.device)
 
-    def _ask(self, norm: float) -> None:
-        self._norm = norm
+    def _do_meanwhile(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+    def _ask(self, share: torch.Tensor) -> None:
+        """`share`: of the squared norm, this rank's."""
         sums = self._step_terms.peek(self._terms, self.device)
-        self._applies = self._judge is None or self._judge(sums, norm)
+        self._applies, self._norm = (self._judge or self._finite)(sums, share)
+
+    def _finite(self, _: torch.Tensor, share: torch.Tensor) -> tuple[bool, float]:
+        """The judge where there is none."""
+        world = dist.group.WORLD
+        assert world is not None
+        norm = norm_of(float(all_reduce_sum(share, world)))
+        return math.isfinite(norm), norm
+
+    def _answer(self, partitions: Iterable[tuple[list[Any], list[nn.Parameter]]]) -> torch.Tensor:
+        """Ask about these gradients of ZeRO; what it is told of the norm lies on the host, where it may read it."""
+        self._ask(share_of(of_partitions(partitions, self.dims.tensor_rank), self.device))
+        return torch.tensor(self._norm)
+
+    def _take_over(self) -> None:
+        """Put ourselves where DeepSpeed asks for the norm, looks for infinities, clips, and calls its parts."""
+        wrapped: Any = self._inner.optimizer
+        kind = type(wrapped).__name__
+        offloaded = getattr(wrapped, "cpu_offload", False) or getattr(wrapped, "offload_optimizer", False)
+        if kind == "DeepSpeedZeroOptimizer" and not offloaded:
+            wrapped.check_grad_overflow = False  # the norm tells
+            wrapped.scaled_global_norm = lambda norm_type=2: self._answer(
+                (wrapped.averaged_gradients[group], parameters)
+                for group, parameters in enumerate(wrapped.params_in_partition)
+            )
+        elif kind == "DeepSpeedZeroOptimizer_Stage3" and not offloaded:
+            wrapped._get_norm_groups = lambda: [
+                self._answer(
+                    (wrapped.averaged_gradients[group], parameters)
+                    for group, parameters in enumerate(wrapped.fp16_groups)
+                )
+            ]
+            wrapped.unscale_and_clip_grads = lambda *_: None  # nothing is scaled, and clipping is ours
+        elif kind == "BF16_Optimizer":
+            wrapped.step = self._bf16_step
+        for name in ("allreduce_gradients", "_bf16_reduce_grads"):
+            if hasattr(self._inner, name):
+                setattr(self._inner, name, _timed(self._time_split, "reduce", getattr(self._inner, name)))
+        if self.dims.pipeline_size > 1:
+            self._inner._INSTRUCTION_MAP = {
+                instruction: self._timed_instruction(instruction.__name__, run)
+                for instruction, run in self._inner._INSTRUCTION_MAP.items()
+            }
+
+    def _timed_instruction(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        part = OF_A_PIPELINE[name]
+
+        def timed(engine: Any, *arguments: Any, **named: Any) -> Any:
+            if part == "step":
+                self._do_meanwhile()
+            with self._time_split.part(part):
+                return run(engine, *arguments, **named)
+
+        return timed
+
+    @torch.no_grad()
+    def _bf16_step(self, closure: Any = None) -> None:
+        """`BF16_Optimizer.step`, asking for the norm once."""
+        assert closure is None
+        wrapped = self._inner.optimizer
+        gradients, _ = wrapped.get_grads_for_norm()
+        self._ask(share_of(gradients, self.device) / self.dims.data_size)  # every data-parallel rank has them all
+        wrapped._global_grad_norm = self._norm
+        if self._applies:
+            for partition, gradient in zip(
+                wrapped.fp32_groups_flat_partition, wrapped.fp32_groups_gradient_flat_partition, strict=True
+            ):
+                partition.grad = gradient
+            wrapped.optimizer.step()
+            wrapped._lazy_init_hp_params_optimizer_state()
+            wrapped.update_lp_params()
+        wrapped.clear_hp_grads()
+        wrapped.clear_lp_grads()
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """ZeRO calls the plain optimizer once per parameter group: the first call of a step decides for all."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._applies is None:
             if self._zero_stage == 0:
-                norm = global_gradient_norm(parameters, self.dims.model_group, self.dims.tensor_rank, self.device)
-            else:
-                norm = float(self._inner.optimizer._global_grad_norm)
-            self._ask(norm)
+                self._ask(share_of(of_parameters(parameters, self.dims.tensor_rank), self.device) / self.dims.data_size)
+            else:  # state that is offloaded: DeepSpeed knows the norm, the same on every rank
+                norm = torch.as_tensor(self._inner.optimizer._global_grad_norm, dtype=torch.float64, device=self.device)
+                self._ask(norm.square() / self.dims.world_size)
         if not self._applies:
             for parameter in parameters:
                 parameter.grad = None
-        elif self._zero_stage == 0:
+        else:
             clip_gradients(parameters, self._norm, self._clip_grad)
 
     @property
@@ -185,7 +286,7 @@ class DeepSpeedEngine:
         return self._zero_stage == 0
 
     def is_tied_copy(self, parameter: nn.Parameter) -> bool:
-        return _is_tied_copy(parameter)
+        return is_tied_copy(parameter)
 
     def optimizer_steps(self) -> int:
         # The largest: a partition of nothing but padding starts to count at 0 again after a resume.
@@ -231,74 +332,43 @@ class DeepSpeedEngine:
         return Fragment(name, shape, start, views)
 
 
-def pipeline_module(entries: list[LayerEntry], dims: ParallelDims, loss: StepTerms) -> nn.Module:
-    """The layer list as a DeepSpeed pipeline with `loss` at its end."""
-    from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
-    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+def _gather_what_is_read_directly(module: nn.Module) -> None:
+    """Under ZeRO-3, a fused objective reads weights outside their modules: they are gathered while it runs."""
+    from deepspeed.runtime.zero import register_external_parameter
 
-    specs = [
-        LayerSpec(entry.cls, **entry.arguments)
-        if entry.tied_key is None
-        else TiedLayerSpec(
-            entry.tied_key,
-            entry.cls,
-            forward_fn=entry.forward_fn,
-            # Only this attribute is synchronised; the embedding module holds nothing else.
-            tied_weight_attr=["word_embeddings.weight"],
-            **entry.arguments,
-        )
-        for entry in entries
-    ]
-    topology = PipeModelDataParallelTopology(num_pp=dims.pipeline_size, num_mp=dims.tensor_size, num_dp=dims.data_size)
-    module = PipelineModule(specs, topology=topology, loss_fn=loss, partition_method="type:DecoderLayer")
-    grid = module.mpu()
-    assert grid.get_slice_parallel_rank() == dims.tensor_rank
-    assert grid.get_data_parallel_rank() == dims.data_rank
-    assert grid.get_stage_id() == dims.pipeline_rank
-    # A message between stages is (hidden, message of the batch): no stage may begin after the last decoder layer.
-    last_decoder_layer = max(i for i, entry in enumerate(entries) if entry.cls.__name__ == "DecoderLayer")
-    assert all(0 < start <= last_decoder_layer for start in module.parts[1:-1]), module.parts
-    return module
-
-
-def global_gradient_norm(
-    parameters: Iterable[nn.Parameter],
-    model_group: dist.ProcessGroup,
-    tensor_rank: int,
-    device: torch.device | None = None,
-) -> float:
-    """L2 norm over every distinct parameter: replicated ones count once, tied ones on their first stage.
-
-    `device`: the rank's, where the sum is exchanged; a rank whose parameters all count elsewhere exchanges a zero.
-    """
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for parameter in parameters:
-        assert parameter.grad is not None
-        if _is_tied_copy(parameter):
-            continue
-        if tensor_rank != 0 and not getattr(parameter, "tensor_model_parallel", False):
-            continue
-        total = total + parameter.grad.detach().double().square().sum()
-    dist.all_reduce(total, group=model_group)
-    return float(total.sqrt())
+    for part in module.modules():
+        if isinstance(part, FusedObjective):
+            for read in part.read_directly():
+                for parameter in read.parameters():
+                    register_external_parameter(part, parameter)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
     """Scale gradients of global `norm` down to `max_norm`; 0: leave them."""
-    if 0 < max_norm < norm:
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.mul_(max_norm / (norm + 1e-6))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients and 0 < max_norm < norm:
+        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+
+
+def without_waiting(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` of the host on the device; the host does not wait until they are there."""
+    if device.type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _timed(split: TimeSplit, part: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*arguments: Any, **named: Any) -> Any:
+        with split.part(part):
+            return run(*arguments, **named)
+
+    return timed
 
 
 def _pipeline_batches(
     micro_batches: Sequence[Batch], weights: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return iter([(batch.message, weights) for batch in micro_batches])
-
-
-def _is_tied_copy(parameter: nn.Parameter) -> bool:
-    return bool(getattr(parameter, "ds_pipe_replicated", False))
 
 
 def _ensure_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": vectors, "weight_decay": 0.0},
     ]
     beta1, beta2 = config.betas
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True
+    )
 
 
 def set_learning_rate(optimizer: Any, value: float) -> None:

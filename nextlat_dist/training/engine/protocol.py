@@ -14,9 +14,11 @@ from torch import nn
 from nextlat_dist.checkpoint.tensors import Fragment
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.model.sharding import Rules
+from nextlat_dist.training.engine.time_split import TimeSplit
 
-Judge = Callable[[torch.Tensor, float], bool]
-"""(this rank's term sums [terms], global gradient norm before clipping) -> whether the step is applied.
+Judge = Callable[[torch.Tensor, torch.Tensor], tuple[bool, float]]
+"""(this rank's term sums [terms], its share of the squared gradient norm, a float64 scalar), both on the device ->
+(whether the step is applied, the global gradient norm before clipping: the root of all shares together).
 
 Called on every rank once a step, before the optimizer acts, so it may exchange. All ranks must answer alike.
 """
@@ -59,13 +61,21 @@ class Engine(StateViews, Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def time_split(self) -> TimeSplit:
+        """Where the time of its steps goes."""
+
     def close(self) -> None:
         """The last call: what the engine holds can be freed. On every rank, without waiting for the others."""
 
     def set_learning_rate(self, value: float) -> None: ...
 
     def train_step(
-        self, micro_batches: Sequence[Batch], weights: torch.Tensor, judge: Judge | None = None
+        self,
+        micro_batches: Sequence[Batch],
+        weights: torch.Tensor,
+        judge: Judge | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """One optimizer step over this data-parallel rank's rows, unless `judge` refuses it. Collective.
 
@@ -75,6 +85,7 @@ class Engine(StateViews, Protocol):
             micro_batches: as many as accumulation steps.
             weights: of the term sums [terms], for the global batch (`objective.terms.term_weights`).
             judge: None: every step is applied whose gradient norm is finite.
+            meanwhile: called once, on every rank, when a GPU still has the backward pass to do and the host has not.
 
         Returns:
             This rank's term sums [terms], float64; zeros where no loss is computed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nextlat_dist.objective.losses.fused import WeightedTerms
 from nextlat_dist.objective.terms import weighted_sum
 
 
@@ -17,9 +18,14 @@ class StepTerms:
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
 
-    def __call__(self, term_sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def __call__(self, term_sums: torch.Tensor | WeightedTerms, weights: torch.Tensor) -> torch.Tensor:
+        loss = None
+        if isinstance(term_sums, WeightedTerms):
+            loss, term_sums = term_sums
         detached = term_sums.detach().double()
         self._sums = detached if self._sums is None else self._sums + detached
+        if loss is not None:
+            return loss
         return weighted_sum(term_sums, weights.to(term_sums.dtype))
 
     def peek(self, terms: int, device: torch.device) -> torch.Tensor:

@@ -2,15 +2,15 @@
 
 A skipped step leaves weights, moments and Adam's step count as they were, bit for bit (`engine.protocol`).
 
-Invariant: one all-reduce of a few numbers per step carries the loss terms, the norm and the requests to stop; every
-rank judges from its result alone, so all come to the same verdict.
+Invariant: one all-reduce of a few numbers per step carries the loss terms, the norm and the requests to stop, and is
+read in one piece; every rank judges from its result alone, so all come to the same verdict.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from nextlat_dist.config.schema import GuardsConfig, ObjectiveConfig
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.terms import has_targets, term_weights, weighted_sum
 from nextlat_dist.parallel.dims import ParallelDims, all_reduce_sum
+from nextlat_dist.training.engine.gradient_norm import norm_of
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.signals import StopRequest
 
@@ -35,7 +36,7 @@ class Verdict:
         reason: why it was skipped; empty when it was applied.
         loss: of the global batch; None: there is no target in it, so no pass was made.
         gradient_norm: global, before clipping; None: there is none.
-        sums: term sums of the global batch, float64 [terms].
+        sums: term sums of the global batch, float64 [terms], on the host.
         stop: a rank was asked to stop.
     """
 
@@ -73,17 +74,21 @@ class StepGuard:
         self._counts = torch.zeros(0)
         self._verdict: Verdict | None = None
 
-    def step(self, micro_batches: Sequence[Batch], counts: torch.Tensor) -> Verdict:
+    def step(
+        self, micro_batches: Sequence[Batch], counts: torch.Tensor, meanwhile: Callable[[], None] | None = None
+    ) -> Verdict:
         """One step over this rank's rows, applied or not. Collective.
 
         Args:
             micro_batches: as many as accumulation steps.
-            counts: positions per loss term over the global batch [terms].
+            counts: positions per loss term over the global batch [terms], on the host.
+            meanwhile: see `Engine.train_step`; not called where there is no target.
         """
         if not has_targets(counts):
             return self._without_targets(counts)
         self._counts, self._verdict = counts, None
-        self._engine.train_step(micro_batches, term_weights(counts, self._objective), self._may_be_applied)
+        weights = term_weights(counts, self._objective)
+        self._engine.train_step(micro_batches, weights, self._may_be_applied, meanwhile)
         assert self._verdict is not None
         verdict: Verdict = self._verdict
         if not verdict.reason and self._settings.spike_zscore > 0:
@@ -97,25 +102,26 @@ class StepGuard:
         """The engine is not called: with gradients of zero weights would decay and moments fade. The counts are those
         of the global batch, so all ranks come here together.
         """
-        sums = torch.zeros_like(counts)
-        return Verdict(NO_TARGETS, None, None, sums, self._exchange(sums, 0.0)[2])
+        nothing = torch.zeros(len(counts) + 1, dtype=torch.float64, device=self._engine.device)
+        sums, _, stop = self._exchange(nothing[:-1], nothing[-1])
+        return Verdict(NO_TARGETS, None, None, sums, stop)
 
-    def _may_be_applied(self, sums: torch.Tensor, norm: float) -> bool:
-        self._verdict = self._judge(sums, norm)
-        return not self._verdict.reason
-
-    def _judge(self, sums: torch.Tensor, norm: float) -> Verdict:
-        sums, norm, stop = self._exchange(sums, norm)
+    def _may_be_applied(self, sums: torch.Tensor, share: torch.Tensor) -> tuple[bool, float]:
+        sums, norm, stop = self._exchange(sums, share)
         loss = float(weighted_sum(sums, term_weights(self._counts, self._objective)))
-        return Verdict(self._reason(loss, norm), loss, norm, sums, stop)
+        self._verdict = Verdict(self._reason(loss, norm), loss, norm, sums, stop)
+        return not self._verdict.reason, norm
 
-    def _exchange(self, sums: torch.Tensor, norm: float) -> tuple[torch.Tensor, float, bool]:
-        """Term sums over all ranks, the norm that they agree on, whether a rank was asked to stop. Collective."""
-        mine = torch.cat([sums / self._dims.tensor_size, sums.new_tensor([norm, self._stop.requested])])
+    def _exchange(self, sums: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, float, bool]:
+        """Term sums over all ranks, on the host; the gradient norm, from every rank's share of its square; whether a
+        rank was asked to stop. Collective, and the one place where a step waits for the device.
+        """
+        stop = torch.full((), float(self._stop.requested), dtype=sums.dtype, device=sums.device)
+        mine = torch.cat([sums / self._dims.tensor_size, torch.stack([share.to(sums.dtype), stop])])
         group = dist.group.WORLD
         assert group is not None
-        total = all_reduce_sum(mine, group)
-        return total[:-2], float(total[-2]) / self._dims.world_size, bool(total[-1] > 0)
+        *total, squares, stops = all_reduce_sum(mine, group).tolist()
+        return torch.tensor(total, dtype=torch.float64), norm_of(squares), stops > 0
 
     def _reason(self, loss: float, norm: float) -> str:
         limit = self._settings.spike_zscore

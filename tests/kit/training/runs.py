@@ -57,8 +57,12 @@ def training_config(output: Path, dataset: Path, parallel: dict[str, Any], train
 def logged(output: Path) -> dict[int, dict[str, float]]:
     """Every training line by step, without what depends on the clock."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    clock = {"time", "tokens_per_second", "mfu", "straggler_rank", "straggler_ratio"}
-    return {line["step"]: {k: v for k, v in line.items() if k not in clock} for line in lines if "loss" in line}
+    clock = ("time", "tokens_per_second", "mfu", "straggler_", "seconds/", "peak_memory_gigabytes")
+    return {
+        line["step"]: {key: value for key, value in line.items() if not key.startswith(clock)}
+        for line in lines
+        if "loss" in line
+    }
 
 
 STEPS = 3

@@ -20,7 +20,8 @@ def both_sums(raw: dict[str, Any]) -> dict[str, float]:
     """
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
-    from nextlat_dist.objective.terms import term_counts, term_weights, weighted_sum
+    from nextlat_dist.objective.fused_objective import set_term_weights
+    from nextlat_dist.objective.terms import term_counts, term_weights
     from nextlat_dist.training.engine.build import build_engine
 
     config, dims = jobs.set_up(raw)
@@ -33,9 +34,10 @@ def both_sums(raw: dict[str, Any]) -> dict[str, float]:
     module.bfloat16()
     batch = jobs.ragged_rows(config.training.global_batch_size, seed=0)
     weights = term_weights(term_counts(batch, config.objective), config.objective).float()
+    set_term_weights(module, weights * dims.data_size)
     by_hand: dict[str, torch.Tensor] = {}
     for rows in batch.chunk(dims.data_size)[dims.data_rank].split(config.training.micro_batch_size):
-        weighted_sum(module(rows.message), weights * dims.data_size).backward()
+        module(rows.message).loss.backward()
         for name, parameter in canonical_parameters(module):
             assert parameter.grad is not None
             by_hand[name] = by_hand.get(name, torch.zeros(parameter.shape)) + parameter.grad.float() / dims.data_size

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import OptimizerConfig, ScheduleConfig
-from nextlat_dist.training.engine.deepspeed_engine import _ensure_state, clip_gradients, global_gradient_norm
+from nextlat_dist.training.engine.deepspeed_engine import _ensure_state, clip_gradients
+from nextlat_dist.training.engine.gradient_norm import of_parameters, of_partitions, share_of
 from nextlat_dist.training.engine.optimizer import build_optimizer, learning_rate, set_learning_rate
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 
 TOTAL, PEAK = 10_000, 2e-3
+CPU = torch.device("cpu")
 
 
 def schedule(name: Any, warmup: int = 1000, decay: int = 4000, floor: float = 0.0) -> ScheduleConfig:
@@ -133,9 +134,8 @@ def parameters() -> list[torch.nn.Parameter]:
 
 def clipped_step(max_norm: float) -> dict[str, Any]:
     """Our norm and the gradients that clipping leaves, with torch's own."""
-    group: Any = dist.group.WORLD
     ours, theirs = parameters(), parameters()
-    norm = global_gradient_norm(ours[:2], group, 0)
+    norm = math.sqrt(share_of(of_parameters(ours, 0), CPU))
     clip_gradients(ours[:2], norm, max_norm)
     theirs_norm = torch.nn.utils.clip_grad_norm_(theirs, max_norm or math.inf)
     return {
@@ -154,19 +154,30 @@ def test_norm_and_clipping_are_torchs(max_norm: float, one_rank: Ranks) -> None:
     assert untouched is (max_norm != 0.5)
 
 
-def norms_by_rank() -> list[float]:
-    """Norm of a sharded and a replicated gradient as tensor ranks 0 and 1 of one group would add them up."""
-    group: Any = dist.group.WORLD
+def test_a_replicated_parameter_counts_once_and_a_tied_copy_never() -> None:
+    """A sharded and a replicated gradient as tensor ranks 0 and 1 of one group add them up."""
     sharded, replicated, tied = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
     sharded.grad, replicated.grad, tied.grad = torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([100.0])
     sharded.tensor_model_parallel = True  # type: ignore[attr-defined]
     tied.ds_pipe_replicated = True  # type: ignore[attr-defined]
     everything = [sharded, replicated, tied]
-    return [global_gradient_norm(everything, group, rank) for rank in (0, 1)] + [global_gradient_norm([], group, 0)]
+    assert [float(share_of(of_parameters(everything, rank), CPU)) for rank in (0, 1)] == [25.0, 9.0]
+    gradients = [p.grad for p in everything]
+    groups = [(gradients[:1], everything[:1]), (gradients[1:], everything[1:])]
+    assert [float(share_of(of_partitions(groups, rank), CPU)) for rank in (0, 1)] == [25.0, 9.0]
 
 
-def test_a_replicated_parameter_counts_once_and_a_tied_copy_never(one_rank: Ranks) -> None:
-    assert one_rank.run(norms_by_rank)[0] == [5.0, 3.0, 0.0]
+def test_padding_of_a_partition_is_no_parameters_gradient() -> None:
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    padding = torch.tensor([100.0])
+    padding._zero_padding = True  # type: ignore[attr-defined]
+    gradients = [torch.tensor([3.0]), padding, None]  # what took no part in the step has none
+    assert float(share_of(of_partitions([(gradients, [first, second])], 0), CPU)) == 9.0
+
+
+def test_squares_are_added_in_float64() -> None:
+    gradients = [torch.tensor([1e4, 1e-4])] * 3
+    assert float(share_of(gradients, CPU)) == pytest.approx(3e8 + 3e-8, rel=1e-15)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -178,18 +189,9 @@ def test_the_step_count_lies_where_adamw_wants_it(fused: bool) -> None:
     assert (state["exp_avg"].device.type, state["step"].dtype) == ("meta", torch.float32)
 
 
-def test_a_rank_without_gradients_exchanges_a_zero_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_gradients_has_a_zero_of_its_device() -> None:
     """NCCL takes no tensor of the host."""
-    seen: list[torch.device] = []
-
-    def all_reduce(values: torch.Tensor, **_: Any) -> None:
-        seen.append(values.device)
-        raise StopIteration  # a tensor without numbers cannot be read
-
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    with pytest.raises(StopIteration):
-        global_gradient_norm([], None, 0, torch.device("meta"))  # type: ignore[arg-type]
-    assert seen == [torch.device("meta")]
+    assert share_of([], torch.device("meta")).device.type == "meta"
 
 
 def test_defaults_are_the_papers() -> None:

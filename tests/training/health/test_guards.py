@@ -71,16 +71,16 @@ def poison(engine: Any, *, last_rank: bool) -> list[str]:
     kind = [GOOD]
     train_step = engine.train_step
 
-    def poisoned_step(micro_batches: list[Any], weights: torch.Tensor, judge: Any) -> torch.Tensor:
-        def poisoned_judge(sums: torch.Tensor, norm: float) -> bool:
+    def poisoned_step(micro_batches: list[Any], weights: torch.Tensor, judge: Any, meanwhile: Any) -> torch.Tensor:
+        def poisoned_judge(sums: torch.Tensor, share: torch.Tensor) -> Any:
             # Of one rank alone: the others must hear of it.
             sums = sums * (math.nan if kind[0] == LOSS and last_rank else 1.0)
             if kind[0] == LAST_TERM:
                 sums[-1] = math.nan
-            return bool(judge(sums, norm))
+            return judge(sums, share)
 
         factor = {NAN: math.nan, SPIKE: 1e4}.get(kind[0], 1.0)
-        poisoned: torch.Tensor = train_step(micro_batches, weights * factor, poisoned_judge)
+        poisoned: torch.Tensor = train_step(micro_batches, weights * factor, poisoned_judge, meanwhile)
         return poisoned
 
     engine.train_step = poisoned_step
@@ -166,10 +166,10 @@ def poisoned_training(raw: dict[str, Any], bad_calls: set[int], factor: float = 
     original = Engine.train_step
     calls = 0
 
-    def poisoned(self: Engine, micro_batches: Any, weights: torch.Tensor, judge: Any) -> torch.Tensor:
+    def poisoned(self: Engine, micro_batches: Any, weights: torch.Tensor, *rest: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(self, micro_batches, weights * (factor if calls in bad_calls else 1.0), judge)
+        return original(self, micro_batches, weights * (factor if calls in bad_calls else 1.0), *rest)
 
     Engine.train_step = poisoned  # type: ignore[method-assign]
     try:

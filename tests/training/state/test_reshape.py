@@ -11,11 +11,12 @@ from tests.kit import jobs
 from tests.kit.harness import Ranks
 from tests.kit.training.runs import assert_same_state, go_on, train_and_save
 
+SEQUENCE = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "one": (1, {"zero_stage": 0}),
     "tp2": (2, {"tensor_model_parallel_size": 2, "zero_stage": 1}),
     "pp2": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 0}),
-    "tp2-pp2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "zero_stage": 1}),
+    "tp2-pp2": (4, {**SEQUENCE, "pipeline_model_parallel_size": 2, "zero_stage": 1}),
     "dp2-zero1": (2, {"zero_stage": 1}),
     "dp2-zero2": (2, {"zero_stage": 2}),
     "dp2-zero3": (2, {"zero_stage": 3}),
