@@ -128,7 +128,7 @@ class OurStep:
         documents = (torch.arange(tokens.shape[1]) // document_tokens).expand_as(tokens)
         self._batch = Batch.of(tokens, documents, torch.ones_like(tokens))
         self._batch = Batch(self._batch.message.to(self._engine.device))
-        self._counts = term_counts(self._batch, config.objective)
+        self._counts = term_counts(self._batch, config.objective).cpu()
         self.tokens = config.tokens_per_step
         self.attended = float(self._batch.attended) / self.tokens
 

@@ -263,8 +263,9 @@ class DeepSpeedEngine:
             wrapped.optimizer.step()
             wrapped._lazy_init_hp_params_optimizer_state()
             wrapped.update_lp_params()
+        else:
+            wrapped.clear_lp_grads()
         wrapped.clear_hp_grads()
-        wrapped.clear_lp_grads()
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """ZeRO calls the plain optimizer once per parameter group: the first call of a step decides for all."""
@@ -351,8 +352,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: fl
 
 
 def without_waiting(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`values` of the host on the device; the host does not wait until they are there."""
-    if device.type == "cpu":
+    """`values` on the device; the host does not wait until they are there."""
+    if values.device.type == device.type:
         return values
     return values.pin_memory().to(device, non_blocking=True)
 
