@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from nextlat_dist.objective.losses.fused import WeightedTerms
 from nextlat_dist.objective.output_head import OutputHead
 
 
-class FusedObjective(nn.Module):
+class FusedObjective(nn.Module, ABC):
     """An objective that has both forms of its losses: `in_chunks`, and `whole`.
 
     A subclass with a `forward` of its own that calls this one gets the sums of `whole`, which carry gradients.
@@ -35,13 +36,13 @@ class FusedObjective(nn.Module):
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:
         return self.in_chunks(inputs) if self.uses_fused else self.whole(inputs)
 
+    @abstractmethod
     def in_chunks(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:
         """Term sums [terms], with the loss where a gradient is wanted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, inputs: ObjectiveInputs) -> torch.Tensor:
         """Term sums [terms], with gradients by autograd through logits of all positions."""
-        raise NotImplementedError
 
     @property
     def uses_fused(self) -> bool:
