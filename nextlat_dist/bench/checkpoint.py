@@ -22,13 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import CHECKPOINTS_FOLDER
-from nextlat_dist.reporting.console import say
-from nextlat_dist.reporting.options import add_outputs
-from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.checkpoint"
@@ -106,19 +104,16 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="How long a save keeps training waiting.")
-    add_outputs(parser)
+    return run(COMMAND, "How long a save keeps training waiting.", _measure, arguments, _add_options)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", type=Path, metavar="DIR", help="save below this directory (default: temporary)")
-    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
-    options = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="nextlat-bench-", dir=options.directory) as directory:
-            report = bench_checkpoint(QUICK if options.quick else FULL, Path(directory))
-    except (UserError, OSError) as error:
-        say(f"error: {error}", error=True)
-        return 2
-    publish(report, options.json)
-    return 0
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    with tempfile.TemporaryDirectory(prefix="nextlat-bench-", dir=options.directory) as directory:
+        return bench_checkpoint(QUICK if options.quick else FULL, Path(directory))
 
 
 if __name__ == "__main__":

@@ -22,15 +22,14 @@ from typing import Any
 
 import torch
 
+from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import Rates, alternate, cores
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder
 from nextlat_dist.inference.engine.llama import Block
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import load_prompts
-from nextlat_dist.reporting.console import Progress, say
-from nextlat_dist.reporting.options import add_outputs
-from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.reporting.tables import table
 
@@ -207,21 +206,18 @@ def _row(shape: Shape, loop: CombLoop, rates: Mapping[Shape, Rates], tokens: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n", 1)[0])
+    return run(COMMAND, __doc__.split("\n", 1)[0], _measure, arguments, _add_options)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", type=Path, required=True, help="written by `nextlat export`, with a latent predictor"
     )
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="files of prompts, or folders of them")
-    add_outputs(parser)
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the ratio means little then")
-    options = parser.parse_args(arguments)
-    try:
-        report = bench_comb_drafts(options.export, options.prompts, QUICK if options.quick else FULL)
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 2
-    publish(report, options.json)
-    return 0
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    return bench_comb_drafts(options.export, options.prompts, QUICK if options.quick else FULL)
 
 
 if __name__ == "__main__":

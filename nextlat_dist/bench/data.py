@@ -23,14 +23,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_tools.text.tokenizer import train_tokenizer
+from nextlat_dist.bench.command import run
 from nextlat_dist.bench.loading import measure_loading, random_documents, settings, write_blocks, write_documents
 from nextlat_dist.bench.resuming import measure_resuming, multiply
 from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
 from nextlat_dist.bench.timing import COLUMNS, with_summary
-from nextlat_dist.errors import UserError
-from nextlat_dist.reporting.console import say
-from nextlat_dist.reporting.options import add_outputs
-from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.data"
@@ -107,20 +104,14 @@ def bench_data(sizes: DataSizes, directory: Path) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="How fast data is loaded, resumed and sharded.")
-    add_outputs(parser)
-    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
-    options = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
-            # What was verified of temporary files is not worth remembering.
-            os.environ["NEXTLAT_CACHE"] = str(Path(directory) / "cache")
-            report = bench_data(QUICK if options.quick else DataSizes(), Path(directory))
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 2
-    publish(report, options.json)
-    return 0
+    return run(COMMAND, "How fast data is loaded, resumed and sharded.", _measure, arguments)
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    with tempfile.TemporaryDirectory(prefix="nextlat-bench-") as directory:
+        # What was verified of temporary files is not worth remembering.
+        os.environ["NEXTLAT_CACHE"] = str(Path(directory) / "cache")
+        return bench_data(QUICK if options.quick else DataSizes(), Path(directory))
 
 
 if __name__ == "__main__":

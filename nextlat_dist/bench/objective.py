@@ -21,13 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nextlat_dist.bench.command import run
 from nextlat_dist.bench.loss_memory import measured
 from nextlat_dist.bench.timing import alternate, with_summary
 from nextlat_dist.config.load import config_from_dict
-from nextlat_dist.errors import UserError
-from nextlat_dist.reporting.console import say
-from nextlat_dist.reporting.options import add_outputs
-from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
 KINDS = ("fused", "whole")
@@ -197,17 +194,11 @@ def bench_objective(sizes: ObjectiveSizes) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="What losses and attention cost.")
-    add_outputs(parser)
-    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
-    options = parser.parse_args(arguments)
-    try:
-        report = bench_objective(QUICK if options.quick else ObjectiveSizes())
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 2
-    publish(report, options.json)
-    return 0
+    return run(COMMAND, "What losses and attention cost.", _measure, arguments)
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    return bench_objective(QUICK if options.quick else ObjectiveSizes())
 
 
 if __name__ == "__main__":

@@ -23,14 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import Rates, alternate, with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.errors import UserError
 from nextlat_dist.plan.counting import flops_per_token
-from nextlat_dist.reporting.console import say
-from nextlat_dist.reporting.options import add_outputs
-from nextlat_dist.reporting.publish import publish
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.step_time"
@@ -296,21 +293,15 @@ def _peak_of(name: str, step: Callable[[], int], peaks: dict[str, float]) -> Cal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="How long a training step takes.")
-    add_outputs(parser)
-    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it runs, measures nothing well")
-    options = parser.parse_args(arguments)
+    return run(COMMAND, "How long a training step takes.", _measure, arguments)
+
+
+def _measure(options: argparse.Namespace) -> Report:
     from nextlat_dist.parallel.compiled import compiled_pieces
     from nextlat_dist.parallel.device import device, has_cuda
 
-    try:
-        with compiled_pieces("auto", device()):
-            report = bench_step_time(QUICK if options.quick else OF_1P3B if has_cuda() else StepSizes())
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 2
-    publish(report, options.json)
-    return 0
+    with compiled_pieces("auto", device()):
+        return bench_step_time(QUICK if options.quick else OF_1P3B if has_cuda() else StepSizes())
 
 
 if __name__ == "__main__":
