@@ -22,11 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.errors import UserError
 from nextlat_dist.files import CHECKPOINTS_FOLDER
+from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.checkpoint"
@@ -104,7 +104,7 @@ def bench_checkpoint(sizes: dict[str, int], directory: Path) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(COMMAND, "How long a save keeps training waiting.", _measure, arguments, _add_options)
+    return run_benchmark(COMMAND, "How long a save keeps training waiting.", _measure, arguments, _add_options)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import Rates, alternate, cores
 from nextlat_dist.errors import UserError
 from nextlat_dist.inference.decoder import Decoder
@@ -30,6 +29,7 @@ from nextlat_dist.inference.engine.llama import Block
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.prompts import load_prompts
 from nextlat_dist.reporting.console import Progress
+from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.reporting.tables import table
 
@@ -206,7 +206,7 @@ def _row(shape: Shape, loop: CombLoop, rates: Mapping[Shape, Rates], tokens: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run(COMMAND, __doc__.split("\n", 1)[0], _measure, arguments, _add_options)
+    return run_benchmark(COMMAND, __doc__.split("\n", 1)[0], _measure, arguments, _add_options)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -23,11 +23,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_tools.text.tokenizer import train_tokenizer
-from nextlat_dist.bench.command import run
 from nextlat_dist.bench.loading import measure_loading, random_documents, settings, write_blocks, write_documents
 from nextlat_dist.bench.resuming import measure_resuming, multiply
 from nextlat_dist.bench.sharding import measure_sharding, stdlib_texts
 from nextlat_dist.bench.timing import COLUMNS, with_summary
+from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.data"
@@ -104,7 +104,7 @@ def bench_data(sizes: DataSizes, directory: Path) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(COMMAND, "How fast data is loaded, resumed and sharded.", _measure, arguments)
+    return run_benchmark(COMMAND, "How fast data is loaded, resumed and sharded.", _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> Report:

@@ -21,10 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextlat_dist.bench.command import run
 from nextlat_dist.bench.loss_memory import measured
 from nextlat_dist.bench.timing import alternate, with_summary
 from nextlat_dist.config.load import config_from_dict
+from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 
 KINDS = ("fused", "whole")
@@ -194,7 +194,7 @@ def bench_objective(sizes: ObjectiveSizes) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(COMMAND, "What losses and attention cost.", _measure, arguments)
+    return run_benchmark(COMMAND, "What losses and attention cost.", _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> Report:

@@ -23,11 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextlat_dist.bench.command import run
 from nextlat_dist.bench.timing import Rates, alternate, with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.plan.counting import flops_per_token
+from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.step_time"
@@ -293,7 +293,7 @@ def _peak_of(name: str, step: Callable[[], int], peaks: dict[str, float]) -> Cal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(COMMAND, "How long a training step takes.", _measure, arguments)
+    return run_benchmark(COMMAND, "How long a training step takes.", _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> Report:
