@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -50,3 +51,21 @@ def test_bit_equal_and_smaller(objective: str, layout: dict[str, Any], one_rank:
             assert torch.equal(selective[name], gradient), name
             assert torch.equal(full[name], gradient), name
         assert least < less < 0.85 * most
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_selective_attention_keeps_nothing_of_its_own(recompute: Literal["none", "selective"]) -> None:
+    from nextlat_dist.model.attention import visible
+    from nextlat_dist.model.decoder_layer import layer_spec
+    from nextlat_dist.parallel.device import third_parties
+
+    with third_parties():
+        spec = layer_spec(recompute)
+    core = spec.submodules.self_attention.submodules.core_attention
+    attention = core(SimpleNamespace(softmax_scale=None))
+    rows, kept = jobs.ragged_rows(2, seed=3), list[torch.Tensor]()
+    heads = torch.randn(jobs.LENGTH, 2, 4, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        attention(heads, heads, heads, visible(rows.message))
+    own = [tensor for tensor in kept if tensor.numel() and tensor.data_ptr() != heads.data_ptr()]
+    assert bool(own) == (recompute == "none")

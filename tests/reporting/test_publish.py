@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from nextlat_dist.errors import UserError
 from nextlat_dist.reporting.pictures import panels
-from nextlat_dist.reporting.publish import publish
+from nextlat_dist.reporting.publish import publish, run_benchmark
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.reporting.tables import table
 
@@ -109,3 +111,28 @@ def test_imports_no_torch() -> None:
     code = "; ".join(f"import nextlat_dist.reporting.{name}" for name in modules)
     code += "; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def measured(options: argparse.Namespace) -> Report:
+    return Report("bench", {"quick": options.quick}, {"speed": 2.0 + options.more}, [], text="speed = 2")
+
+
+def add_more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--more", type=int)
+
+
+def test_a_benchmark_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--quick", "--more", "1", "--json", str(tmp_path / "b.json")]
+    assert run_benchmark("bench", "", measured, words, add_more) == 0
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert (content["summary"], content["options"]) == ({"speed": 3.0}, {"quick": True})
+    assert "speed = 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [UserError("no such export"), OSError("no space left")])
+def test_what_cannot_be_measured_is_one_sentence(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(options: argparse.Namespace) -> Report:
+        raise error
+
+    assert run_benchmark("bench", "", fails, []) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"

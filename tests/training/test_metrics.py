@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nextlat_dist.config import load_config
 from nextlat_dist.plan.counting import flops_per_token
 from nextlat_dist.training import metrics
+from nextlat_dist.training.engine.time_split import PARTS
 from nextlat_dist.training.metrics import METRICS_FILE, MetricsLog, Throughput, format_duration
+from tests.kit.harness import Ranks
+from tests.kit.training.runs import run_training, training_config
 
 
 def test_throughput_and_mfu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +67,34 @@ def test_a_fresh_run_starts_an_empty_log(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def with_known_parts(raw: dict[str, Any]) -> int:
+    """A run whose clocks say what is known: rank r spends r + 1 seconds in each part, and has r + 1 GB. How often the
+    clocks were started anew.
+    """
+    import torch.distributed as dist
+
+    from nextlat_dist.training import loop
+    from nextlat_dist.training.engine.time_split import PARTS, TimeSplit
+
+    restarts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimeSplit, "read", lambda self: dict.fromkeys(PARTS, float(dist.get_rank() + 1)))
+        patch.setattr(TimeSplit, "restart", lambda self: restarts.append(1))
+        patch.setattr(loop, "take_peak_memory", lambda device: 1e9 * (dist.get_rank() + 1))
+        run_training(raw)
+    return len(restarts)
+
+
+def test_parts_of_a_step_are_means_over_steps_and_ranks(tmp_path: Path, text_dataset: Path, two_ranks: Ranks) -> None:
+    raw = training_config(tmp_path, text_dataset, {"zero_stage": 1}, {"log_interval": 2, "validation_interval": 3})
+    restarts = two_ranks.run(with_known_parts, {**raw, "checkpoint": {"save_interval": 0}})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = {1: 1, 2: 1, 4: 1, 6: 2}  # since the line before, or since the validation after step 3
+    found = {line["step"]: line for line in lines if "loss" in line}
+    assert found.keys() == steps.keys()
+    for step, line in found.items():
+        assert {line[f"seconds/{part}"] for part in PARTS} == {1.5 / steps[step]}, step
+        assert line["peak_memory_gigabytes"] == [1.0, 2.0]
+    assert restarts[0] == restarts[1] >= 4  # at the beginning, after two validations, after the last save

@@ -218,17 +218,21 @@ def test_cut_documents_are_those_of_all_lines(tmp_path: Path) -> None:
 
 def test_the_time_of_a_step_and_its_memory(tmp_path: Path) -> None:
     """Shares of each line's time, their medians without the first line; the largest peak of any rank."""
-    seconds = [(90.0, 10.0), (1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
+    seconds = [(90.0, 10.0), (1.0, 3.0), (1.0, 3.0), (3.0, 1.0)]
     entries = [
-        {**step, "seconds/forward": f, "seconds/step": s, "mfu": 0.1 * number, "peak_memory_gigabytes": [1.5, number]}
+        {
+            **step,
+            **{"seconds/data": 0.0, "seconds/forward": f, "seconds/step": s},
+            **{"mfu": 0.1 * number, "peak_memory_gigabytes": [1.5, number]},
+        }
         for number, (step, (f, s)) in enumerate(zip(STEPS, seconds, strict=False))
     ]
     write_run(tmp_path, entries)
     train = write_run_report(tmp_path)["train"]
-    assert train["time_split"] == {"forward": 0.5, "step": 0.5}
+    assert train["time_split"] == {"data": 0.0, "forward": 0.25, "step": 0.75}
     assert (train["mfu"], train["peak_memory_gigabytes"]) == (pytest.approx(0.2), 3)
     page = (tmp_path / "report.md").read_text()
-    assert "Of a step's time: forward 50%, step 50%. MFU 20.0%. Peak memory of a rank: 3.00 GB." in page
+    assert "Of a step's time: step 75%, forward 25%. MFU 20.0%. Peak memory of a rank: 3.00 GB." in page
     assert "![Time of a step](time_split.png)" in page
     assert (tmp_path / "time_split.png").stat().st_size > 5000
 
@@ -237,10 +241,11 @@ def test_parts_of_a_step_are_drawn_one_upon_the_other() -> None:
     lines = [
         {"tokens": 1e6 * n, "seconds/forward": 0.010, "seconds/step": 0.005, "seconds/data": 1e-5} for n in range(4)
     ]
+    lines = [lines[0] | {"seconds/forward": 9.0}, *(line | {"seconds/other": 0.002} for line in lines)]
     (axis,) = time_split_figure(lines).axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["other", "step", "forward"]
     tops = [collection.get_paths()[0].get_extents().ymax for collection in axis.collections]
-    assert tops == [pytest.approx(10.0), pytest.approx(15.0), pytest.approx(15.01)]
+    assert tops == [pytest.approx(10.0), pytest.approx(15.0), pytest.approx(17.01)]
 
 
 def test_a_run_before_they_were_measured_has_none(tmp_path: Path) -> None:
