@@ -1,6 +1,7 @@
 """The effective rank (Roy & Vetterli 2007), as in arXiv 2511.05963: how many directions hidden states use.
 
     effective_rank(states: Tensor) -> float
+    effective_rank_of_logits(states: Tensor, head_weight: Tensor) -> float
 
 exp(entropy) of the singular values divided by their sum; those below 1e-12 are dropped. k equal singular values give
 k, whatever their scale.
@@ -36,3 +37,14 @@ def effective_rank(states: Tensor) -> float:
         return 0.0
     shares = values / values.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def effective_rank_of_logits(states: Tensor, head_weight: Tensor) -> float:
+    """That of the logits, states [n, hidden] times head_weight [vocab, hidden] transposed, which are never made: with
+    W = Q R, they have the singular values of states times R transposed.
+
+    Raises:
+        UserError: as `effective_rank`.
+    """
+    _, r = torch.linalg.qr(head_weight.double())
+    return effective_rank(states.double() @ r.t())

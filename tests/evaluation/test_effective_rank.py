@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.effective_rank import effective_rank, effective_rank_of_logits
 
 
 def test_diagonal_matrix_by_hand() -> None:
@@ -48,3 +48,13 @@ def test_singular_values_below_the_bound_are_dropped() -> None:
 def test_states_that_are_not_finite_are_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"hidden states of shape \[2, 2\] hold NaN or infinity"):
         effective_rank(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("vocab", [4, 90])
+def test_logits_have_the_rank_of_the_whole_product(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(40, 8, generator=generator) * torch.linspace(0.1, 3, 8)
+    weight = torch.randn(vocab, 8, generator=generator) * torch.linspace(4, 0.2, 8)
+    whole = effective_rank(states.double() @ weight.double().t())
+    assert effective_rank_of_logits(states, weight) == pytest.approx(whole, rel=1e-9)
+    assert abs(whole - effective_rank(states)) > 0.1  # or the two would be one metric

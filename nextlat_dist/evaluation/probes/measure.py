@@ -22,7 +22,7 @@ from torch import Tensor
 from nextlat_dist.data.shard_format import read_manifest
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.effective_rank import effective_rank, effective_rank_of_logits
 from nextlat_dist.evaluation.exports import named_exports
 from nextlat_dist.evaluation.probes.linear_probes import (
     Fitting,
@@ -86,6 +86,7 @@ def evaluate_probes(
     vocab_size = read_manifest(open_storage(data)).tokenizer.vocab_size
     losses: dict[str, list[list[Tensor]]] = {name: [] for name in names}  # name → run → offset → [documents]
     ranks: dict[str, list[float]] = {name: [] for name in names}
+    of_logits: dict[str, list[float]] = {name: [] for name in names}
     for export in named:
         model = ExportModel(export.path)
         if model.vocab_size < vocab_size:
@@ -94,13 +95,14 @@ def evaluate_probes(
                 "tokenizer"
             )
         watch = Progress(f"{export.name} {export.run}, probes", len(offsets), progress)
-        own, rank = _probe(model, read, offsets, vocab_size, fitting, watch)
+        own, rank, logits_rank = _probe(model, read, offsets, vocab_size, fitting, watch)
         losses[export.name].append(own)
         ranks[export.name].append(rank)
+        of_logits[export.name].append(logits_rank)
     of_rank = read.first(RANK_SEQUENCES)
     options = {"baseline": baseline, "offsets": list(offsets), "sequences": len(read.lengths), "length": length}
     options |= {"steps": fitting.steps, "batch": fitting.batch, "seed": fitting.seed}
-    found = Ranks(ranks, states=int(of_rank.lengths.sum()), sequences=len(of_rank.lengths))
+    found = Ranks(ranks, of_logits, states=int(of_rank.lengths.sum()), sequences=len(of_rank.lengths))
     return probes_report(options, _rows(losses, baseline, read, offsets, vocab_size), found, baseline)
 
 
@@ -111,16 +113,17 @@ def _probe(
     vocab_size: int,
     fitting: Fitting,
     watch: Progress,
-) -> tuple[list[Tensor], float]:
-    """Losses of the judged documents by offset, and the effective rank."""
+) -> tuple[list[Tensor], float, float]:
+    """Losses of the judged documents by offset, and the effective ranks of states and of logits."""
     states = model.states(sequences.tokens).clone()  # no longer an inference tensor: heads are fitted on it
     first = sequences.first(RANK_SEQUENCES)
-    rank = effective_rank(states[: len(first.lengths)][first.real()])
+    of_rank = states[: len(first.lengths)][first.real()]
+    rank, logits_rank = effective_rank(of_rank), effective_rank_of_logits(of_rank, model.head_weight)
     losses = []
     for offset in offsets:
         losses.append(probe_losses(states, sequences, offset, vocab_size, fitting))
         watch.add(fitting.steps * fitting.batch)
-    return losses, rank
+    return losses, rank, logits_rank
 
 
 def _rows(

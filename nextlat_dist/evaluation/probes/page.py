@@ -38,9 +38,12 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Effective ranks by name, one for each run, of `states` states of the first `sequences` sequences."""
+    """Effective ranks by name, one for each run, of `states` states of the first `sequences` sequences; and of the
+    logits that the output head makes of them, which some have called by the same name.
+    """
 
     by_name: Mapping[str, Sequence[float]]
+    of_logits: Mapping[str, Sequence[float]]
     states: int
     sequences: int
 
@@ -51,15 +54,18 @@ def probes_report(options: Mapping[str, Any], rows: Sequence[ProbeRow], ranks: R
         options=options,
         summary=_summary(rows, ranks, baseline),
         rows=rows,
-        extra={"effective_ranks": ranks.by_name},
+        extra={"effective_ranks": ranks.by_name, "effective_ranks_of_logits": ranks.of_logits},
         text=_text(rows, ranks, baseline),
         pictures={PICTURE: lambda: _figure(rows, baseline)},
     )
 
 
 def _summary(rows: Sequence[ProbeRow], ranks: Ranks, baseline: str) -> dict[str, float]:
-    """`{name}_effective_rank`, `{name}_loss_{offset}`, `{name}_difference_{offset}`, `effective_rank_states`."""
+    """`{name}_effective_rank` and `…_effective_rank_logits`, `{name}_loss_{offset}`, `{name}_difference_{offset}`,
+    `effective_rank_states`.
+    """
     summary = {f"{name}_effective_rank": over_runs(own).mean for name, own in ranks.by_name.items()}
+    summary |= {f"{name}_effective_rank_logits": over_runs(own).mean for name, own in ranks.of_logits.items()}
     for row in rows:
         summary[f"{row.export}_loss_{row.offset}"] = row.loss
         if row.difference is not None and row.export != baseline:
@@ -80,11 +86,15 @@ def _text(rows: Sequence[ProbeRow], ranks: Ranks, baseline: str) -> str:
             line[f"loss{index}"] = f"{row.loss:.4f}"
             if compared:
                 line[f"difference{index}"] = f"{row.difference:+.4f} ± {row.difference_stderr:.4f}"
-    found = ", ".join(f"{name} {' '.join(f'{rank:.1f}' for rank in own)}" for name, own in ranks.by_name.items())
+    found, of_logits = (
+        ", ".join(f"{name} {' '.join(f'{rank:.1f}' for rank in own)}" for name, own in by_name.items())
+        for by_name in (ranks.by_name, ranks.of_logits)
+    )
     return (
         f"{table(columns, list(lines.values()))}\n"
         "nats per token of a linear head on h_t for the token so far ahead; ± one standard error over documents\n"
-        f"effective rank of {ranks.states:,} states ({ranks.sequences} sequences; the paper: 256 of 256): {found}"
+        f"effective rank of {ranks.states:,} states ({ranks.sequences} sequences; the paper: 256 of 256): {found}\n"
+        f"effective rank of their logits: {of_logits}"
     )
 
 

@@ -40,10 +40,12 @@ class TaskScorer:
         score: (export, task, documents, how answers are sampled, progress) → scores. Names of numbers end with how
             they were taken: `_greedy`, `_t1` (free-running, sampled at temperature 1), `_teacher_forced`.
         pictures: (task, scores by name of the export) → file name → draws the figure.
+        solved: a number, and what it is at least of a run that solves the task, where runs either do or do not.
     """
 
     score: Callable[[ExportModel, Any, Sequence[Document], Sampled, Watch], Scores]
     pictures: Callable[[Any, Runs], Mapping[str, Callable[[], Figure]]]
+    solved: tuple[str, float] | None = None
 
 
 def scorer_of(task: str) -> TaskScorer:

@@ -77,7 +77,7 @@ def evaluate_task(
         if scores is not first:
             runs[entry.name].append(scores)
     options = {"task": task.name, "parameters": task.parameters, "temperatures": sampled.temperatures, "seed": seed}
-    return task_report(options, task, runs, len(asked), scorer.pictures(task, runs))
+    return task_report(options, task, runs, len(asked), scorer.pictures(task, runs), scorer.solved)
 
 
 def _check_vocabulary(export: OpenedExport, manifest: Manifest, data: Path) -> None:

@@ -54,15 +54,38 @@ def task_report(
     runs: Runs,
     documents: int,
     pictures: Mapping[str, Callable[[], Figure]],
+    solved: tuple[str, float] | None = None,
 ) -> Report:
+    """`solved`: see `TaskScorer`."""
+    shares = solved_shares(runs, solved)
+    summary = summarise(runs) | {"documents": documents}
+    for name, share in shares.items():
+        low, high = share.interval
+        summary |= {f"{name}_solved_share": share.value, f"{name}_solved_low": low, f"{name}_solved_high": high}
     return Report(
         command=COMMAND,
         options=options,
-        summary=summarise(runs) | {"documents": documents},
+        summary=summary,
         rows=rows_of(runs),
-        text=_text(task, runs, documents),
+        text=_text(task, runs, documents, solved, shares),
         pictures=pictures,
     )
+
+
+def solved_shares(runs: Runs, solved: tuple[str, float] | None) -> dict[str, Share]:
+    """Of each name, how many of its runs solve the task; nothing where the number was not taken."""
+    if solved is None:
+        return {}
+    number, least = solved
+    return {
+        name: Share.of(_value(own.numbers[number]) >= least for own in scores)
+        for name, scores in runs.items()
+        if number in scores[0].numbers
+    }
+
+
+def _value(number: Share | float) -> float:
+    return number.value if isinstance(number, Share) else number
 
 
 def pooled(scores: Sequence[Scores], name: str) -> OverRuns:
@@ -70,7 +93,7 @@ def pooled(scores: Sequence[Scores], name: str) -> OverRuns:
     numbers = [own.numbers[name] for own in scores]
     first = numbers[0]
     interval = first.interval if isinstance(first, Share) else None
-    return over_runs((number.value if isinstance(number, Share) else number for number in numbers), interval)
+    return over_runs(map(_value, numbers), interval)
 
 
 def summarise(runs: Runs) -> dict[str, float]:
@@ -107,7 +130,7 @@ def _described(value: Share | float) -> dict[str, Any]:
     return {"value": value.value, "low": low, "high": high, "documents": value.total}
 
 
-def _text(task: Task, runs: Runs, documents: int) -> str:
+def _text(task: Task, runs: Runs, documents: int, solved: tuple[str, float] | None, shares: Mapping[str, Share]) -> str:
     """A line per number, a column per name; what guessing reaches in the last one."""
     names = list(runs)
     guesses = {number: guess for scores in runs.values() for number, guess in scores[0].guesses.items()}
@@ -120,6 +143,9 @@ def _text(task: Task, runs: Runs, documents: int) -> str:
         }
         for number in numbers
     ]
+    if solved is not None and shares:
+        cells = {f"column{i}": _of_runs(shares[name]) if name in shares else None for i, name in enumerate(names)}
+        lines.append({"number": f"runs with {solved[0]} ≥ {solved[1]:g}", "guess": None, **cells})
     columns = {task.name: "{number}"}
     for index, name in enumerate(names):
         several = f", {len(runs[name])} runs" if len(runs[name]) > 1 else ""
@@ -127,3 +153,8 @@ def _text(task: Task, runs: Runs, documents: int) -> str:
     columns["guess"] = "{guess:.3f}"
     brackets = "in brackets: 95% interval over documents; over several runs: lowest and highest"
     return f"{table(columns, lines)}\n{documents} documents; {brackets}"
+
+
+def _of_runs(share: Share) -> str:
+    """`6 of 8 (0.41–0.93)`: with Wilson's interval over runs."""
+    return "{} of {} ({:.2f}–{:.2f})".format(share.right, share.total, *share.interval)

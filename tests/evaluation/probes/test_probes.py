@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.effective_rank import effective_rank
+from nextlat_dist.evaluation.effective_rank import effective_rank, effective_rank_of_logits
 from nextlat_dist.evaluation.probes import command as probes_command
 from nextlat_dist.evaluation.probes import measure as probes_measure
 from nextlat_dist.evaluation.probes.linear_probes import (
@@ -28,6 +28,7 @@ from nextlat_dist.evaluation.probes.linear_probes import (
 )
 from nextlat_dist.evaluation.probes.measure import evaluate_probes
 from nextlat_dist.evaluation.state_model import ExportModel
+from nextlat_dist.huggingface.base import load_base_weights
 from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 
@@ -130,6 +131,8 @@ def test_from_exports_to_json_and_picture(
     states = ExportModel(gpt).states(sequences.tokens)[sequences.real()]
     assert summary["gpt_effective_rank"] == pytest.approx(effective_rank(states))
     assert summary["effective_rank_states"] == len(states)
+    head = load_base_weights(gpt)["lm_head.weight"]
+    assert summary["gpt_effective_rank_logits"] == pytest.approx(effective_rank_of_logits(states, head))
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split() == ["offset", "gpt", "other", "other", "-", "gpt", "no", "state"]
     assert f"effective rank of {len(states):,} states (12 sequences; the paper: 256 of 256)" in printed

@@ -11,7 +11,7 @@ import pytest
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.tasks.command import add_command
 from nextlat_dist.evaluation.tasks.measure import evaluate_task
-from nextlat_dist.evaluation.tasks.page import pooled, rows_of, summarise
+from nextlat_dist.evaluation.tasks.page import pooled, rows_of, solved_shares, summarise, task_report
 from nextlat_dist.evaluation.tasks.scores import Curve, Scores, Share
 from nextlat_dist.reporting.publish import write_pictures
 from nextlat_dist.tasks import vocab_size
@@ -165,3 +165,16 @@ def test_a_hidden_process_is_for_another_command(exports: dict[str, Path], tmp_p
     data = write_test_set(tmp_path, Hmm(process="even", length=16), 5)
     with pytest.raises(UserError, match="evaluate belief"):
         evaluate_task([str(exports["plain"])], data)
+
+
+def test_the_share_of_runs_that_solve_a_task_has_its_interval() -> None:
+    """Wilson's interval of 6 of 8, by hand: (0.4093, 0.9285)."""
+    found = [0.9, 1.0, 0.95, 0.52, 0.91, 0.899, 0.97, 0.98]
+    runs = {"a": [Scores({"exact_greedy": Share(round(1000 * x), 1000)}) for x in found], "b": [Scores({"plain": 1.0})]}
+    shares = solved_shares(runs, ("exact_greedy", 0.9))
+    assert shares == {"a": Share(6, 8)}
+    assert shares["a"].interval == pytest.approx((0.40927, 0.92852), abs=1e-5)
+    report = task_report({}, STAR, runs, 1000, {}, ("exact_greedy", 0.9))
+    assert report.summary["a_solved_share"] == 0.75
+    assert "6 of 8 (0.41–0.93)" in report.text
+    assert "solved" not in str(task_report({}, STAR, runs, 1000, {}).summary)

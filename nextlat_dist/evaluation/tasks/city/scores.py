@@ -9,6 +9,7 @@
 - `compression_greedy`: pairs of histories of one situation (`city.histories`) with identical greedy continuations,
   right or wrong: a model that says the same whatever came before compresses perfectly. `valid_from_history_greedy` is
   therefore shown with it: the continuation of the pair's first history is legal and stops at the drop-off.
+- `compression_sampled`, `compression_sampled_all`: see `city.compression`.
 - `distinction_…`: see `city.distinction`. `detours_…`: see `city.detours`.
 - `streets_driven`: share of the city's streets (sides) that occur in the written trips; `impossible_streets`: how many
   do that are not there; `impossible_turns`: share of turns.
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nextlat_dist.evaluation.tasks.city.compression import sampled_compression
 from nextlat_dist.evaluation.tasks.city.detours import Kind, drive_with_detours
 from nextlat_dist.evaluation.tasks.city.distinction import distinction, histories_apart
 from nextlat_dist.evaluation.tasks.city.histories import HistorySampler, Situation
@@ -88,6 +90,9 @@ def score_city(
         city.follow(situation.place, situation.drop_off, first).arrived
         for situation, (first, _) in zip(situations, continued, strict=True)
     )
+    if situations:
+        accepted, all_accepted = sampled_compression(walker, city, situations, seed)
+        scores.numbers |= {"compression_sampled": accepted, "compression_sampled_all": all_accepted}
     progress.add(sum(situation.turns for situation in situations))
     apart = histories_apart(city, documents, PAIRS_APART, np.random.default_rng([seed, 4]))
     if apart:
