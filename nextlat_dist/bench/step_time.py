@@ -1,23 +1,26 @@
-"""Time of a training step: GPT, NextLat and MTP, and what people would use instead.
+"""Time of a training step: GPT, NextLat, MTP, JTP and BST, and what people would use instead.
 
     python -m nextlat_dist.bench.step_time [--json FILE] [--quick]
 
 `step_ratio_d1|d2|d8`        time of a NextLat step at that horizon over a GPT step; smaller is better
 `flop_ratio_d1|d2|d8`        what the FLOPs of the two say it should be
-`step_ratio_mtp2`            multi-token prediction with two more tokens over GPT
+`step_ratio_mtp2|jtp2`       multi-token prediction, and joint, with two more tokens over GPT
+`step_ratio_bst`             the Belief State Transformer with a hundredth of all pairs over GPT
+`step_ratio_d2_detached`     NextLat whose base is trained as by GPT, d = 2, over GPT
 `unfused_over_fused_gpt`     a GPT step with whole logits through autograd over one with fused losses; larger is better
 `gpt_over_transformers`      our GPT step over `transformers.LlamaForCausalLM` with torch's AdamW, at vocabulary 8,192
 
 A step is what training does with a global batch: forward, backward, guards, clipping, ZeRO-1, AdamW. All sides have the
-same rows and alternate. On a CPU it is one thread, and processor time; on a GPU the shape of `fineweb_edu_1p3b`, and
-time.
+same rows and alternate, in two groups that both have GPT: no device holds all at once. On a CPU it is one thread, and
+processor time; on a GPU the shape of `fineweb_edu_1p3b`, and time.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,13 +29,14 @@ from tqdm import tqdm
 from nextlat_dist.bench.timing import Rates, alternate, with_summary
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.plan.counting import flops_per_token
+from nextlat_dist.plan.counting import flops_per_token, parameter_counts
 from nextlat_dist.reporting.publish import run_benchmark
 from nextlat_dist.reporting.report import Report
 
 COMMAND = "python -m nextlat_dist.bench.step_time"
 COLUMNS = {
     "step": "{step}",
+    "parameters": "{parameters:,}",
     "vocabulary": "{vocabulary:,}",
     "tokens/s": "{tokens_per_second:,.0f}",
     "tokens/CPU s": "{tokens_per_cpu_second:,.0f}",
@@ -78,6 +82,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "GPT": {"name": "next_token"},
     **{f"NextLat, d = {d}": {"name": "nextlat", "horizon": d} for d in (1, 2, 8)},
     "MTP, d = 2": {"name": "mtp", "horizon": 2},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "GPT": OBJECTIVES["GPT"],
+    "JTP, d = 2": {"name": "jtp", "horizon": 2},
+    "BST, 1 % of pairs": {"name": "bst", "pair_rate": 0.01},
+    "NextLat, d = 2, detached": {"name": "nextlat", "horizon": 2, "detach_base": True},
 }
 UNFUSED, SMALL, REFERENCE = "GPT, losses not fused", "GPT, small vocabulary", "transformers, small vocabulary"
 
@@ -133,6 +143,9 @@ class OurStep:
         verdict = self._guard.step([self._batch], self._counts)
         assert not verdict.reason, verdict.reason
         return self.tokens
+
+    def close(self) -> None:
+        self._engine.close()
 
     def flops(self) -> float:
         return self.tokens * flops_per_token(self.config, self.attended)
@@ -212,32 +225,27 @@ def bench_step_time(sizes: StepSizes) -> Report:
         torch.set_num_threads(1)
     device()
     initialize_distributed()
-    with tqdm(total=(len(OBJECTIVES) + 3) * (sizes.rounds + 2), desc="bench step_time", file=sys.stderr) as bar:
+    sides = len(OBJECTIVES) + 3 + len(OTHERS)
+    with tqdm(total=sides * (sizes.rounds + 2), desc="bench step_time", file=sys.stderr) as bar:
 
         def done(name: str) -> None:
             bar.set_postfix_str(name, refresh=False)
             bar.update()
 
+        gpt, peaks = OBJECTIVES["GPT"], dict[str, float]()
+        first = {
+            **{name: config_of(sizes, objective, sizes.vocab_size) for name, objective in OBJECTIVES.items()},
+            UNFUSED: config_of(sizes, gpt, sizes.vocab_size, fused=False),
+            SMALL: config_of(sizes, gpt, sizes.small_vocab_size),
+        }
+        others = {name: config_of(sizes, objective, sizes.vocab_size) for name, objective in OTHERS.items()}
         try:
-            steps: dict[str, Callable[[], int]] = {}
-            ours: dict[str, OurStep] = {}
-            gpt = OBJECTIVES["GPT"]
-            wanted = {
-                **{name: config_of(sizes, objective, sizes.vocab_size) for name, objective in OBJECTIVES.items()},
-                UNFUSED: config_of(sizes, gpt, sizes.vocab_size, fused=False),
-                SMALL: config_of(sizes, gpt, sizes.small_vocab_size),
-            }
-            for name, config in wanted.items():
-                steps[name] = ours[name] = OurStep(config, sizes.document_tokens)
-                done(name)
-            steps[REFERENCE] = TransformersStep(wanted[SMALL])
-            done(REFERENCE)
-            peaks: dict[str, float] = {}
-            rates = alternate({name: _peak_of(name, step, peaks) for name, step in steps.items()}, sizes.rounds, done)
+            rates, flops = _measured(first, sizes, peaks, done, {REFERENCE: first[SMALL]})
+            again, of_others = _measured(others, sizes, peaks, done)
         finally:
             shutdown()
+    wanted, flops = {**others, **first}, {**of_others, **flops}
     on_cpu = not has_cuda()
-    flops = {name: step.flops() for name, step in ours.items()}
     summary: dict[str, float] = {}
     for d in (1, 2, 8):
         name = f"NextLat, d = {d}"
@@ -245,16 +253,20 @@ def bench_step_time(sizes: StepSizes) -> Report:
         summary[f"flop_ratio_d{d}"] = flops[name] / flops["GPT"]
     summary["step_ratio_mtp2"] = time_ratio(rates["MTP, d = 2"], rates["GPT"], on_cpu)
     summary["flop_ratio_mtp2"] = flops["MTP, d = 2"] / flops["GPT"]
+    for key, name in zip(("jtp2", "bst", "d2_detached"), list(OTHERS)[1:], strict=True):
+        summary[f"step_ratio_{key}"] = time_ratio(again[name], again["GPT"], on_cpu)
+        summary[f"flop_ratio_{key}"] = flops[name] / flops["GPT"]
     summary["unfused_over_fused_gpt"] = time_ratio(rates[UNFUSED], rates["GPT"], on_cpu)
     summary["gpt_over_transformers"] = time_ratio(rates[SMALL], rates[REFERENCE], on_cpu)
     rows, peak = [], peak_tflops()
-    for name, found in rates.items():
+    for name, found in {**again, **rates}.items():
         speed = found.cpu_median if on_cpu else found.median
         config = wanted[SMALL if name == REFERENCE else name]
         of_step = flops[SMALL if name == REFERENCE else name] / config.tokens_per_step
         rows.append(
             {
                 "step": name,
+                "parameters": parameter_counts(config)["total"],
                 "vocabulary": config.model.vocab_size,
                 "tokens_per_second": found.median,
                 "tokens_per_cpu_second": found.cpu_median,
@@ -264,6 +276,31 @@ def bench_step_time(sizes: StepSizes) -> Report:
             }
         )
     return Report(COMMAND, asdict(sizes), summary, rows, text=with_summary(COLUMNS, rows, summary))
+
+
+def _measured(
+    configs: Mapping[str, RunConfig],
+    sizes: StepSizes,
+    peaks: dict[str, float],
+    done: Callable[[str], None],
+    references: Mapping[str, RunConfig] | None = None,
+) -> tuple[dict[str, Rates], dict[str, float]]:
+    """Rates of steps that alternate, and the FLOPs of ours; their engines are gone afterwards."""
+    steps: dict[str, Callable[[], int]] = {}
+    ours: dict[str, OurStep] = {}
+    for name, config in configs.items():
+        steps[name] = ours[name] = OurStep(config, sizes.document_tokens)
+        done(name)
+    for name, config in (references or {}).items():
+        steps[name] = TransformersStep(config)
+        done(name)
+    rates = alternate({name: _peak_of(name, step, peaks) for name, step in steps.items()}, sizes.rounds, done)
+    flops = {name: step.flops() for name, step in ours.items()}
+    for step in ours.values():
+        step.close()
+    del steps, ours, step
+    gc.collect()
+    return rates, flops
 
 
 def time_ratio(one: Rates, other: Rates, on_cpu: bool) -> float:

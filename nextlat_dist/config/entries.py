@@ -37,14 +37,21 @@ class Sharding:
         partial: every rank holds the parameter whole, but it acts on a part of what is computed (a norm over sharded
             heads), so a rank's gradient is one summand: the engine sums it over the tensor ranks in every backward
             pass, so for each micro-batch, before it is accumulated and clipped.
+        units: what is split cannot be cut smaller (heads): where so many do not divide over the ranks, every rank holds
+            the parameter whole.
     """
 
     dim: int | None
     blocks: int = 1
     partial: bool = False
+    units: int | None = None
 
     def __post_init__(self) -> None:
         assert self.dim is None or not self.partial, "a sharded parameter has the whole gradient of its part"
+
+    def splits(self, size: int) -> bool:
+        """Whether each of `size` tensor ranks has a part of its own."""
+        return self.dim is not None and (self.units is None or self.units % size == 0)
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,13 @@ class Term:
 
     Attributes:
         name: in metrics.
-        weight: the key under `objective.` that holds its lambda: a field of `ObjectiveConfig` or `options.NAME`.
+        weight: the key under `objective.` that holds its lambda: a field of `ObjectiveConfig` or `options.NAME`; None:
+            it is logged only.
         mask: `module:function`, (batch, step) -> bool [s - step, b]: which positions count.
     """
 
     name: str
-    weight: str
+    weight: str | None
     mask: str
 
 
@@ -96,6 +104,17 @@ class ObjectiveEntry:
         options: the keys that `objective.options` may have, and their defaults.
         check: raises UserError for a config that this objective cannot train.
         drafter: the kind of drafter that an export has; None: none.
+        before: `module:function`, (HeadSettings, the token embedding's entry) -> entries of the layer list that stand
+            between the trunk and the module; see `layer_list`.
+        pipeline: whether the layer list can be cut into stages.
+        counts: `module:function`, (batch, objective's config) -> how much enters each term, float64 [terms]; None: as
+            many as the masks say.
+        scale: of the whole loss.
+        next_token_trains_parts: the loss of the next token reaches `parts`, so it alone is something to learn from.
+        final_norm: the list has the model's final norm before the module; if not, the module has it, under its name.
+        model_type: of the base model in an export; see `huggingface.forms.catalogue`.
+        apart: the one of `parts` that `objective.detach_base` trains apart from the base; None: there is none. The
+            module keeps the promise: nothing but next_token's term has a gradient outside of it.
     """
 
     name: str
@@ -110,11 +129,20 @@ class ObjectiveEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[RunConfig], None] = lambda config: None
     drafter: str | None = None
+    before: str | None = None
+    pipeline: bool = True
+    counts: str | None = None
+    scale: float = 1.0
+    next_token_trains_parts: bool = False
+    final_norm: bool = True
+    model_type: str = "llama"
+    apart: str | None = None
 
     @property
     def weights(self) -> tuple[str, ...]:
         """Keys under `objective.` of which one must be positive, or what the terms train would be built for nothing."""
-        return tuple(term.weight for term in self.terms) or ("lambda_next_token",)
+        weighted = tuple(term.weight for term in self.terms if term.weight is not None)
+        return (*weighted, "lambda_next_token") if self.next_token_trains_parts or not weighted else weighted
 
 
 @dataclass(frozen=True)

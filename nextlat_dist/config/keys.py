@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import reprlib
 import types
 import typing
@@ -77,6 +78,29 @@ POSITIVE = Bounds("be positive", lambda value: value > 0).at_most(LARGEST_WHOLE)
 NOT_NEGATIVE = Bounds("not be negative", lambda value: value >= 0).at_most(LARGEST_WHOLE)
 LOCATION = "a path or a URL"  # marks a key of which `~` and variables are replaced (locations.py)
 ANY = Bounds("be a number", lambda _: True)  # a rule between values decides the rest (rules.py)
+
+
+def _rising(points: list[list[float]]) -> bool:
+    pairs = bool(points) and all(len(point) == 2 for point in points)
+    tokens = [point[0] for point in points if point]
+    return pairs and tokens[0] >= 0 and all(one < later for one, later in itertools.pairwise(tokens))
+
+
+POINTS = Bounds(
+    "give each a list of [tokens, value], its tokens rising from 0 or later, its values from 0 to 1e+6",
+    lambda lists: all(_rising(points) and all(0 <= value <= 1e6 for _, value in points) for points in lists.values()),
+)
+
+
+def value_at(points: list[list[float]], tokens: int) -> float:
+    """The value at `tokens` of lines between [tokens, value] points; outside of them that of the nearest."""
+    before = points[0]
+    for point in points:
+        if tokens <= point[0]:
+            share = 1.0 if point is before else (tokens - before[0]) / (point[0] - before[0])
+            return before[1] + (point[1] - before[1]) * share
+        before = point
+    return before[1]
 
 
 class _Short(reprlib.Repr):

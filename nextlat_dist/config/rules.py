@@ -10,7 +10,7 @@ import itertools
 
 from nextlat_dist.config.entries import PREDICTORS
 from nextlat_dist.config.keys import check_bounds
-from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.config.schema import ObjectiveConfig, RunConfig
 from nextlat_dist.errors import UserError
 
 
@@ -103,16 +103,47 @@ def _validate_objective(config: RunConfig) -> None:
             isinstance(value, kinds) and isinstance(value, bool) == isinstance(entry.options[name], bool),
             f"objective.options.{name} is {value!r}, it must be of type {type(entry.options[name]).__name__}",
         )
+    _require(
+        not objective.detach_base or entry.apart is not None,
+        f"objective.detach_base=true trains a predictor apart from the base, but objective.name={objective.name} has "
+        "none; use objective.name=nextlat, or objective.detach_base=false",
+    )
+    _require(
+        not objective.detach_base or objective.ever_weighs("lambda_next_token"),
+        f"objective.detach_base=true with objective.lambda_next_token={objective.lambda_next_token} leaves the base "
+        "nothing to learn; make it positive",
+    )
+    for key in ("stop_gradient_target", "stop_gradient_head"):
+        _require(
+            not objective.detach_base or getattr(objective, key),
+            f"objective.{key}=false moves the base with the predictor's terms, which objective.detach_base=true keeps "
+            f"from it; change one of them",
+        )
+    _require(
+        objective.largest_gap is None or objective.largest_gap >= objective.least_gap,
+        f"objective.largest_gap={objective.largest_gap} is below objective.least_gap={objective.least_gap}; raise it",
+    )
+    _validate_lambda_schedule(objective)
     weights = {key: objective.weight(key) for key in entry.weights}
     for key, value in weights.items():
         _require(value >= 0, f"objective.{key} is {value}, it must not be negative")
     instead = ", or objective.name=next_token" if entry.terms else ""
     _require(
-        any(weights.values()),
+        any(objective.ever_weighs(key) for key in weights),
         f"objective.name={objective.name} with {' and '.join(f'objective.{key}=0' for key in weights)} has nothing "
         f"to learn; make {'one of them' if len(weights) > 1 else 'it'} positive{instead}",
     )
     entry.check(config)
+
+
+def _validate_lambda_schedule(objective: ObjectiveConfig) -> None:
+    known = ["lambda_next_token", *(term.weight for term in objective.entry.terms if term.weight is not None)]
+    for key in objective.lambda_schedule:
+        _require(
+            key in known,
+            f"objective.lambda_schedule.{key} is no weight of objective.name={objective.name}, which has "
+            f"{', '.join(known)}; remove it",
+        )
 
 
 def _validate_schedule(config: RunConfig) -> None:
@@ -166,6 +197,11 @@ def _validate_parallel(config: RunConfig) -> None:
         pp <= model.num_layers,
         f"parallel.pipeline_model_parallel_size={pp} exceeds model.num_layers={model.num_layers}: "
         "every stage needs a decoder layer",
+    )
+    _require(
+        pp == 1 or config.objective.entry.pipeline,
+        f"parallel.pipeline_model_parallel_size={pp} cannot be used with objective.name={config.objective.name}, whose "
+        "layers are no chain; set it to 1, and parallel.tensor_model_parallel_size or parallel.zero_stage higher",
     )
     given = parallel.pipeline_layers
     _require(

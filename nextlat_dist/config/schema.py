@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nextlat_dist.config.entries import OBJECTIVES, PREDICTORS, ObjectiveEntry, PredictorEntry
-from nextlat_dist.config.keys import ANY, LOCATION, NOT_NEGATIVE, POSITIVE, Bounds
+from nextlat_dist.config.keys import ANY, LOCATION, NOT_NEGATIVE, POINTS, POSITIVE, Bounds, value_at
 
 BETAS = Bounds("be two numbers in [0, 1)", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
 # Beyond these no run makes sense: they catch a slip of units or of an exponent before anything is built.
@@ -27,12 +27,18 @@ STEPS = POSITIVE.at_most(10**12)
 STEPS_OR_NONE = NOT_NEGATIVE.at_most(10**12)
 WEIGHTS = Bounds("be at most 1e+12 each", lambda weights: all(weight <= 1e12 for weight in weights.values()))
 COUNTS = Bounds("be positive numbers", lambda counts: all(count > 0 for count in counts))
+SHARE = POSITIVE.at_most(1.0)
 LAMBDA = NOT_NEGATIVE.within(1e-9, 1e6)
 
 
 def swiglu_ffn_hidden_size(hidden_size: int) -> int:
     """The paper's feed-forward width: 128 * round((8 * hidden / 3) / 128), at least 128."""
     return max(128, 128 * round(8 * hidden_size / 3 / 128))
+
+
+def fetch_heads(attention_heads: int) -> int:
+    """Heads of jtp's own attention in a model with so many: at most 4, as in the release of NextLat's paper."""
+    return min(4, attention_heads)
 
 
 @dataclass
@@ -83,22 +89,43 @@ class PredictorConfig:
 @dataclass
 class ObjectiveConfig:
     """What is minimised: lambda_next_token * L_ntp; with `nextlat` + lambda_hidden * L_h + lambda_kl * L_kl (arXiv
-    2511.05963); with `mtp` + lambda_mtp * L_mtp (arXiv 2404.19737). The paper's loss is the default; a term with lambda
-    0 is still logged.
+    2511.05963); with `mtp` + lambda_mtp * L_mtp (arXiv 2404.19737); with `jtp` + lambda_jtp * L_jtp (arXiv 2503.21801);
+    with `bst` (lambda_next_token * L_next + lambda_previous * L_previous) / 2 over pairs (arXiv 2410.23506).
+    The paper's loss is the default; a term with lambda 0 is still logged.
     """
 
-    name: Annotated[str, "next_token, nextlat, mtp, an installed entry point, or my_module:MyEntry"] = "nextlat"
+    name: Annotated[str, "next_token, nextlat, mtp, jtp, bst, an entry point, or my_module:MyEntry"] = "nextlat"
     horizon: Annotated[
-        int, "the paper's d: rollout steps of the latent predictor, or extra layers of mtp", POSITIVE.at_most(65_536)
+        int,
+        "the paper's d: rollout steps of the latent predictor, extra layers of mtp, tokens of jtp besides the next",
+        POSITIVE.at_most(65_536),
     ] = 1
     lambda_next_token: Annotated[float, "weight of the next-token loss L_ntp", LAMBDA] = 1.0
     lambda_hidden: Annotated[float, "nextlat: weight of the latent loss L_h", LAMBDA] = 1.0
     lambda_kl: Annotated[float, "nextlat: weight of the token loss L_kl", LAMBDA] = 1.0
     lambda_mtp: Annotated[float, "mtp: weight of the losses of the tokens after the next", LAMBDA] = 1.0
+    lambda_jtp: Annotated[float, "jtp: weight of the losses of the tokens after the next", LAMBDA] = 1.0
+    lambda_previous: Annotated[float, "bst: weight of the loss of the token before a pair's end", LAMBDA] = 1.0
+    pair_rate: Annotated[
+        float, "bst: share of a document's pairs that are drawn; those with its end are always there", SHARE
+    ] = 1.0
+    least_gap: Annotated[int, "bst: least distance of a pair", POSITIVE.at_most(65_536)] = 1
+    largest_gap: Annotated[
+        int | None, "bst: largest distance of a pair that is not with the end; null: any", POSITIVE.at_most(1 << 27)
+    ] = None
     stop_gradient_target: Annotated[bool, "false: L_h also moves the state that it predicts"] = True
     stop_gradient_head: Annotated[
         bool, "false: L_kl also moves the output head, through the student; never the teacher"
     ] = True
+    lambda_schedule: Annotated[
+        dict[str, list[list[float]]],
+        "lambda_…: [[tokens, value], …] instead of one value; linear between, constant before and after",
+        POINTS,
+    ] = field(default_factory=dict)
+    detach_base: Annotated[
+        bool,
+        "nextlat: the base learns as with next_token alone, to the bit; the predictor learns from its states",
+    ] = False
     options: Annotated[dict[str, Any], "settings of an objective that is not ours, under its own names"] = field(
         default_factory=dict
     )
@@ -112,14 +139,29 @@ class ObjectiveConfig:
         """How many steps beyond the next token the loss looks."""
         return self.entry.steps_ahead(self)
 
+    @property
+    def apart(self) -> str | None:
+        """What is trained apart from the base, by the first word of its parameters' names: it has its own gradient
+        norm, clipping and verdict.
+        """
+        return self.entry.apart if self.detach_base else None
+
     def option(self, name: str) -> Any:
         """A setting of the objective's own: as given, or its default."""
         return self.options.get(name, self.entry.options[name])
 
-    def weight(self, key: str) -> float:
-        """The lambda under `objective.KEY`."""
+    def weight(self, key: str, tokens: int = 0) -> float:
+        """The lambda under `objective.KEY` for the step that begins after so many tokens."""
+        points = self.lambda_schedule.get(key)
+        if points:
+            return value_at(points, tokens)
         option = key.removeprefix("options.")
         return float(getattr(self, key) if option == key else self.option(option))
+
+    def ever_weighs(self, key: str) -> bool:
+        """Whether that lambda is positive at some time of the run."""
+        points = self.lambda_schedule.get(key)
+        return any(value > 0 for _, value in points) if points else self.weight(key) > 0
 
 
 @dataclass

@@ -89,13 +89,13 @@ class ExportModel:
         for part in tokens.split(max(1, CHUNK_TOKENS // length)):
             cache = self._llama.new_cache(len(part), length, layers=len(self._llama.layers))
             h = self._llama.forward(part.reshape(-1), [length] * len(part), cache)
-            found.append(h.view(len(part), length, self.hidden_size))
+            found.append(h.view(len(part), length, -1)[..., : self.hidden_size])
         return torch.cat(found) if rows else tokens.new_zeros((0, length, self.hidden_size), dtype=self.dtype)
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
         """[..., hidden] → [..., vocab]."""
-        return self._llama.logits(states.reshape(-1, self.hidden_size)).view(*states.shape[:-1], self.vocab_size)
+        return self._llama.head(states.reshape(-1, self.hidden_size)).view(*states.shape[:-1], self.vocab_size)
 
     @torch.no_grad()
     def advance(self, states: Tensor, tokens: Tensor) -> Tensor:

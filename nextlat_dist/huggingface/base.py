@@ -8,22 +8,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.stored import JsonFields, read_fields, read_tensors
+
+if TYPE_CHECKING:
+    from nextlat_dist.huggingface.forms.catalogue import BaseForm
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 ADVICE = "export the run again, or fetch the model again"
 _MOST = 1 << 22  # of anything that a configuration counts: a table of positions of this length has gigabytes
+
+
+def forms() -> dict[str, Any]:
+    """Those of `huggingface.forms.catalogue`, by `model_type`."""
+    found: dict[str, Any] = resolve("nextlat_dist.huggingface.forms.catalogue:FORMS")
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,13 @@ class LlamaConfig:
     rope_theta: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    model_type: str = "llama"
+    own: Mapping[str, int] = field(default_factory=dict)  # the numbers that the form has besides a Llama's
+
+    @property
+    def form(self) -> BaseForm:
+        found: BaseForm = forms()[self.model_type]
+        return found
 
     @staticmethod
     def from_directory(directory: Path) -> LlamaConfig:
@@ -48,10 +66,12 @@ class LlamaConfig:
         fields = read_fields(directory / CONFIG_FILE, ADVICE)
         raw = fields.values
         older = fields.object("rope_scaling").values if "rope_scaling" in fields else {}  # that form is flat
+        known = raw.get("model_type")
+        form = forms().get(known if isinstance(known, str) else "", forms()["llama"])
         rope = fields.object("rope_parameters") if "rope_parameters" in fields else None
         rope = rope or JsonFields(fields.path, {**raw, **older}, ADVICE)
         plain = {
-            "model_type": (raw.get("model_type"), "llama"),
+            "model_type": (raw.get("model_type"), form.model_type),
             "hidden_act": (raw.get("hidden_act"), "silu"),
             "attention_bias": (raw.get("attention_bias", False), False),
             "mlp_bias": (raw.get("mlp_bias", False), False),
@@ -59,10 +79,10 @@ class LlamaConfig:
             "partial_rotary_factor": (rope.values.get("partial_rotary_factor", 1.0), 1.0),
             "quantization_config": (raw.get("quantization_config"), None),
         }
-        for field, (value, expected) in plain.items():
+        for key, (value, expected) in plain.items():
             if value != expected or isinstance(value, bool) is not isinstance(expected, bool):
                 raise UserError(
-                    f"{directory / CONFIG_FILE} has {field} {value!r}, but this decoder runs {expected!r} only"
+                    f"{directory / CONFIG_FILE} has {key} {value!r}, but this decoder runs {expected!r} only"
                 )
         heads = fields.integer("num_attention_heads", minimum=1, maximum=_MOST)
         hidden = fields.integer("hidden_size", minimum=1, maximum=_MOST)
@@ -78,6 +98,8 @@ class LlamaConfig:
             rope_theta=rope.number("rope_theta", above=0, default=10000.0),
             max_position_embeddings=fields.integer("max_position_embeddings", minimum=1, maximum=_MOST),
             tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+            model_type=form.model_type,
+            own={name: fields.integer(name, minimum=1, maximum=_MOST) for name in form.field_names},
         )
         if heads % config.num_key_value_heads:
             raise fields.wrong("num_key_value_heads", f"divide num_attention_heads {heads}")
@@ -93,6 +115,7 @@ class LlamaConfig:
         yield "model.norm.weight", (self.hidden_size,)
         if not self.tie_word_embeddings:
             yield "lm_head.weight", (self.vocab_size, self.hidden_size)
+        yield from self.form.shapes(self)
 
     def layer_shapes(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Those of one decoder layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.huggingface.drafters.format import Tensors
+from nextlat_dist.huggingface.drafters.jtp import JTPConfig
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig
 from nextlat_dist.huggingface.drafters.mtp import MTPConfig
 from nextlat_dist.huggingface.weights import mtp_tensors, predictor_tensors
@@ -27,3 +28,7 @@ def predictor_of_checkpoint(
 def mtp_of_checkpoint(canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[MTPConfig, Tensors]:
     sizes = (run.model.hidden_size, run.model.vocab_size, run.objective.horizon)
     return MTPConfig(*sizes, base_sha256), mtp_tensors(canonical, run)
+
+
+def jtp_of_checkpoint(canonical: Tensors, run: RunConfig, base_sha256: str) -> tuple[JTPConfig, Tensors]:
+    return JTPConfig(run.model.hidden_size, run.model.vocab_size, run.objective.horizon, base_sha256), {}

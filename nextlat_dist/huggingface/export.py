@@ -29,6 +29,7 @@ from nextlat_dist.huggingface.destination import LISTED, destination, listed
 from nextlat_dist.huggingface.draft_vocabulary import check_size, count_run_data, coverage, most_frequent
 from nextlat_dist.huggingface.drafters.catalogue import drafter_kind
 from nextlat_dist.huggingface.drafters.format import DrafterKind, save_drafter, write_draft_vocabulary
+from nextlat_dist.huggingface.forms.catalogue import FORMS
 from nextlat_dist.huggingface.tokenizer import compare, export_tokenizer, special_ids
 from nextlat_dist.huggingface.weights import llama_config, to_llama
 from nextlat_dist.model.sharding import sharding_rules
@@ -84,9 +85,9 @@ def export_checkpoint(
     loader = _loader(config)
     with whole_folder(folder) as temporary:
         with writing(output):
-            base_sha256 = save_base_weights(temporary, to_llama(canonical, config))
             tokenizer = _save_tokenizer(source / TOKENIZER_FILE, temporary, config, tokenizer_files)
             ids = special_ids(tokenizer) if tokenizer is not None else dict.fromkeys(TOKEN_IDS)
+            base_sha256 = save_base_weights(temporary, to_llama(canonical, config, ids["eos_token_id"]))
             _write_json(temporary / "config.json", llama_config(config, stored_dtype, ids))
             _write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
         report["base_weights_sha256"] = base_sha256
@@ -100,7 +101,8 @@ def export_checkpoint(
             write_draft_vocabulary(temporary / kind.name, draft_ids)
             report |= {"draft_vocabulary_size": len(draft_ids), "draft_vocabulary_coverage": draft_share}
         if check_logits:
-            report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, _rows(config, loader))
+            rows, eos = _rows(config, loader), ids["eos_token_id"]
+            report["max_logit_difference"] = max_logit_difference(canonical, config, temporary, rows, eos)
         with writing(output):
             _write_json(temporary / EXPORT_REPORT_FILE, {**report, LISTED: listed(temporary)})
         if destination(output) != folder:  # minutes later: what came meanwhile is not replaced, either
@@ -141,40 +143,62 @@ def _draft_vocabulary(config: RunConfig, kind: DrafterKind | None, size: int) ->
 
 
 def max_logit_difference(
-    canonical: dict[str, torch.Tensor], config: RunConfig, export: Path, tokens: torch.Tensor
+    canonical: dict[str, torch.Tensor],
+    config: RunConfig,
+    export: Path,
+    tokens: torch.Tensor,
+    eos_token_id: int | None = None,
 ) -> float:
-    """Largest absolute difference between the training forward pass and `LlamaForCausalLM`, both fp32, on tokens [b,
-    s].
+    """Largest absolute difference between the training forward pass and transformers' class of the base, both fp32, on
+    tokens [b, s].
     """
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    ours = training_logits(canonical, config, tokens)
-    llama = LlamaForCausalLM.from_pretrained(str(export), dtype=torch.float32, use_safetensors=True)
+    ours = training_logits(canonical, config, tokens, eos_token_id)
+    FORMS[config.objective.entry.model_type].register()
+    llama = AutoModelForCausalLM.from_pretrained(
+        str(export), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     with torch.no_grad():
         theirs = llama.eval()(tokens).logits
     return float((ours - theirs).abs().max())
 
 
-def training_logits(canonical: dict[str, torch.Tensor], config: RunConfig, tokens: torch.Tensor) -> torch.Tensor:
+def training_logits(
+    canonical: dict[str, torch.Tensor], config: RunConfig, tokens: torch.Tensor, eos_token_id: int | None = None
+) -> torch.Tensor:
     """Logits [b, s, vocab] of the Megatron-Core layers, in fp32 on one rank, every row one document."""
     from nextlat_dist.model.initialize import canonical_parameters
     from nextlat_dist.model.layer_list import LayerStack, layer_list
-    from nextlat_dist.model.rows import Batch
     from nextlat_dist.parallel.device import third_parties
     from nextlat_dist.parallel.dims import ParallelDims
 
     single = dataclasses.replace(config, parallel=ParallelConfig())
     with third_parties(), torch.no_grad():
         dims = ParallelDims.initialize(single.parallel)
-        stack = LayerStack(layer_list(single, dims, torch.float32)).eval()
+        stack: Any = LayerStack(layer_list(single, dims, torch.float32)).eval()
         for name, parameter in canonical_parameters(stack):
             parameter.copy_(canonical[name])
         padded = torch.cat([tokens, tokens[:, -1:]], dim=1)  # a row carries one token more than it has positions
-        batch = Batch.of(padded, torch.zeros_like(padded), torch.ones_like(padded))
-        inputs = stack.run(batch.message, stop=-1)
-        objective: Any = stack.layers[-1]
-        logits: torch.Tensor = objective.output_layer.logits(inputs.hidden, inputs.tied_weight)
+        inputs, objective = _run(stack, padded), stack.layers[-1]
+        if config.objective.entry.before is not None:  # a second stack, whose state of the end alone decoding has
+            assert eos_token_id is not None
+            end = _run(stack, padded.new_full((1, 2), eos_token_id)).backward
+            states = objective.next_token_states(inputs, end[0, 0])
+        elif hasattr(objective, "next_token_states"):
+            states = objective.next_token_states(inputs)
+        else:
+            states = inputs.hidden
+        logits: torch.Tensor = objective.output_layer.logits(states, inputs.tied_weight)
     return logits.transpose(0, 1)[..., : config.model.vocab_size]
+
+
+def _run(stack: Any, tokens: torch.Tensor) -> Any:
+    """What the objective is called with, for tokens [b, s + 1], every row one document."""
+    from nextlat_dist.model.rows import Batch
+
+    batch = Batch.of(tokens, torch.zeros_like(tokens), torch.ones_like(tokens))
+    return stack.run(batch.message, stop=-1)
 
 
 def _loader(config: RunConfig) -> RowLoader | None:

@@ -9,16 +9,23 @@ from typing import Any
 
 import torch
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
+from nextlat_dist.huggingface.forms.catalogue import FORMS
+from nextlat_dist.huggingface.forms.layers import layer_parts
 
 PREDICTOR_PREFIX = "latent_predictor."
 MTP_PREFIX = "mtp."
 
 
-def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
-    """{canonical name: full tensor} -> {`LlamaForCausalLM` name: tensor}; what only drafts is left out."""
-    model = config.model
+def to_llama(
+    canonical: dict[str, torch.Tensor], config: RunConfig, eos_token_id: int | None = None
+) -> dict[str, torch.Tensor]:
+    """{canonical name: full tensor} -> {`LlamaForCausalLM` name: tensor}, with what the base's form has besides; what
+    only drafts or trains is left out. `eos_token_id`: of the run's tokenizer.
+    """
+    model, form = config.model, FORMS[config.objective.entry.model_type]
     llama: dict[str, torch.Tensor] = {}
     for name, tensor in canonical.items():
         if name == "embedding.word_embeddings.weight":
@@ -29,13 +36,17 @@ def to_llama(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str,
             llama["model.norm.weight"] = tensor
         elif name.startswith("decoder.layers."):
             _, _, index, part = name.split(".", 3)
-            for suffix, piece in _layer_part(part, tensor, config).items():
+            for suffix, piece in layer_parts(part, tensor, config).items():
                 llama[f"model.layers.{index}.{suffix}.weight"] = piece
+        elif name.partition(".")[0] in form.parts:
+            llama[name] = tensor
         elif name.partition(".")[0] not in config.objective.entry.parts:
             raise UserError(
                 f"the checkpoint's parameter {name} has no place in a Llama, and the entry of objective.name "
                 f"{config.objective.name} does not list {name.partition('.')[0]!r} among its `parts`"
             )
+    if form.finish is not None:
+        llama |= resolve(form.finish)(canonical, config, eos_token_id)
     return {name: tensor.contiguous() for name, tensor in llama.items()}
 
 
@@ -52,42 +63,16 @@ def mtp_tensors(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[s
     for name, tensor in canonical.items():
         if name.startswith(MTP_PREFIX):
             _, _, index, part = name.split(".", 3)
-            pieces = {"norm": tensor} if part == "final_layernorm.weight" else _layer_part(part, tensor, config)
+            pieces = {"norm": tensor} if part == "final_layernorm.weight" else layer_parts(part, tensor, config)
             found |= {f"layers.{index}.{suffix}.weight": piece.contiguous() for suffix, piece in pieces.items()}
     return found
-
-
-def _layer_part(part: str, tensor: torch.Tensor, config: RunConfig) -> dict[str, torch.Tensor]:
-    plain = {
-        "input_layernorm.weight": "input_layernorm",
-        "pre_mlp_layernorm.weight": "post_attention_layernorm",
-        "self_attention.linear_proj.weight": "self_attn.o_proj",
-        "mlp.linear_fc2.weight": "mlp.down_proj",
-    }
-    if part in plain:
-        return {plain[part]: tensor}
-    if part == "mlp.linear_fc1.weight":  # [gate; up]
-        gate, up = tensor.chunk(2)
-        return {"mlp.gate_proj": gate, "mlp.up_proj": up}
-    assert part == "self_attention.linear_qkv.weight", part
-    # One block per query group: its queries, its key, its value.
-    groups, heads = config.model.query_groups, config.model.num_attention_heads
-    head_size = config.model.hidden_size // heads
-    blocks = tensor.view(groups, heads // groups + 2, head_size, -1)
-    queries, key, value = blocks[:, :-2], blocks[:, -2], blocks[:, -1]
-    return {
-        "self_attn.q_proj": queries.reshape(heads * head_size, -1),
-        "self_attn.k_proj": key.reshape(groups * head_size, -1),
-        "self_attn.v_proj": value.reshape(groups * head_size, -1),
-    }
 
 
 def llama_config(config: RunConfig, dtype: torch.dtype, special_ids: dict[str, int | None]) -> dict[str, Any]:
     """`config.json`; `special_ids` holds bos_token_id, eos_token_id and pad_token_id."""
     model = config.model
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **FORMS[config.objective.entry.model_type].to_json(config),
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_size,
         "num_hidden_layers": model.num_layers,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from nextlat_dist.config.entries import resolve
 from nextlat_dist.huggingface.opened import OpenedExport, open_export
 from nextlat_dist.inference import arguments
 from nextlat_dist.inference.decoder import Decoder
@@ -79,8 +80,10 @@ def llama_of(
     if context > config.max_position_embeddings:
         config = replace(config, max_position_embeddings=context)
     if cuda_graphs and torch.device(device).type == "cuda":
-        return StaticLlama(config, opened.weights, device, dtype, capture=True)
-    return Llama(config, opened.weights, device, dtype)
+        static: Llama = resolve(config.form.static_engine)(config, opened.weights, device, dtype, capture=True)
+        return static
+    plain: Llama = resolve(config.form.engine)(config, opened.weights, device, dtype)
+    return plain
 
 
 def default_device() -> str:

@@ -224,7 +224,9 @@ def _check_unchanged(model: Any, opened: OpenedExport) -> None:
                 f"the model's {name} is not that of {opened.path}, to whose weights the latent predictor belongs; "
                 f"{advice}"
             )
-    for name, expected in vars(opened.config).items():
+    fields = {**vars(opened.config), **opened.config.own}
+    del fields["own"]
+    for name, expected in fields.items():
         value = model.config.rope_parameters[name] if name == "rope_theta" else getattr(model.config, name)
         if value != expected:
             raise UserError(f"the model has {name} {value}, but the export in {opened.path} has {expected}; {advice}")

@@ -148,11 +148,23 @@ class FinalNorm(nn.RMSNorm):
     def __init__(self, gathered_over: dist.ProcessGroup | None = None, **norm: Any) -> None:
         """`gathered_over`: the ranks that have a part of the sequence each."""
         super().__init__(**norm)
-        self._gathered_over = gathered_over
+        self.gathered_over = gathered_over
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> ObjectiveInputs:  # type: ignore[override]
         hidden, message = inputs
-        return ObjectiveInputs(gather_sequence(super().forward(hidden), self._gathered_over), message)
+        return ObjectiveInputs(gather_sequence(super().forward(hidden), self.gathered_over), message)
+
+
+class TrunkEnd(nn.Module):
+    """Instead of `FinalNorm` where the objective has the norm: (hidden, message) -> ObjectiveInputs."""
+
+    def __init__(self, gathered_over: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self._gathered_over = gathered_over
+
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> ObjectiveInputs:
+        hidden, message = inputs
+        return ObjectiveInputs(gather_sequence(hidden, self._gathered_over), message)
 
 
 def gather_sequence(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

@@ -23,7 +23,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         from megatron.core.tensor_parallel import VocabParallelEmbedding
 
-        self._scattered_over = scattered_over
+        self.scattered_over = scattered_over
         self.word_embeddings = VocabParallelEmbedding(
             padded_vocab_size,
             transformer_config.hidden_size,
@@ -37,7 +37,7 @@ class TokenEmbedding(nn.Module):
 
         A plain forward, because DeepSpeed leaves tied layers that are called through a function out of its checkpoints.
         """
-        return scatter_sequence(self.whole(message), self._scattered_over), message
+        return scatter_sequence(self.whole(message), self.scattered_over), message
 
     def whole(self, message: torch.Tensor) -> torch.Tensor:
         """e(x) [s, b, h]."""
@@ -48,6 +48,11 @@ class TokenEmbedding(nn.Module):
 def embed_for_objective(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
     """Entry before the objective: adds e(x) [s, b, h]; a tied layer in a pipeline."""
     return inputs._replace(embedded=embedding.whole(inputs.message))
+
+
+def embed_apart(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:
+    """The same without a gradient (`objective.detach_base`)."""
+    return inputs._replace(embedded=embedding.whole(inputs.message).detach())
 
 
 def tie_output_head(embedding: TokenEmbedding, inputs: ObjectiveInputs) -> ObjectiveInputs:

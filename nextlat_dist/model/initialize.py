@@ -38,21 +38,28 @@ def initialize_parameters(
 ) -> None:
     """Draw every weight of `module` and mark the sharded ones for DeepSpeed's gradient norm.
 
-    Norm weights are 1 and biases 0; matrices are normal with `std`, those that write to the residual stream with
-    std / sqrt(2 * num_layers) (Megatron-Core's scaled initialisation).
+    A parameter with an `initial_value` begins as that. Norm weights are 1 and biases 0; matrices are normal with
+    `std`, those that write to the residual stream with std / sqrt(2 * num_layers) (Megatron-Core's scaled
+    initialisation).
     """
     for name, parameter in canonical_parameters(module):
         sharding = sharding_of(name, rules)
-        if sharding.dim is not None:
+        split = sharding.splits(tensor_size)
+        if split:
             # DeepSpeed counts unmarked parameters on tensor rank 0 only.
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
             parameter.partition_dim = sharding.dim  # type: ignore[attr-defined]
             parameter.partition_stride = sharding.blocks  # type: ignore[attr-defined]
+        constant = getattr(parameter, "initial_value", None)
+        if constant is not None:
+            nn.init.constant_(parameter, constant)
+            continue
         if parameter.ndim == 1:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             continue
         shape = list(parameter.shape)
-        if sharding.dim is not None:
+        if split:
+            assert sharding.dim is not None
             shape[sharding.dim] *= tensor_size
         residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         scale = std / math.sqrt(2 * num_layers) if residual else std

@@ -16,8 +16,13 @@ from torch import nn
 
 from nextlat_dist.config.entries import resolve
 from nextlat_dist.config.schema import RunConfig
-from nextlat_dist.model.decoder_layer import DecoderLayer, FinalNorm, transformer_config
-from nextlat_dist.model.embedding import TokenEmbedding, embed_for_objective, tie_output_head
+from nextlat_dist.model.decoder_layer import DecoderLayer, FinalNorm, TrunkEnd, transformer_config
+from nextlat_dist.model.embedding import (
+    TokenEmbedding,
+    embed_apart,
+    embed_for_objective,
+    tie_output_head,
+)
 from nextlat_dist.model.initialize import initialize_parameters
 from nextlat_dist.model.sharding import sharding_rules
 from nextlat_dist.parallel.dims import ParallelDims
@@ -77,14 +82,22 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
     entries = [LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY)]
     for index in range(model.num_layers):
         entries.append(LayerEntry(DecoderLayer, {"layer_index": index, **decoder_layer}))
-    norm = {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype}
-    entries.append(LayerEntry(FinalNorm, {"gathered_over": sequence_group, **norm}))
-    objective = config.objective.entry
+    objective, end = config.objective.entry, {"gathered_over": sequence_group}
+    if objective.final_norm:
+        norm = {"normalized_shape": model.hidden_size, "eps": model.norm_epsilon, "dtype": dtype}
+        entries.append(LayerEntry(FinalNorm, {**end, **norm}))
+    else:
+        entries.append(LayerEntry(TrunkEnd, end))
     if objective.reads_embedding:
-        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed_for_objective))
+        # In a pipeline the stages add up the gradients of a tied weight, all that have it: zeros must come.
+        apart = config.objective.apart is not None and dims.pipeline_size == 1
+        embed = embed_apart if apart else embed_for_objective
+        entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, embed))
     if model.tie_embeddings:
         entries.append(LayerEntry(TokenEmbedding, embedding, EMBEDDING_KEY, tie_output_head))
     settings = HeadSettings(config, shared, groups, decoder_layer, sequence_group)
+    if objective.before is not None:
+        entries += resolve(objective.before)(settings, entries[0])
     return [*entries, LayerEntry(resolve(objective.module), {"settings": settings})]
 
 

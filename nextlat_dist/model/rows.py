@@ -134,6 +134,7 @@ class ObjectiveInputs(NamedTuple):
     message: torch.Tensor
     embedded: torch.Tensor | None = None  # e(x) [s, b, h], for objectives that read the embedding
     tied_weight: torch.Tensor | None = None  # the embedding's weight [vocab (local), h], where the head is tied to it
+    backward: torch.Tensor | None = None  # states of x_1 .. x_s from their documents' ends [s, b, h], where there are
 
     @property
     def batch(self) -> Batch:

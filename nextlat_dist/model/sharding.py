@@ -95,7 +95,7 @@ def shard(full: torch.Tensor, sharding: Sharding, rank: int, size: int) -> torch
     """Rank `rank`'s part of `full`."""
     import torch
 
-    if sharding.dim is None or size == 1:
+    if sharding.dim is None or size == 1 or not sharding.splits(size):
         return full
     blocks = full.chunk(sharding.blocks, dim=sharding.dim)
     return torch.cat([block.chunk(size, dim=sharding.dim)[rank] for block in blocks], dim=sharding.dim).contiguous()

@@ -58,14 +58,18 @@ class FusedObjective(nn.Module, ABC):
     def cross_entropies(
         self, tied_weight: torch.Tensor | None, states: torch.Tensor, targets: torch.Tensor, masks: list[torch.Tensor]
     ) -> torch.Tensor | WeightedTerms:
-        """States [n, b, h] and their targets [n, b], of which each mask [m, b] covers the next m -> its sum."""
+        """States [n, b, h] and their targets [n, b], of which each mask [m, b] covers the next m -> its sum.
+
+        The masks are those of the first terms.
+        """
+        weights = self.wanted_weights
         return cross_entropies(
             partial(self.output_layer.vocabulary_pass, tied_weight),
             self.output_layer.weight_of(tied_weight),
             states.flatten(0, 1),
             targets.flatten(),
             [mask.flatten() for mask in masks],
-            self.wanted_weights,
+            None if weights is None else weights[: len(masks)],
         )
 
     def read_directly(self) -> list[nn.Module]:

@@ -28,9 +28,14 @@ class TermGroup:
     mask: Callable[[Batch, int], torch.Tensor]  # (batch, step) -> bool [s - step, b]: what counts
 
 
-def term_groups(objective: ObjectiveConfig) -> list[TermGroup]:
-    """The terms besides next_token, in their order; each has `objective.steps_ahead` steps."""
-    return [TermGroup(term.name, objective.weight(term.weight), resolve(term.mask)) for term in objective.entry.terms]
+def term_groups(objective: ObjectiveConfig, tokens: int = 0) -> list[TermGroup]:
+    """The terms besides next_token, in their order; each has `objective.steps_ahead` steps. `tokens`: see
+    `term_weights`.
+    """
+    return [
+        TermGroup(term.name, 0.0 if term.weight is None else objective.weight(term.weight, tokens), resolve(term.mask))
+        for term in objective.entry.terms
+    ]
 
 
 def number_of_terms(objective: ObjectiveConfig) -> int:
@@ -40,6 +45,9 @@ def number_of_terms(objective: ObjectiveConfig) -> int:
 
 def term_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
     """How many positions of `batch` enter each term: float64 [terms]."""
+    if objective.entry.counts is not None:
+        counts: torch.Tensor = resolve(objective.entry.counts)(batch, objective)
+        return counts
     steps = range(1, objective.steps_ahead + 1)
     masks = [group.mask(batch, step) for group in term_groups(objective) for step in steps]
     return torch.stack([mask.sum() for mask in (next_token_mask(batch), *masks)]).double()
@@ -50,14 +58,17 @@ def has_targets(counts: torch.Tensor) -> bool:
     return bool(counts[0] > 0)
 
 
-def term_weights(counts: torch.Tensor, objective: ObjectiveConfig) -> torch.Tensor:
-    """Weights [terms] that make `weighted_sum` the loss, from global counts [terms]; an empty term weighs 0."""
+def term_weights(counts: torch.Tensor, objective: ObjectiveConfig, tokens: int = 0) -> torch.Tensor:
+    """Weights [terms] that make `weighted_sum` the loss, from global counts [terms]; an empty term weighs 0.
+
+    `tokens`: that were trained on before, for lambdas that change (`objective.lambda_schedule`).
+    """
     steps = objective.steps_ahead
     lambdas = [
-        objective.lambda_next_token,
-        *(group.factor / steps for group in term_groups(objective) for _ in range(steps)),
+        objective.weight("lambda_next_token", tokens),
+        *(group.factor / steps for group in term_groups(objective, tokens) for _ in range(steps)),
     ]
-    scale = torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
+    scale = objective.entry.scale * torch.tensor(lambdas, dtype=counts.dtype, device=counts.device)
     return torch.where(counts > 0, scale / counts.clamp(min=1), torch.zeros_like(counts))
 
 
@@ -66,12 +77,19 @@ def weighted_sum(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(weights > 0, sums * weights, torch.zeros_like(sums)).sum()
 
 
-def named_terms(sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig) -> dict[str, float | None]:
+def terms_of_parts(objective: ObjectiveConfig) -> list[slice]:
+    """Which terms teach what has a gradient norm and a verdict of its own: the base; then what is trained apart."""
+    return [slice(None)] if objective.apart is None else [slice(0, 1), slice(1, None)]
+
+
+def named_terms(
+    sums: torch.Tensor, counts: torch.Tensor, objective: ObjectiveConfig, tokens: int = 0
+) -> dict[str, float | None]:
     """`loss` and each unweighted term (mean over its count, then over steps) from global sums and counts; None for what
-    is a mean of nothing, and for the loss where there is no target.
+    is a mean of nothing, and for the loss where there is no target. `tokens`: see `term_weights`.
     """
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.zeros_like(counts))
-    loss = float(weighted_sum(sums, term_weights(counts, objective))) if has_targets(counts) else None
+    loss = float(weighted_sum(sums, term_weights(counts, objective, tokens))) if has_targets(counts) else None
     terms: dict[str, float | None] = {"loss": loss, "next_token": float(means[0]) if has_targets(counts) else None}
     steps = objective.steps_ahead
     for number, group in enumerate(term_groups(objective)):

@@ -22,13 +22,11 @@ def describe(config: RunConfig, world_size: int) -> str:
         f"(padded {model.padded_vocab_size:,})",
         f"parameters  base {_count(counts['base'])} (embedding {_count(counts['embedding'])}, decoder "
         f"{_count(counts['decoder'])}, head {_count(counts['output_layer'])})"
-        + "".join(
-            f", {text} {_count(counts[part])}, with {word} {_count(counts['total'])}"
-            for part, (text, word) in objective.entry.parts.items()
-        ),
+        + "".join(f", {text} {_count(counts[part])}" for part, (text, _) in objective.entry.parts.items())
+        + (f", with {_pronoun(config)} {_count(counts['total'])}" if objective.entry.parts else ""),
         f"objective   {objective.name}"
         + (f", horizon {objective.horizon}" if objective.steps_ahead else "")
-        + "".join(f", lambda_{term.name} {objective.weight(term.weight):g}" for term in objective.entry.terms),
+        + "".join(f", lambda_{t.name} {objective.weight(t.weight):g}" for t in objective.entry.terms if t.weight),
         f"layout      {world_size} ranks = tensor {tp} x pipeline {pp} x data {dp}, ZeRO {config.parallel.zero_stage}, "
         f"{training.precision}",
         f"batch       {training.global_batch_size} rows x {config.data.sequence_length} tokens = "
@@ -48,6 +46,12 @@ def describe_stages(config: RunConfig) -> str:
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
     return world_size // (config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size)
+
+
+def _pronoun(config: RunConfig) -> str:
+    """Of what the objective adds."""
+    words = [word for _, word in config.objective.entry.parts.values()]
+    return words[0] if len(words) == 1 else "them"
 
 
 def _count(value: int) -> str:

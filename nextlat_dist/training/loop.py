@@ -21,7 +21,7 @@ from nextlat_dist.training.cut_documents import CutDocuments
 from nextlat_dist.training.engine.optimizer import learning_rate
 from nextlat_dist.training.engine.protocol import Engine
 from nextlat_dist.training.health.bad_steps import BadSteps
-from nextlat_dist.training.health.guards import StepGuard
+from nextlat_dist.training.health.guards import StepGuard, learnt_terms
 from nextlat_dist.training.health.signals import StopRequest
 from nextlat_dist.training.health.watchdog import Watchdog, slowest
 from nextlat_dist.training.metrics import MetricsLog, NoLog, Throughput, format_duration
@@ -51,7 +51,7 @@ class Trainer:
     ) -> None:
         self.config, self.dims, self.engine, self.state = config, dims, engine, state
         self._train, self._validation, self._log, self._saver = train, validation, log, saver
-        self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, stop)
+        self._guard = StepGuard(config.guards, config.objective, dims, engine, state.recent, stop, state.apart)
         self._bad_steps = BadSteps(config, dims, engine, state, log)
         self._watchdog = Watchdog(
             Path(config.output_dir),
@@ -66,7 +66,7 @@ class Trainer:
         self._counts: Any = 0
         self._without_targets = 0  # steps since the last report that had no target
         self._timed_steps = 0  # since the clocks were started
-        self._norm = self._rate = 0.0  # of the last applied step
+        self._norm = self._apart_norm = self._rate = 0.0  # of the last applied step
         self._taken: dict[str, int] = {}  # rows of each source before the batch under way
         self.last_metrics: dict[str, float | None] = {}
 
@@ -127,7 +127,7 @@ class Trainer:
         rate = learning_rate(state.tokens, config.training.train_tokens, config.optimizer.lr, config.schedule)
         self.engine.set_learning_rate(rate)
         ahead = self._prepare if state.step + 1 < config.total_steps else None
-        verdict = self._guard.step(batch.micro_batches, batch.counts, ahead)
+        verdict = self._guard.step(batch.micro_batches, batch.counts, ahead, state.tokens)
         state.step += 1
         state.tokens += config.tokens_per_step
         self._throughput.count(config.tokens_per_step, batch.attended)
@@ -138,10 +138,15 @@ class Trainer:
                 self._finish_saves()
                 self._bad_steps.rewind(self._rows_taken())
         else:
-            self._sums, self._counts = self._sums + verdict.sums, self._counts + batch.counts
+            sums, counts = learnt_terms(verdict, batch.counts, config.objective)
+            self._sums, self._counts = self._sums + sums, self._counts + counts
             assert verdict.gradient_norm is not None
             self._norm, self._rate = verdict.gradient_norm, rate
             state.bad_steps = 0
+        if verdict.apart is not None and verdict.apart.reason:
+            self._bad_steps.note_apart(verdict.apart)
+        elif verdict.apart is not None:
+            self._apart_norm = verdict.apart.gradient_norm
         return verdict.stop
 
     def _prepare(self) -> None:
@@ -171,15 +176,16 @@ class Trainer:
             if not without:
                 return
             sums = counts = torch.zeros(number_of_terms(self.config.objective), dtype=torch.float64)
-        terms = named_terms(sums, counts, self.config.objective)
+        terms = named_terms(sums, counts, self.config.objective, self.state.tokens - self.config.tokens_per_step)
         self.last_metrics |= terms
-        state, total = self.state, self.config.total_steps
+        state, total, apart = self.state, self.config.total_steps, self.config.objective.apart
         self._log.write(
             {
                 "step": state.step,
                 "tokens": state.tokens,
                 **terms,
                 "gradient_norm": self._norm if applied else None,
+                **({f"gradient_norm/{apart}": self._apart_norm} if apart is not None else {}),
                 "learning_rate": self._rate if applied else None,
                 **({"steps_without_targets": without} if without else {}),
                 "tokens_per_second": speed,
@@ -226,7 +232,7 @@ class Trainer:
         if self._validation is None:
             return
         self._watchdog.beat(self.state.step, "validation")
-        terms = self._validation.evaluate(self.engine, self.config, self.dims)
+        terms = self._validation.evaluate(self.engine, self.config, self.dims, self.state.tokens)
         entry = {f"validation_{name}": value for name, value in terms.items()}
         self.last_metrics |= entry
         self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})

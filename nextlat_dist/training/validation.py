@@ -33,14 +33,16 @@ class ValidationSet:
             count.add(rows, batch)
         return count
 
-    def evaluate(self, engine: Engine, config: RunConfig, dims: ParallelDims) -> dict[str, float | None]:
-        """Loss terms over all batches together, each a mean over what counts. Collective."""
+    def evaluate(
+        self, engine: Engine, config: RunConfig, dims: ParallelDims, tokens: int = 0
+    ) -> dict[str, float | None]:
+        """Loss terms over all batches together, each a mean over what counts, after so many tokens. Collective."""
         sums: Any = 0
         counts: Any = 0
         for batch in self._batches:
             sums = sums + engine.evaluate(batch.micro_batches)
             counts = counts + batch.counts
-        return named_terms(_over_all_ranks(sums, dims), counts, config.objective)
+        return named_terms(_over_all_ranks(sums, dims), counts, config.objective, tokens)
 
 
 def validation_set(

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from nextlat_dist.bench import step_time
-from nextlat_dist.bench.step_time import QUICK, OurStep, TransformersStep, config_of
+from nextlat_dist.bench.step_time import QUICK, OurStep, TransformersStep, config_of, time_ratio
+from nextlat_dist.bench.timing import Rates
+from nextlat_dist.plan.counting import flops_per_token
 from tests.kit.harness import Ranks
 
 SUMMARIES = {
     "step_time": {
-        *(f"{kind}_ratio_{case}" for kind in ("step", "flop") for case in ("d1", "d2", "d8", "mtp2")),
+        *(
+            f"{kind}_ratio_{case}"
+            for kind in ("step", "flop")
+            for case in ("d1", "d2", "d8", "mtp2", "jtp2", "bst", "d2_detached")
+        ),
         "unfused_over_fused_gpt",
         "gpt_over_transformers",
     },
@@ -38,6 +44,18 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
     assert set(report["summary"]) == SUMMARIES[name]
     assert all(value > 0 for value in report["summary"].values())
     assert f"{next(iter(report['summary']))} = " in ended.stdout
+    if name == "step_time":
+        ratios = [report["summary"][f"flop_ratio_{case}"] for case in ("d1", "d2", "d8")]
+        assert 1 < ratios[0] < ratios[1] < ratios[2]
+        parameters = {row["step"]: row["parameters"] for row in report["rows"]}
+        assert parameters["GPT"] < parameters["JTP, d = 2"] < parameters["BST, 1 % of pairs"]
+
+
+def test_ratios_are_of_times_and_sides_are_what_they_say() -> None:
+    one, other = Rates((1.0,), (2.0,)), Rates((10.0,), (8.0,))
+    assert (time_ratio(one, other, True), time_ratio(one, other, False)) == (4, 10)
+    assert not config_of(QUICK, {"name": "next_token"}, 256, fused=False).training.fused_losses
+    assert config_of(QUICK, {"name": "next_token"}, 256).training.fused_losses
 
 
 def test_full_run_has_the_shapes_that_are_promised() -> None:
@@ -52,12 +70,19 @@ def steps_of_both() -> dict[str, Any]:
     """Losses of the first steps, and parameters, of our step and of the one with transformers."""
     config = config_of(QUICK, {"name": "next_token"}, QUICK.small_vocab_size)
     ours, theirs = OurStep(config, QUICK.document_tokens), TransformersStep(config)
-    before = [p.detach().clone() for p in theirs._model.parameters()]
+    before, own = ([p.detach().clone() for p in m.parameters()] for m in (theirs._model, ours._engine.module))
     tokens = ours(), theirs()
+    rows = [QUICK.document_tokens, QUICK.sequence_length - QUICK.document_tokens]  # documents of each
+    attended = sum(n * (n + 1) / 2 for n in rows) / QUICK.sequence_length
     return {
         "tokens": tokens,
         "sizes": [sum(p.numel() for p in model.parameters()) for model in (ours._engine.module, theirs._model)],
-        "moved": all(not p.equal(q) for p, q in zip(before, theirs._model.parameters(), strict=True)),
+        "moved": all(
+            not p.equal(q)
+            for model, old in ((theirs._model, before), (ours._engine.module, own))
+            for p, q in zip(old, model.parameters(), strict=True)
+        ),
+        "flops": (ours.flops(), ours.tokens * flops_per_token(config, attended)),
         "gradients": [p.grad is None for p in theirs._model.parameters()],
     }
 
@@ -67,4 +92,5 @@ def test_both_sides_do_the_same_work(one_rank: Ranks) -> None:
     assert found["tokens"] == (QUICK.rows * QUICK.sequence_length,) * 2
     assert found["sizes"][0] == found["sizes"][1]
     assert found["moved"]
+    assert found["flops"][0] == pytest.approx(found["flops"][1])
     assert all(found["gradients"])

@@ -28,7 +28,6 @@ from nextlat_dist.calibration.observations import Observations
 from nextlat_dist.cli import main
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.drafters.latent_predictor import PREDICTOR_DIRECTORY
-from nextlat_dist.huggingface.drafters.mtp import MTP_DIRECTORY
 from nextlat_dist.inference.generation import Cycle
 from nextlat_dist.inference.loading import load
 from nextlat_dist.inference.speculative.calibration import Acceptance, Calibration
@@ -41,6 +40,7 @@ from tests.kit.exports import (
     write_export,
     write_tokenizer,
 )
+from tests.kit.form_exports import jtp_export
 from tests.kit.mtp_exports import mtp_export
 
 VOCAB_SIZE = 640  # more than the tokenizers of the prompts and of `text_dataset` have
@@ -218,10 +218,11 @@ def test_cycles_take_turns_and_leave_the_output_alone(right: Path) -> None:
 
 
 def test_a_drafter_of_few_tokens_is_timed_up_to_those(tmp_path: Path) -> None:
-    decoder = load(mtp_export(tmp_path / "mtp"))
-    costs = measure_cycle_costs(decoder, [[1, 2, 3], [2, 2]], [1, 3], seed=0, progress=False)
-    assert {size: list(line) for size, line in costs.verify.items()} == {1: [1, 2, 3], 3: [1, 2, 3]}
-    assert drafter_of(decoder.opened).directory == tmp_path / "mtp" / MTP_DIRECTORY
+    for name, make in (("mtp", mtp_export), ("jtp", jtp_export)):
+        decoder = load(make(tmp_path / name))
+        costs = measure_cycle_costs(decoder, [[1, 2, 3], [2, 2]], [1, 3], seed=0, progress=False)
+        assert {size: list(line) for size, line in costs.verify.items()} == {1: [1, 2, 3], 3: [1, 2, 3]}
+        assert drafter_of(decoder.opened).directory == tmp_path / name / name
 
 
 def test_a_calibrated_export_decodes_adaptively(right: Path, prompts: Path, tmp_path: Path) -> None:

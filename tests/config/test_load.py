@@ -74,7 +74,7 @@ def test_unknown_key_of_a_file_is_an_error_too(tmp_path: Path) -> None:
         ("output_dir=null", "output_dir is None, it must be of type str"),
         (
             "objective.name=mtp2",
-            "objective.name is 'mtp2', it must be one of next_token, nextlat, mtp; the nearest is mtp",
+            "objective.name is 'mtp2', it must be one of next_token, nextlat, mtp, jtp, bst; the nearest is mtp",
         ),
         ("objective.name=null", "objective.name is None, it must be of type str"),
         ("parallel.zero_stage=4", "parallel.zero_stage is 4, it must be one of 0, 1, 2, 3"),

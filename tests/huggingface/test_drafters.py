@@ -89,7 +89,7 @@ def test_an_installed_distribution_brings_a_kind(export: Path, tmp_path: Path, m
     [plain] = decoder.generate(prompts, max_new_tokens=12, draft_length=0, ignore_eos=True)
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafted > 0
-    with pytest.raises(UserError, match="installed distributions bring latent_predictor, mtp, toy"):
+    with pytest.raises(UserError, match="installed distributions bring latent_predictor, mtp, jtp, toy"):
         drafter_kind("toi")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.kit.exports import (
     write_export,
     write_tokenizer,
 )
+from tests.kit.form_exports import bst_export, jtp_export
 
 EOS, PAD = [2, 5], 3
 PROMPTS = [[1, 9, 10, 11, 12], [1, 20], [1, 8, 30, 7, 7, 19, 4]]
@@ -276,3 +278,10 @@ def test_one_decoder_per_model_and_none_left_behind(export: Path) -> None:
     del model
     gc.collect()
     assert decoder() is None
+
+
+@pytest.mark.parametrize(("make", "draft_length"), [(jtp_export, 2), (bst_export, 0)])
+def test_bases_that_are_more_than_a_llama(make: Callable[..., Path], draft_length: int, tmp_path: Path) -> None:
+    model = reference_model(make(tmp_path, eos_token_id=EOS[0], pad_token_id=PAD), torch.float64)
+    expected, found = both(model, left_padded(PROMPTS), max_new_tokens=12, draft_length=draft_length)
+    assert torch.equal(expected, found)

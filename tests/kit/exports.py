@@ -9,13 +9,15 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from nextlat_dist.huggingface.base import LlamaConfig as BaseConfig
 from nextlat_dist.huggingface.base import save_base_weights
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig, save_predictor
 from nextlat_dist.huggingface.tokenizer import export_tokenizer
@@ -187,17 +189,19 @@ def token_by_token(export: Path, prompts: list[list[int]], count: int) -> list[l
     return ids[:, len(prompts[0]) :].tolist()
 
 
-def reference_model(directory: Path, dtype: torch.dtype) -> LlamaForCausalLM:
-    """transformers' own model of an export; its norms compute in `dtype` (they would fall back to fp32 in float64)."""
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+def reference_model(directory: Path, dtype: torch.dtype) -> Any:
+    """transformers' model of an export; its norms compute in `dtype` (they would fall back to fp32 in float64)."""
+    BaseConfig.from_directory(directory).form.register()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
-            module.forward = partial(
+            exact = partial(
                 functional.rms_norm,
                 normalized_shape=module.weight.shape,
                 weight=module.weight,
                 eps=module.variance_epsilon,
             )
+            setattr(module, "normalise" if hasattr(module, "normalise") else "forward", exact)
     return model
 
 

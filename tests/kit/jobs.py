@@ -151,10 +151,10 @@ def gather_full(
         for name in shards[0][1]:
             parts = [tensors[name] for _, tensors in shards]
             sharding = sharding_of(name, rules)
-            if sharding.dim is None:
+            if not sharding.splits(len(parts)):
                 for part in parts[1:]:
                     torch.testing.assert_close(part, parts[0], rtol=1e-5, atol=1e-9)
-            tensor = merge(parts, sharding)
+            tensor = merge(parts if sharding.splits(len(parts)) else parts[:1], sharding)
             if name in full:
                 torch.testing.assert_close(tensor, full[name], rtol=1e-5, atol=1e-9)
             full[name] = tensor

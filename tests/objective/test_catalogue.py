@@ -58,12 +58,12 @@ def refusal(name: str) -> str:
 def test_built_in_entries_are_found_by_their_names() -> None:
     assert [objective_entry(entry.name) for entry in BUILT_IN] == list(BUILT_IN)
     assert {entry.name: entry.drafter for entry in BUILT_IN} == {
-        "next_token": None, "nextlat": "latent_predictor", "mtp": "mtp",
+        "next_token": None, "nextlat": "latent_predictor", "mtp": "mtp", "jtp": "jtp", "bst": None,
     }  # fmt: skip
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(toy: Path) -> None:
-    known = "it must be one of next_token, nextlat, mtp, installed_toy"
+    known = "it must be one of next_token, nextlat, mtp, jtp, bst, installed_toy"
     assert refusal("nextlt") == f"objective.name is 'nextlt', {known}; the nearest is nextlat"
     assert refusal("?") == f"objective.name is '?', {known}, or my_module:MyEntry"
     with pytest.raises(UserError, match=r"predictor\.fusion is 'concatt', it must be one of concat; the nearest is"):

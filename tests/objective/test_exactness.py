@@ -9,13 +9,23 @@ import torch
 
 from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import RunConfig
+from nextlat_dist.huggingface.forms.catalogue import CONDITION
+from nextlat_dist.huggingface.forms.layers import layer_parts
 from nextlat_dist.huggingface.weights import mtp_tensors, to_llama
 from nextlat_dist.model.rows import Batch
+from nextlat_dist.objective.bst.pairs import uniform
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 from tests.kit.reference import reference_terms
+from tests.kit.reference_bst import bst_terms
+from tests.kit.reference_jtp import jtp_terms
 
 TOLERANCE = 1e-10
+OF_THE_METHOD = ("horizon", "lambda_hidden", "lambda_kl", "lambda_mtp", "stop_gradient_target", "stop_gradient_head")
+REFERENCES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "jtp": (jtp_terms, ("horizon", "lambda_jtp")),
+    "bst": (bst_terms, ("lambda_previous", "least_gap", "largest_gap")),
+}
 
 
 def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
@@ -58,15 +68,24 @@ def term_gradients(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_llama_names(canonical: dict[str, torch.Tensor], config: RunConfig) -> dict[str, torch.Tensor]:
-    predictor = {name: tensor for name, tensor in canonical.items() if name.startswith("latent_predictor.")}
+    own = ("latent_predictor.", "fetch.", "text_head.", "backward.final_layernorm")
+    predictor = {name: tensor for name, tensor in canonical.items() if name.startswith(own)}
+    for name, tensor in canonical.items():  # the second stack's layers, as those of a Llama
+        if name.startswith("backward.layers."):
+            _, _, index, part = name.split(".", 3)
+            pieces = layer_parts(part, tensor, config)
+            predictor |= {f"backward.layers.{index}.{piece}.weight": value for piece, value in pieces.items()}
     mtp = {f"mtp.{name}": tensor for name, tensor in mtp_tensors(canonical, config).items()}
-    return {**to_llama(canonical, config), **predictor, **mtp}
+    llama = to_llama(canonical, config, eos_token_id=0)
+    llama.pop(CONDITION, None)  # a constant that is made of weights
+    return {**llama, **predictor, **mtp}
 
 
-def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, float], dict[str, Any]]:
+def _reference(result: dict[str, Any], config: RunConfig, **more: Any) -> tuple[dict[str, float], dict[str, Any]]:
     weights = {n: t.clone().requires_grad_() for n, t in _in_llama_names(result["weights"], config).items()}
-    rows = result["rows"]
-    terms = reference_terms(
+    rows, objective = result["rows"], config.objective
+    terms_of, keys = REFERENCES.get(objective.name, (reference_terms, OF_THE_METHOD))
+    terms = terms_of(
         weights,
         rows.tokens,
         rows.document_ids,
@@ -75,18 +94,15 @@ def _reference(result: dict[str, Any], config: RunConfig) -> tuple[dict[str, flo
         num_query_groups=config.model.query_groups,
         rotary_base=config.model.rotary_base,
         norm_epsilon=config.model.norm_epsilon,
-        horizon=config.objective.horizon,
-        lambda_hidden=config.objective.lambda_hidden,
-        lambda_kl=config.objective.lambda_kl,
-        lambda_mtp=config.objective.lambda_mtp,
-        lambda_next_token=config.objective.lambda_next_token,
-        stop_gradient_target=config.objective.stop_gradient_target,
-        stop_gradient_head=config.objective.stop_gradient_head,
         labels=rows.labels,
+        **{key: getattr(objective, key) for key in ("lambda_next_token", *keys)},
+        **more,
     )
     gradients = {}
     for name in result["gradients"]:
-        found = torch.autograd.grad(terms[name], list(weights.values()), retain_graph=True, allow_unused=True)
+        found: Any = [None] * len(weights)
+        if terms[name].requires_grad:
+            found = torch.autograd.grad(terms[name], list(weights.values()), retain_graph=True, allow_unused=True)
         gradients[name] = {
             key: torch.zeros_like(w) if g is None else g for (key, w), g in zip(weights.items(), found, strict=True)
         }
@@ -105,8 +121,8 @@ def exact_mtp(request: pytest.FixtureRequest, one_rank: Ranks) -> tuple[dict[str
     return one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
 
 
-def _assert_equal_the_equations(result: dict[str, Any], config: RunConfig) -> None:
-    terms, gradients = _reference(result, config)
+def _assert_equal_the_equations(result: dict[str, Any], config: RunConfig, **more: Any) -> None:
+    terms, gradients = _reference(result, config, **more)
     assert terms.keys() == result["terms"].keys()
     for name in terms:
         assert terms[name] > 0
@@ -152,6 +168,38 @@ def test_mtp_terms_and_gradients_equal_the_equations(exact_mtp: tuple[dict[str, 
     _assert_equal_the_equations(*exact_mtp)
     gradients = exact_mtp[0]["gradients"]["mtp"]
     assert all(gradient.any() for gradient in gradients.values())  # trunk, head and embedding too
+
+
+@pytest.mark.parametrize(("horizon", "tied"), [(1, False), (3, False), (2, True)])
+def test_jtp_terms_and_gradients_equal_the_equations(horizon: int, tied: bool, one_rank: Ranks) -> None:
+    objective = {"name": "jtp", "horizon": horizon, "lambda_jtp": 0.7, "lambda_next_token": 0.4}
+    raw = jobs.tiny_config(objective=objective, model={"tie_embeddings": tied})
+    result = one_rank.run(term_gradients, raw)[0]
+    _assert_equal_the_equations(result, config_from_dict(raw))
+    assert all(gradient.any() for gradient in result["gradients"]["jtp"].values())
+
+
+@pytest.mark.parametrize(
+    ("objective", "tied"),
+    [
+        ({}, False),
+        ({"least_gap": 2, "lambda_previous": 0.3, "lambda_next_token": 0.7}, True),
+        ({"largest_gap": 3}, False),
+        ({"pair_rate": 0.4}, False),
+        ({"pair_rate": 0.2, "least_gap": 2, "largest_gap": 5}, False),
+    ],
+    ids=str,
+)
+def test_bst_terms_and_gradients_equal_the_equations(objective: dict[str, Any], tied: bool, one_rank: Ranks) -> None:
+    raw = jobs.tiny_config(objective={"name": "bst", **objective}, model={"tie_embeddings": tied, "num_layers": 2})
+    result, config = one_rank.run(term_gradients, raw)[0], config_from_dict(raw)
+
+    def drawn(row: int, t: int, j: int) -> bool:
+        number, *place = (torch.tensor(value) for value in (int(result["rows"].row_numbers[row]), t, j))
+        return float(uniform(number, *place)) < config.objective.pair_rate
+
+    _assert_equal_the_equations(result, config, drawn=drawn)
+    assert all(gradient.any() for gradient in result["gradients"]["loss"].values())
 
 
 def test_the_next_token_objective_equals_the_equations(one_rank: Ranks) -> None:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nextlat_dist.config.load import config_from_dict
 from nextlat_dist.config.schema import ObjectiveConfig
+from nextlat_dist.errors import UserError
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.objective.masks import masked_sum, next_token_mask
 from nextlat_dist.objective.terms import (
@@ -126,3 +128,38 @@ def test_loss_does_not_depend_on_how_rows_are_split(
     assert torch.equal(added, counts)
     assert named_terms(sums, added, objective) == pytest.approx(whole, rel=1e-12)
     assert loss == pytest.approx(whole["loss"], rel=1e-12)
+
+
+CHANGING = {"lambda_kl": [[100.0, 0.0], [300.0, 2.0], [500.0, 1.0]], "lambda_next_token": [[0.0, 0.5]]}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kl"), [(0, 0.0), (100, 0.0), (200, 1.0), (300, 2.0), (400, 1.5), (500, 1.0), (10**9, 1.0)]
+)
+def test_a_lambda_may_change_over_tokens(tokens: int, kl: float) -> None:
+    objective = ObjectiveConfig(name="nextlat", lambda_hidden=3.0, lambda_schedule=CHANGING)
+    assert term_weights(float64(1, 1, 1), objective, tokens).tolist() == [0.5, 3.0, kl]
+    loss = named_terms(float64(1, 1, 1), float64(1, 1, 1), objective, tokens)["loss"]
+    assert loss == pytest.approx(0.5 + 3 + kl)
+    assert objective.ever_weighs("lambda_kl")
+    never = ObjectiveConfig(name="nextlat", lambda_schedule={"lambda_kl": [[0.0, 0.0]]})
+    assert not never.ever_weighs("lambda_kl")
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ({"lambda_mtp": [[0, 1]]}, "lambda_mtp is no weight of objective.name=nextlat, which has lambda_next_token, "),
+        ({"lambda_kl": []}, "must give each a list of [tokens, value]"),
+        ({"lambda_kl": [[0, 1, 2]]}, "must give each a list of [tokens, value]"),
+        ({"lambda_kl": [[0]]}, "must give each a list of [tokens, value]"),
+        ({"lambda_kl": [[5, 1], [5, 2]]}, "its tokens rising"),
+        ({"lambda_kl": [[0, -1]]}, "its values from 0 to 1e+6"),
+        ({"lambda_kl": [[0, 0]], "lambda_hidden": [[0, 0]]}, "has nothing to learn"),
+        ({"lambda_kl": 3}, "must be a list"),
+    ],
+)
+def test_a_schedule_that_means_nothing_is_refused(points: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config_from_dict({"objective": {"lambda_schedule": points}})
+    assert said in str(caught.value)

@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "gpt": {"name": "next_token"},
     "nextlat": {"name": "nextlat", "horizon": 2},
     "mtp": {"name": "mtp", "horizon": 2},
+    "jtp": {"name": "jtp", "horizon": 2},
 }
 
 

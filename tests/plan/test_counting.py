@@ -22,6 +22,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "nextlat": {},
     "gpt": {"objective": {"name": "next_token"}},
     "mtp": {"objective": {"name": "mtp", "horizon": 2}},
+    "jtp": {"objective": {"name": "jtp", "horizon": 2}},
+    "detached": {"objective": {"detach_base": True}},
     "tied": {"model": {"tie_embeddings": True}},
     "free-head": {"objective": {"stop_gradient_head": False, "stop_gradient_target": False}},
     "kl-logged-only": {"objective": {"lambda_kl": 0}},
@@ -52,7 +54,8 @@ def test_counts_are_those_of_the_built_model(model: str, one_rank: Ranks) -> Non
     config = config_from_dict(raw)
     shapes = one_rank.run(built, raw)[0]
     del shapes["flops"]
-    sizes: dict[str, int] = {"embedding": 0, "decoder": 0, "output_layer": 0, "latent_predictor": 0, "mtp": 0}
+    objectives = ("latent_predictor", "mtp", "fetch")
+    sizes: dict[str, int] = {"embedding": 0, "decoder": 0, "output_layer": 0, **dict.fromkeys(objectives, 0)}
     for name, shape in shapes.items():
         part = name.split(".", maxsplit=1)[0]
         if part in ("embedding", "output_layer"):
@@ -62,10 +65,10 @@ def test_counts_are_those_of_the_built_model(model: str, one_rank: Ranks) -> Non
     counts = parameter_counts(config)
     assert {name: counts[name] for name in sizes} == sizes
     assert counts["base"] == sizes["embedding"] + sizes["decoder"] + sizes["output_layer"]
-    assert counts["total"] == counts["base"] + sizes["latent_predictor"] + sizes["mtp"]
+    assert counts["total"] == counts["base"] + sum(sizes[part] for part in objectives)
 
 
-@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp", "free-head", "kl-logged-only", "one-group"])
+@pytest.mark.parametrize("model", ["nextlat", "gpt", "mtp", "jtp", "free-head", "kl-logged-only", "one-group"])
 def test_flops_are_those_of_a_training_pass(model: str, one_rank: Ranks) -> None:
     sections = MODELS[model]
     raw = jobs.tiny_config(data={"sequence_length": 96}, **sections)

@@ -21,6 +21,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "d1": {"horizon": 1},
     "d8": {"horizon": 8},
     "mtp": {"name": "mtp", "horizon": 2},
+    "jtp": {"name": "jtp", "horizon": 2},
 }
 
 
@@ -52,6 +53,7 @@ def test_no_split_is_better(layers: int, stages: int, objective: str) -> None:
     chosen = stage_layers(found)
     every = [s for s in itertools.product(range(1, layers + 1), repeat=stages) if sum(s) == layers]
     assert slowest(found, tuple(chosen)) == pytest.approx(min(slowest(found, split) for split in every))
+    assert chosen[:-1] == sorted(chosen[:-1], reverse=True), "the first have one more"
     assert all(count > 0 for count in chosen)
     assert sum(chosen) == layers
 
@@ -73,8 +75,9 @@ def test_four_stages_of_1p3b_are_balanced() -> None:
 
 
 def test_what_recomputation_costs_counts() -> None:
-    none, full = of_1p3b(1), of_1p3b(1)
-    full.training.recompute = "full"
+    none, selective, full = of_1p3b(1), of_1p3b(1), of_1p3b(1)
+    selective.training.recompute, full.training.recompute = "selective", "full"
+    assert stage_layers(selective) == stage_layers(none)
     assert stage_layers(full)[-1] > stage_layers(none)[-1]
 
 

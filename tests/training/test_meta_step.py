@@ -13,6 +13,8 @@ OBJECTIVES = {
     "gpt": ["objective.name=next_token"],
     "nextlat": ["objective.name=nextlat", "objective.horizon=2"],
     "mtp": ["objective.name=mtp", "objective.horizon=2"],
+    "jtp": ["objective.name=jtp", "objective.horizon=2"],
+    "detached": ["objective.name=nextlat", "objective.horizon=2", "objective.detach_base=true"],
 }
 SEQUENCE = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
 PIPELINE = ["parallel.pipeline_model_parallel_size=4", "model.num_layers=6"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nextlat_dist.config.load import config_from_dict
+from nextlat_dist.errors import UserError
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 from tests.kit.training.runs import assert_same_state, go_on, train_and_save
@@ -139,6 +142,77 @@ def test_mtp_equals_single_rank(layout: str, mtp_reference: Any, request: pytest
         )
     }
     _assert_equal(result, mtp_reference)
+
+
+JTP: dict[str, Any] = {"objective": {"name": "jtp", "lambda_jtp": 0.7}}
+
+
+@pytest.fixture(scope="module")
+def jtp_reference(one_rank: Ranks) -> Any:
+    return one_rank.run(jobs.first_steps, _config(2, {"zero_stage": 0}, {"micro_batch_size": 8}, **JTP), STEPS)[0]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        layout if layout in ("tp2", "sequence-pp2") else pytest.param(layout, marks=pytest.mark.slow)
+        for layout in LAYOUTS
+    ],
+)
+def test_jtp_equals_single_rank(layout: str, jtp_reference: Any, request: pytest.FixtureRequest) -> None:
+    size, parallel, training = LAYOUTS[layout]
+    ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[size])
+    result = ranks.run(jobs.first_steps, _config(2, parallel, training, **JTP), STEPS)[0]
+    assert {"fetch.scale", "fetch.relative_bias", "decoder.final_layernorm.weight"} < result["gradients"].keys()
+    _assert_equal(result, jtp_reference)
+
+
+BST: dict[str, Any] = {"objective": {"name": "bst", "lambda_previous": 0.7, "pair_rate": 0.6}}
+NO_PIPELINE = [name for name, (_, parallel, _) in LAYOUTS.items() if "pipeline_model_parallel_size" not in parallel]
+
+
+@pytest.fixture(scope="module")
+def bst_reference(one_rank: Ranks) -> Any:
+    return one_rank.run(jobs.first_steps, _config(2, {"zero_stage": 0}, {"micro_batch_size": 8}, **BST), STEPS)[0]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        layout if layout in ("sequence-zero3", "dp2-zero2") else pytest.param(layout, marks=pytest.mark.slow)
+        for layout in NO_PIPELINE
+    ],
+)
+def test_bst_equals_single_rank(layout: str, bst_reference: Any, request: pytest.FixtureRequest) -> None:
+    """Pairs are drawn by row, so whoever has a row draws the same."""
+    size, parallel, training = LAYOUTS[layout]
+    ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[size])
+    result = ranks.run(jobs.first_steps, _config(2, parallel, training, **BST), STEPS)[0]
+    assert {"text_head.linear_fc1", "backward.layers.3.mlp.linear_fc1.weight"} < result["gradients"].keys()
+    _assert_equal(result, bst_reference)
+
+
+def test_bst_in_a_pipeline_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot be used with objective\.name=bst"):
+        config_from_dict(_config(2, {"pipeline_model_parallel_size": 2}, {}, **BST))
+
+
+@pytest.fixture(scope="module")
+def three_ranks() -> Iterator[Ranks]:
+    ranks = Ranks(3)
+    yield ranks
+    ranks.stop()
+
+
+@pytest.mark.parametrize("parallel", [{"zero_stage": 1}, {"zero_stage": 3, "sequence_parallel": True}], ids=str)
+def test_heads_of_jtp_that_do_not_divide(parallel: dict[str, Any], one_rank: Ranks, three_ranks: Ranks) -> None:
+    """Six heads give its attention four, which three ranks do not divide: each has all of them."""
+    model = {"num_attention_heads": 6, "num_query_groups": 6, "hidden_size": 48, "ffn_hidden_size": 96}
+    more = {"objective": JTP["objective"], "model": {**model, "make_vocab_size_divisible_by": 24}}
+    whole = _config(2, {"zero_stage": 0}, {"micro_batch_size": 8}, **more)
+    expected = one_rank.run(jobs.first_steps, whole, STEPS)[0]
+    layout = {"tensor_model_parallel_size": 3, **parallel}
+    _assert_equal(three_ranks.run(jobs.first_steps, _config(2, layout, {}, **more), STEPS)[0], expected)
 
 
 @pytest.mark.slow

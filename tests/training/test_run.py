@@ -47,6 +47,19 @@ def _config(output: Path, dataset: Path, **sections: dict[str, Any]) -> dict[str
     return raw
 
 
+def test_a_lambda_follows_its_schedule(tmp_path: Path, text_dataset: Path, one_rank: Ranks) -> None:
+    """The logged loss is made of the terms with the weights of the step; the predictor rests while they are 0."""
+    step = 4 * 48
+    schedule = {"lambda_hidden": [[2 * step, 0], [4 * step, 4]], "lambda_kl": [[0, 0]]}
+    raw = training_config(tmp_path, text_dataset, {"zero_stage": 1}, {"micro_batch_size": 2})
+    one_rank.run(run_training, {**raw, "objective": {"horizon": 1, "lambda_schedule": schedule}})
+    for number, line in logged(tmp_path).items():
+        weight = {4: 2.0, 5: 4.0, 6: 4.0}.get(number, 0.0)
+        assert line["loss"] == pytest.approx(line["next_token"] + weight * line["hidden"], rel=1e-6), number
+        assert line["hidden"] > 0
+    assert len(logged(tmp_path)) == 6
+
+
 @pytest.mark.parametrize("packing", ["concat", "pad"])
 def test_training_lowers_every_reported_loss(
     packing: str, tmp_path: Path, text_dataset: Path, two_ranks: Ranks

@@ -89,6 +89,7 @@ def run_tasks(export: Path, manager: Any, tasks: list[Any], limit: int | None, b
             f"{export} has sentencepiece's file alone, which lm-evaluation-harness does not read; export the run "
             "without --no-tokenizer"
         )
+    opened.config.form.register()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = simple_evaluate(
         OneBos(str(export), device=device, batch_size=batch_size, trust_remote_code=False, use_safetensors=True),

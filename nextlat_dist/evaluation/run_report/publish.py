@@ -17,7 +17,10 @@ from nextlat_dist.reporting.report import write_json
 
 LOSS_TERMS_PICTURE = "loss_terms.png"
 TIME_SPLIT_PICTURE = "time_split.png"
-LOSS_TERMS = {"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL", "mtp": "multi-token"}
+LOSS_TERMS = {
+    **{"loss": "total", "next_token": "next token", "hidden": "hidden state", "kl": "KL"},
+    **{"mtp": "multi-token", "jtp": "joint tokens"},
+}
 VALIDATION = "validation_"  # before the name of a term
 
 

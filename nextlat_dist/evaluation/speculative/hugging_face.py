@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from nextlat_dist.evaluation.speculative.trials import Decoded
+from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.inference.generation import Generation
 
 PROMPT_LOOKUP_TOKENS = 10
@@ -24,6 +25,7 @@ class HuggingFace:
     """The base model of an export in stock transformers."""
 
     def __init__(self, export: Path, device: torch.device, dtype: torch.dtype) -> None:
+        LlamaConfig.from_directory(export).form.register()
         self.model = (
             AutoModelForCausalLM.from_pretrained(export, dtype=dtype, trust_remote_code=False, use_safetensors=True)
             .to(device)

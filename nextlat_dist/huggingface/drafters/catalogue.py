@@ -15,12 +15,13 @@ from pathlib import Path
 from nextlat_dist.errors import UserError
 from nextlat_dist.huggingface.base import LlamaConfig
 from nextlat_dist.huggingface.drafters.format import CONFIG_FILE, DrafterKind, StoredDrafter, load_drafter
+from nextlat_dist.huggingface.drafters.jtp import JTP
 from nextlat_dist.huggingface.drafters.latent_predictor import LATENT_PREDICTOR
 from nextlat_dist.huggingface.drafters.mtp import MTP
 from nextlat_dist.huggingface.stored import read_fields
 
 GROUP = "nextlat_dist.drafters"
-BUILT_IN = {kind.name: kind for kind in (LATENT_PREDICTOR, MTP)}
+BUILT_IN = {kind.name: kind for kind in (LATENT_PREDICTOR, MTP, JTP)}
 
 
 def drafter_kind(name: str, *, outside: Path | None = None) -> DrafterKind:

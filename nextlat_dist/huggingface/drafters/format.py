@@ -55,6 +55,7 @@ class DrafterKind:
         speculative_tokens: config → most tokens that it drafts at a time; None: any number.
         draft_vocabulary: whether it can draft from fewer ids than the base has.
         shapes: config and the base's config → names and shapes of the tensors, checked when they are read.
+        verifier: transformers' class of the base.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DrafterKind:
     speculative_tokens: Callable[[Any], int | None] = lambda config: None
     draft_vocabulary: bool = False
     shapes: Callable[[Any, LlamaConfig], Mapping[str, tuple[int, ...]]] | None = None
+    verifier: str = "LlamaForCausalLM"
 
     def to_json(self, config: Any) -> dict[str, Any]:
         """config.json: what speculators' configurations have in common, then what is the kind's own."""
@@ -84,7 +86,7 @@ class DrafterKind:
             "speculators_config": {
                 "algorithm": self.algorithm,
                 "proposal_methods": [proposal],
-                "verifier": {"name_or_path": "..", "architectures": ["LlamaForCausalLM"]},
+                "verifier": {"name_or_path": "..", "architectures": [self.verifier]},
             },
             **self.constants,
             **own,

@@ -146,6 +146,11 @@ class Llama:
         return self.embedding.device
 
     @property
+    def state_size(self) -> int:
+        """Numbers of a state; its first `hidden_size` are h, what the output head reads."""
+        return self.config.hidden_size
+
+    @property
     def half_precision(self) -> bool:
         return self.embedding.dtype in (torch.bfloat16, torch.float16)
 
@@ -170,9 +175,17 @@ class Llama:
 
     def run(self, tokens: torch.Tensor, block: Block, cache: KeyValueCache) -> torch.Tensor:
         """tokens [rows * width or fewer], placed as `block` says → h, as many; the cache's lengths stay."""
+        return self.normed(self.trunk(tokens, block, cache))
+
+    def trunk(self, tokens: torch.Tensor, block: Block, cache: KeyValueCache) -> torch.Tensor:
+        """The same before the final norm."""
         x = functional.embedding(tokens, self.embedding)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = layer.forward(x, keys, values, block)
+        return x
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        """The final norm."""
         return functional.rms_norm(x, self.final_norm.shape, self.final_norm, self.config.rms_norm_eps)
 
     def prefill(
@@ -187,7 +200,11 @@ class Llama:
             yield self.forward(flat, counts, cache), counts
 
     def logits(self, h: torch.Tensor) -> torch.Tensor:
-        """h [rows, hidden] → logits [rows, vocab], in fp32 at least."""
+        """States [rows, state] → logits of the next token [rows, vocab], in fp32 at least."""
+        return self.head(h)
+
+    def head(self, h: torch.Tensor) -> torch.Tensor:
+        """What the output head reads [rows, hidden] → logits [rows, vocab], in fp32 at least."""
         return self._head(h)
 
     def block(self, cache: KeyValueCache, counts: Sequence[int]) -> Block:

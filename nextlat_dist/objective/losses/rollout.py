@@ -143,7 +143,11 @@ class Rollout(nn.Module):
 
 
 class RolloutLoss:
-    """One pass over a batch: sums of all terms and, if wanted, the gradients of their weighted sum."""
+    """One pass over a batch: sums of all terms and, if wanted, the gradients of their weighted sum.
+
+    With `objective.detach_base` the cross entropy is somebody else's: its sum is 0 here, and only the predictor's
+    parameters get gradients.
+    """
 
     def __init__(
         self,
@@ -171,7 +175,9 @@ class RolloutLoss:
         self.weights = None if weights is None else weights.to(self.wide)
         self.positions = Positions.of(batch, self.horizon)
         rows = min(self.sizes.chunk, max(len(self.positions), 1)) + self.horizon
-        self.run = make_pass(rows, students=True, gradient=weights is not None, sizes=self.sizes)
+        self.alone = objective.detach_base
+        of_weight = weights is not None and not self.alone
+        self.run = make_pass(rows, students=True, gradient=of_weight, sizes=self.sizes)
         self.sums = torch.zeros(1 + 2 * self.horizon, dtype=self.wide, device=hidden.device)
         self.parameters: dict[str, torch.Tensor] = {}
         if weights is not None:
@@ -187,11 +193,15 @@ class RolloutLoss:
                 self._chunk(start, min(start + self.sizes.chunk, len(self.positions)))
         if self.weights is None:
             return self.sums
-        gradients: dict[torch.Tensor, torch.Tensor | None] = {
-            self.hidden: self.state_gradient,
-            self.embedded: self.embedding_gradient,
-            self.weight: self.run.weight_gradient,
-        }
+        gradients: dict[torch.Tensor, torch.Tensor | None] = {}
+        if self.alone and self.embedded.requires_grad:
+            gradients = {self.embedded: self.embedding_gradient}  # zeros, for whoever waits for one
+        elif not self.alone:
+            gradients = {
+                self.hidden: self.state_gradient,
+                self.embedded: self.embedding_gradient,
+                self.weight: self.run.weight_gradient,
+            }
         named = dict(self.rollout.named_parameters())
         gradients |= {named[name]: gradient for name, gradient in self.gradients.items()}
         return with_gradients(weighted_loss(self.sums, self.weights), self.sums, gradients)
@@ -207,7 +217,8 @@ class RolloutLoss:
         own = int((rows < count).sum()) if rows.device.type == "cpu" else count
         counted = positions.next_token[reach][rows]
         teacher = self.run.teacher(states.detach()[rows], positions.targets[reach][rows])
-        self.sums[0] += masked_sum(teacher.loss[:own], counted[:own])
+        if not self.alone:
+            self.sums[0] += masked_sum(teacher.loss[:own], counted[:own])
         with torch.set_grad_enabled(self.weights is not None):
             predicted, distance = self._rollout(states, embedded, start, count)
         students = [self._student(step, state, teacher, rows, start) for step, state in enumerate(predicted, start=1)]
@@ -216,9 +227,10 @@ class RolloutLoss:
         scale = safe_scale(self.weights[0], counted)
         scale[own:] = 0  # they are the next chunk's
         of_teacher, mean_row = self.run.gradient(states.detach()[rows], teacher, scale)
-        parts = [of_teacher[:own], *(pair.gradient(mean_row) for pair in students)]
+        parts = [of_teacher[: 0 if self.alone else own], *(pair.gradient(mean_row) for pair in students)]
         of_teacher, *of_students = sum_of_states(parts, self.run.group)
-        self._add(self.state_gradient, index[rows[:own]], only_where(scale[:own], of_teacher))
+        if not self.alone:
+            self._add(self.state_gradient, index[rows[:own]], only_where(scale[:own], of_teacher))
         places = [(pair.begins, pair.scale) for pair in students]
         del parts, students, of_teacher, mean_row  # as long as the horizon; the rollout's backward pass needs the space
         self._through_rollout(states, embedded, index, predicted, distance, places, of_students)
@@ -238,7 +250,7 @@ class RolloutLoss:
             )
             distance = masked_sum(distance, self.positions.hidden[step - 1, start : start + length])
             self.sums[step] += distance.detach()
-            if self.weights is not None and self.objective.lambda_hidden > 0:
+            if self.weights is not None and self.objective.ever_weighs("lambda_hidden"):
                 total = total + distance * self.weights[step]
         return predicted, total
 
@@ -255,7 +267,7 @@ class RolloutLoss:
             taught, begins, mask = first + kept, begins[kept], mask[kept]
         factor = step + self.horizon
         scale = None
-        if self.weights is not None and self.objective.lambda_kl > 0:
+        if self.weights is not None and self.objective.ever_weighs("lambda_kl"):
             scale = safe_scale(self.weights[factor], mask)
         found = self.run.student(
             state.detach()[begins], teacher, taught, scale, frozen=self.objective.stop_gradient_head
@@ -288,10 +300,11 @@ class RolloutLoss:
             gradients.append(whole)
         if not outputs:
             return
-        sources = [states, embedded, *self.parameters.values()]
-        found = torch.autograd.grad(outputs, sources, gradients, allow_unused=True)
-        of_states, of_embedded, *of_parameters = found
-        for total, part in ((self.state_gradient, of_states), (self.embedding_gradient, of_embedded)):
+        read = [] if self.alone else [(self.state_gradient, states), (self.embedding_gradient, embedded)]
+        sources = [*(source for _, source in read), *self.parameters.values()]
+        found = list(torch.autograd.grad(outputs, sources, gradients, allow_unused=True))
+        of_parameters = found[len(read) :]
+        for (total, _), part in zip(read, found, strict=False):
             if part is not None:
                 self._add(total, index, part)
         for name, part in zip(self.parameters, of_parameters, strict=True):
@@ -306,7 +319,7 @@ class RolloutLoss:
     def _read(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """[s, b, h] at these positions [n, h], a leaf of the chunk's own graph."""
         read = source.detach().flatten(0, 1)[index]
-        return read.requires_grad_(self.weights is not None)
+        return read.requires_grad_(self.weights is not None and not self.alone)
 
 
 @contextmanager

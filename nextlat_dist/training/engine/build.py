@@ -12,12 +12,12 @@ from torch import nn
 from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.layer_list import LayerStack, initialize, layer_list
 from nextlat_dist.model.sharding import sharding_rules
-from nextlat_dist.objective.terms import number_of_terms
+from nextlat_dist.objective.terms import number_of_terms, terms_of_parts
 from nextlat_dist.parallel.device import communication_backend
 from nextlat_dist.parallel.dims import ParallelDims
 from nextlat_dist.plan.stages import stage_layers
-from nextlat_dist.training.engine.deepspeed_config import deepspeed_config
-from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine, without_extension
+from nextlat_dist.training.engine.deepspeed_config import deepspeed_config, without_extension
+from nextlat_dist.training.engine.deepspeed_engine import DeepSpeedEngine
 from nextlat_dist.training.engine.optimizer import build_optimizer
 from nextlat_dist.training.engine.pipeline import pipeline_module
 from nextlat_dist.training.engine.step_terms import StepTerms
@@ -42,11 +42,12 @@ def build_engine(config: RunConfig, dims: ParallelDims) -> DeepSpeedEngine:
     initialize(module, config, dims)
     return DeepSpeedEngine(
         module,
-        build_optimizer(module, config.optimizer),
+        build_optimizer(module, config.optimizer, config.objective.apart),
         step_terms,
         dims,
         settings=settings,
         sharding=sharding_rules(config),
         terms=number_of_terms(config.objective),
+        parts=len(terms_of_parts(config.objective)),
         clip_grad=config.optimizer.clip_grad,
     )

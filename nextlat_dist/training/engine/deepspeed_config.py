@@ -7,6 +7,8 @@ names our key. Everything else passes through untouched.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nextlat_dist.config.schema import RunConfig
@@ -91,3 +93,24 @@ def _merge(target: dict[str, Any], ours: dict[str, Any], prefix: str) -> None:
             )
         else:
             target[key] = value
+
+
+@contextmanager
+def without_extension() -> Iterator[None]:
+    """Inside, DeepSpeed does not load its CPU extension `deepspeed_shm_comm`.
+
+    That one reduces tensors in inference engines alone; training never calls it. Loading it takes a C++ compiler and
+    minutes at the first start, waits in silence where a killed build left its lock, and leaves 66 MB per rank in
+    /dev/shm at every start, for good: DeepSpeed 0.19.8 never removes them.
+    """
+    from deepspeed.ops import __compatible_ops__ as loadable
+
+    name = "deepspeed_shm_comm"
+    known, loadable[name] = loadable.get(name), False
+    try:
+        yield
+    finally:
+        if known is None:
+            del loadable[name]
+        else:
+            loadable[name] = known

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,38 +27,25 @@ import torch.distributed as dist
 from torch import nn
 
 from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, Fragment
+from nextlat_dist.errors import UserError
 from nextlat_dist.model.decoder_layer import set_documents
 from nextlat_dist.model.rows import Batch
 from nextlat_dist.model.sharding import Rules
 from nextlat_dist.objective.fused_objective import FusedObjective, set_term_weights
 from nextlat_dist.parallel.dims import ModelParallelUnit, ParallelDims, all_reduce_sum
-from nextlat_dist.training.engine.gradient_norm import is_tied_copy, norm_of, of_parameters, of_partitions, share_of
-from nextlat_dist.training.engine.optimizer import set_learning_rate
+from nextlat_dist.training.engine.gradient_norm import (
+    clip_gradients,
+    is_tied_copy,
+    norm_of,
+    of_parameters,
+    of_partition,
+    share_of,
+)
+from nextlat_dist.training.engine.optimizer import PART, ensure_state, set_learning_rate
 from nextlat_dist.training.engine.partial import sum_partial_gradients
 from nextlat_dist.training.engine.protocol import Judge
 from nextlat_dist.training.engine.step_terms import StepTerms
 from nextlat_dist.training.engine.time_split import OF_A_PIPELINE, TimeSplit
-
-
-@contextmanager
-def without_extension() -> Iterator[None]:
-    """Inside, DeepSpeed does not load its CPU extension `deepspeed_shm_comm`.
-
-    That one reduces tensors in inference engines alone; training never calls it. Loading it takes a C++ compiler and
-    minutes at the first start, waits in silence where a killed build left its lock, and leaves 66 MB per rank in
-    /dev/shm at every start, for good: DeepSpeed 0.19.8 never removes them.
-    """
-    from deepspeed.ops import __compatible_ops__ as loadable
-
-    name = "deepspeed_shm_comm"
-    known, loadable[name] = loadable.get(name), False
-    try:
-        yield
-    finally:
-        if known is None:
-            del loadable[name]
-        else:
-            loadable[name] = known
 
 
 class DeepSpeedEngine:
@@ -75,6 +61,7 @@ class DeepSpeedEngine:
         settings: dict[str, Any],
         sharding: Rules,
         terms: int,
+        parts: int,
         clip_grad: float,
     ) -> None:
         """Wraps `module`, whose weights are drawn.
@@ -84,7 +71,8 @@ class DeepSpeedEngine:
             step_terms: the loss function of `module`, if that is a pipeline.
             settings: for `deepspeed.initialize`; see `deepspeed_config`.
             terms: length of the vector of terms.
-            clip_grad: largest global gradient norm; 0: no clipping.
+            parts: of the model, that have a gradient norm each; a group of `optimizer` says of which it is.
+            clip_grad: largest global gradient norm of a part; 0: no clipping.
         """
         import deepspeed
 
@@ -97,8 +85,9 @@ class DeepSpeedEngine:
         )
         self._zero_stage = int(self._inner.zero_optimization_stage())
         self._judge: Judge | None = None
-        self._applies: bool | None = None  # what the judge said of the step under way
-        self._norm = math.inf
+        self._parts = parts
+        self._applies: list[bool] | None = None  # what the judge said of the step under way
+        self._norms = [math.inf] * parts
         self._meanwhile: Callable[[], None] | None = None
         self._time_split = TimeSplit(self.device)
         self._take_over()
@@ -136,8 +125,8 @@ class DeepSpeedEngine:
     def set_learning_rate(self, value: float) -> None:
         set_learning_rate(self._inner.optimizer, value)
 
-    def gradient_norm(self) -> float:
-        return self._norm
+    def gradient_norm(self, part: int = 0) -> float:
+        return self._norms[part]
 
     def train_step(
         self,
@@ -165,7 +154,7 @@ class DeepSpeedEngine:
                 with self._time_split.part("step"):
                     self._inner.step()
         if self._applies is None:  # DeepSpeed left the step by itself
-            self._ask(torch.full((), math.inf, dtype=torch.float64, device=self.device))
+            self._ask(torch.full((self._parts,), math.inf, dtype=torch.float64, device=self.device))
         return self._step_terms.take(self._terms, self.device)
 
     @torch.no_grad()
@@ -189,39 +178,57 @@ class DeepSpeedEngine:
         if meanwhile is not None:
             meanwhile()
 
-    def _ask(self, share: torch.Tensor) -> None:
-        """`share`: of the squared norm, this rank's."""
+    def _ask(self, shares: torch.Tensor) -> None:
+        """`shares`: of the squared norms [parts], this rank's."""
         sums = self._step_terms.peek(self._terms, self.device)
-        self._applies, self._norm = (self._judge or self._finite)(sums, share)
+        applies, norms = zip(*(self._judge or self._finite)(sums, shares), strict=True)
+        self._applies, self._norms = list(applies), list(norms)
 
-    def _finite(self, _: torch.Tensor, share: torch.Tensor) -> tuple[bool, float]:
+    def _finite(self, _: torch.Tensor, shares: torch.Tensor) -> list[tuple[bool, float]]:
         """The judge where there is none."""
         world = dist.group.WORLD
         assert world is not None
-        norm = norm_of(float(all_reduce_sum(share, world)))
-        return math.isfinite(norm), norm
+        norms = [norm_of(squares) for squares in all_reduce_sum(shares, world).tolist()]
+        return [(math.isfinite(norm), norm) for norm in norms]
 
-    def _answer(self, partitions: Iterable[tuple[list[Any], list[nn.Parameter]]]) -> torch.Tensor:
-        """Ask about these gradients of ZeRO; what it is told of the norm lies on the host, where it may read it."""
-        self._ask(share_of(of_partitions(partitions, self.dims.tensor_rank), self.device))
-        return torch.tensor(self._norm)
+    def _answer(self, partitions: Iterable[tuple[int, list[Any], list[nn.Parameter]]]) -> torch.Tensor:
+        """Ask about these gradients of ZeRO, (part, gradients, parameters) of each group. What it is told of the norm
+        lies on the host, where it may read it; by one that is not finite it leaves the step, with all its parts.
+        """
+        rank = self.dims.tensor_rank
+        self._ask(self._shares((part, of_partition(own, parameters, rank)) for part, own, parameters in partitions))
+        assert self._applies is not None
+        norm = self._norms[0]
+        return torch.tensor(norm if math.isfinite(norm) or not any(self._applies) else 0.0)
+
+    def _shares(self, gradients: Iterable[tuple[int, Iterable[torch.Tensor]]]) -> torch.Tensor:
+        """This rank's [parts], from (part, gradients) of each group."""
+        found: list[list[torch.Tensor]] = [[] for _ in range(self._parts)]
+        for part, own in gradients:
+            found[part] += own
+        return torch.stack([share_of(own, self.device) for own in found])
 
     def _take_over(self) -> None:
         """Put ourselves where DeepSpeed asks for the norm, looks for infinities, clips, and calls its parts."""
         wrapped: Any = self._inner.optimizer
         kind = type(wrapped).__name__
         offloaded = getattr(wrapped, "cpu_offload", False) or getattr(wrapped, "offload_optimizer", False)
+        if offloaded and self._parts > 1:
+            raise UserError(
+                "objective.detach_base=true needs the gradient norm of each part, and DeepSpeed has that of all "
+                "together where its optimizer is offloaded; take offload_optimizer out of deepspeed.zero_optimization"
+            )
         if kind == "DeepSpeedZeroOptimizer" and not offloaded:
             wrapped.check_grad_overflow = False  # the norm tells
             wrapped.scaled_global_norm = lambda norm_type=2: self._answer(
-                (wrapped.averaged_gradients[group], parameters)
+                (self._part_of_group(group), wrapped.averaged_gradients[group], parameters)
                 for group, parameters in enumerate(wrapped.params_in_partition)
             )
         elif kind == "DeepSpeedZeroOptimizer_Stage3" and not offloaded:
             wrapped._get_norm_groups = lambda: [
                 self._answer(
-                    (wrapped.averaged_gradients[group], parameters)
-                    for group, parameters in enumerate(wrapped.fp16_groups)
+                    (self._part_of_group(wrapped.sub_group_to_group_id[group]), wrapped.averaged_gradients[group], own)
+                    for group, own in enumerate(wrapped.fp16_groups)
                 )
             ]
             wrapped.unscale_and_clip_grads = lambda *_: None  # nothing is scaled, and clipping is ours
@@ -229,7 +236,7 @@ class DeepSpeedEngine:
             wrapped.step = self._bf16_step
         for name in ("allreduce_gradients", "_bf16_reduce_grads"):
             if hasattr(self._inner, name):
-                setattr(self._inner, name, _timed(self._time_split, "reduce", getattr(self._inner, name)))
+                setattr(self._inner, name, self._time_split.timed("reduce", getattr(self._inner, name)))
         if self.dims.pipeline_size > 1:
             self._inner._INSTRUCTION_MAP = {
                 instruction: self._timed_instruction(instruction.__name__, run)
@@ -251,11 +258,15 @@ class DeepSpeedEngine:
     def _bf16_step(self, closure: Any = None) -> None:
         """`BF16_Optimizer.step`, asking for the norm once."""
         assert closure is None
-        wrapped = self._inner.optimizer
-        gradients, _ = wrapped.get_grads_for_norm()
-        self._ask(share_of(gradients, self.device) / self.dims.data_size)  # every data-parallel rank has them all
-        wrapped._global_grad_norm = self._norm
-        if self._applies:
+        wrapped, rank = self._inner.optimizer, self.dims.tensor_rank
+        shares = self._shares(
+            (self._part_of_group(group), of_partition(wrapped.fp32_groups_gradients[group], parameters, rank))
+            for group, parameters in enumerate(wrapped.bf16_groups)
+        )
+        self._ask(shares / self.dims.data_size)  # every data-parallel rank has them all
+        wrapped._global_grad_norm = self._norms[0]
+        assert self._applies is not None
+        if any(self._applies):
             for partition, gradient in zip(
                 wrapped.fp32_groups_flat_partition, wrapped.fp32_groups_gradient_flat_partition, strict=True
             ):
@@ -269,18 +280,23 @@ class DeepSpeedEngine:
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         """ZeRO calls the plain optimizer once per parameter group: the first call of a step decides for all."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        groups = [(group[PART], [p for p in group["params"] if p.grad is not None]) for group in optimizer.param_groups]
         if self._applies is None:
             if self._zero_stage == 0:
-                self._ask(share_of(of_parameters(parameters, self.dims.tensor_rank), self.device) / self.dims.data_size)
+                rank = self.dims.tensor_rank
+                shares = self._shares((part, of_parameters(parameters, rank)) for part, parameters in groups)
+                self._ask(shares / self.dims.data_size)
             else:  # state that is offloaded: DeepSpeed knows the norm, the same on every rank
                 norm = torch.as_tensor(self._inner.optimizer._global_grad_norm, dtype=torch.float64, device=self.device)
-                self._ask(norm.square() / self.dims.world_size)
-        if not self._applies:
+                self._ask(norm.square()[None] / self.dims.world_size)
+        assert self._applies is not None
+        for part, applies in enumerate(self._applies):
+            parameters = [parameter for number, own in groups if number == part for parameter in own]
+            if applies:
+                clip_gradients(parameters, self._norms[part], self._clip_grad)
+                continue
             for parameter in parameters:
                 parameter.grad = None
-        else:
-            clip_gradients(parameters, self._norm, self._clip_grad)
 
     @property
     def every_data_rank_holds_all(self) -> bool:
@@ -291,11 +307,29 @@ class DeepSpeedEngine:
 
     def optimizer_steps(self) -> int:
         # The largest: a partition of nothing but padding starts to count at 0 again after a resume.
-        return max((int(state["step"]) for state in self._plain.state.values() if state), default=0)
+        steps = (int(state["step"]) for part, state in self._states() if part == 0)
+        return max(steps, default=0)
 
-    def set_optimizer_steps(self, steps: int) -> None:
-        for state in self._plain.state.values():
-            state["step"].fill_(steps)
+    def set_optimizer_steps(self, steps: Sequence[int]) -> None:
+        for part, state in self._states():
+            state["step"].fill_(steps[part])
+
+    def _states(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The plain optimizer's states of tensors, and of which part each is."""
+        if self._zero_stage == 3:  # a group has its tensors only while it is stepped
+            wrapped = self._inner.optimizer
+            groups = wrapped.sub_group_to_group_id
+            held = [(groups[sub], flat) for sub, flat in enumerate(wrapped.fp32_partitioned_groups_flat)]
+        else:
+            held = [(number, p) for number, group in enumerate(self._plain.param_groups) for p in group["params"]]
+        for group, tensor in held:
+            state = self._plain.state.get(tensor)
+            if state:
+                yield self._part_of_group(group), state
+
+    def _part_of_group(self, group: int) -> int:
+        """Of which part a group of the plain optimizer is."""
+        return int(self._plain.param_groups[group][PART])
 
     def set_weight(self, parameter: nn.Parameter, local: torch.Tensor) -> None:
         with torch.no_grad():
@@ -327,7 +361,7 @@ class DeepSpeedEngine:
             flat = self._plain.param_groups[mapping.param_group_index]["params"][0]
         else:
             shape, start, offset, size, flat = tuple(parameter.shape), 0, 0, parameter.numel(), parameter
-        state = _ensure_state(self._plain, flat)
+        state = ensure_state(self._plain, flat)
         values = {WEIGHT: flat, **{key: state[key] for key in MOMENTS}}
         views = {key: value.detach().view(-1).narrow(0, offset, size) for key, value in values.items()}
         return Fragment(name, shape, start, views)
@@ -344,13 +378,6 @@ def _gather_what_is_read_directly(module: nn.Module) -> None:
                     register_external_parameter(part, parameter)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
-    """Scale gradients of global `norm` down to `max_norm`; 0: leave them."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if gradients and 0 < max_norm < norm:
-        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
-
-
 def without_waiting(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`values` on the device; the host does not wait until they are there."""
     if values.device.type == device.type:
@@ -358,32 +385,10 @@ def without_waiting(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def _timed(split: TimeSplit, part: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    def timed(*arguments: Any, **named: Any) -> Any:
-        with split.part(part):
-            return run(*arguments, **named)
-
-    return timed
-
-
 def _pipeline_batches(
     micro_batches: Sequence[Batch], weights: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return iter([(batch.message, weights) for batch in micro_batches])
-
-
-def _ensure_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, Any]:
-    """AdamW makes its state in its first step; this is the same a step early.
-
-    `fused` and `capturable` count the steps on the device and refuse a count on the host.
-    """
-    state: dict[str, Any] = optimizer.state[flat]
-    if not state:
-        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
-        for key in MOMENTS:
-            state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
-    return state
 
 
 def _zero3_start(parameter: nn.Parameter) -> int:

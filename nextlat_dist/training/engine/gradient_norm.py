@@ -44,9 +44,17 @@ def of_parameters(parameters: Iterable[nn.Parameter], tensor_rank: int) -> Itera
     return (p.grad for p in parameters if p.grad is not None and counts_here(p, tensor_rank))
 
 
-def of_partitions(partitions: Iterable[tuple[list[Any], list[nn.Parameter]]], tensor_rank: int) -> Iterator[Any]:
-    """ZeRO 1 to 3: (gradients, their parameters) of every group, of which this data-parallel rank has its partition."""
-    for gradients, parameters in partitions:
-        real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
-        # ZeRO 1 and 2 leave out padding of a partition, which is no parameter's.
-        yield from (g for g, p in zip(real, parameters, strict=False) if g is not None and counts_here(p, tensor_rank))
+def of_partition(gradients: list[Any], parameters: list[nn.Parameter], tensor_rank: int) -> Iterator[torch.Tensor]:
+    """Of one group: ZeRO 1 to 3 gives a data-parallel rank its partition, the bf16 optimizer all."""
+    # ZeRO 1 and 2 leave out padding of a partition, which is no parameter's.
+    real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+    for gradient, parameter in zip(real, parameters, strict=False):
+        if gradient is not None and counts_here(parameter, tensor_rank):
+            yield gradient
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
+    """Scale gradients of global `norm` down to `max_norm`; 0: leave them."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients and 0 < max_norm < norm:
+        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))

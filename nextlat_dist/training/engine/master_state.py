@@ -6,6 +6,8 @@ keeps its state, its binding knows (`protocol.StateViews`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nextlat_dist.checkpoint.tensors import MOMENTS, WEIGHT, Fragment, TensorReader
 from nextlat_dist.model.initialize import canonical_parameters
 from nextlat_dist.model.sharding import shard, sharding_of
@@ -26,7 +28,7 @@ def own_fragments(engine: StateViews, dims: ParallelDims) -> list[Fragment]:
     for number, fragment in enumerate(local_fragments(engine)):
         if fragment.name in copies:
             continue
-        if sharding_of(fragment.name, engine.sharding).dim is None and dims.tensor_rank != 0:
+        if dims.tensor_rank != 0 and not sharding_of(fragment.name, engine.sharding).splits(dims.tensor_size):
             continue
         if engine.every_data_rank_holds_all and number % dims.data_size != dims.data_rank:
             continue
@@ -34,8 +36,8 @@ def own_fragments(engine: StateViews, dims: ParallelDims) -> list[Fragment]:
     return own
 
 
-def load_state(engine: StateViews, dims: ParallelDims, reader: TensorReader, step: int) -> None:
-    """Put a checkpoint's state into `engine`, cut for this rank. `step`: the optimizer's.
+def load_state(engine: StateViews, dims: ParallelDims, reader: TensorReader, steps: Sequence[int]) -> None:
+    """Put a checkpoint's state into `engine`, cut for this rank. `steps`: the optimizer's, with each part.
 
     Raises:
         UserError: the checkpoint lacks a parameter, or holds it in another shape.
@@ -50,4 +52,4 @@ def load_state(engine: StateViews, dims: ParallelDims, reader: TensorReader, ste
             if fragment is not None:
                 target = fragment.values[key]
                 target.copy_(local[fragment.start : fragment.start + target.numel()])
-    engine.set_optimizer_steps(step)
+    engine.set_optimizer_steps(steps)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nextlat_dist.checkpoint.tensors import MOMENTS
 from nextlat_dist.config.schema import OptimizerConfig, ScheduleConfig
 from nextlat_dist.model.initialize import canonical_parameters
 
@@ -32,15 +33,28 @@ def learning_rate(tokens: int, total_tokens: int, peak: float, schedule: Schedul
     return peak
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch AdamW over two groups: matrices with weight decay, norms and biases without."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for _, parameter in canonical_parameters(module):
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
+PART = "part"  # key of a parameter group: 0 the base, 1 what is trained apart from it
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, apart: str | None = None) -> torch.optim.AdamW:
+    """torch AdamW over two groups: matrices with weight decay, norms and biases without.
+
+    Args:
+        apart: the first word of the names of parameters that have two groups of their own, after the others: a
+            partition of ZeRO holds the very elements of the base that it would hold without them.
+    """
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in canonical_parameters(module):
+        part = int(apart is not None and name.partition(".")[0] == apart)
+        found.setdefault((part, parameter.ndim > 1), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {
+            "params": found.get((part, matrices), []),
+            "weight_decay": config.weight_decay if matrices else 0.0,
+            PART: part,
+        }
+        for part in (0, 1)
+        for matrices in (True, False)
     ]
     beta1, beta2 = config.betas
     return torch.optim.AdamW(
@@ -51,3 +65,17 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def set_learning_rate(optimizer: Any, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def ensure_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, Any]:
+    """AdamW makes its state in its first step; this is the same a step early.
+
+    `fused` and `capturable` count the steps on the device and refuse a count on the host.
+    """
+    state: dict[str, Any] = optimizer.state[flat]
+    if not state:
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+    return state

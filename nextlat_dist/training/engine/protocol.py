@@ -16,9 +16,11 @@ from nextlat_dist.model.rows import Batch
 from nextlat_dist.model.sharding import Rules
 from nextlat_dist.training.engine.time_split import TimeSplit
 
-Judge = Callable[[torch.Tensor, torch.Tensor], tuple[bool, float]]
-"""(this rank's term sums [terms], its share of the squared gradient norm, a float64 scalar), both on the device ->
-(whether the step is applied, the global gradient norm before clipping: the root of all shares together).
+Judge = Callable[[torch.Tensor, torch.Tensor], Sequence[tuple[bool, float]]]
+"""(this rank's term sums [terms], its shares of the squared gradient norms, float64 [parts]), both on the device ->
+of each part (whether the step is applied, its global gradient norm before clipping: the root of all shares together).
+
+A part is what has a gradient norm of its own: the base, with all that is trained with it; what is trained apart.
 
 Called on every rank once a step, before the optimizer acts, so it may exchange. All ranks must answer alike.
 """
@@ -49,10 +51,10 @@ class StateViews(Protocol):
         """The parameter is a later pipeline stage's copy of one that an earlier stage holds too."""
 
     def optimizer_steps(self) -> int:
-        """Steps that the optimizer has taken."""
+        """Steps that the optimizer has taken with the first part."""
 
-    def set_optimizer_steps(self, steps: int) -> None:
-        """Make it continue from there."""
+    def set_optimizer_steps(self, steps: Sequence[int]) -> None:
+        """Make it continue from there, with each part."""
 
 
 class Engine(StateViews, Protocol):
@@ -79,19 +81,19 @@ class Engine(StateViews, Protocol):
     ) -> torch.Tensor:
         """One optimizer step over this data-parallel rank's rows, unless `judge` refuses it. Collective.
 
-        A refused step leaves weights, moments and the optimizer's step count as they were, bit for bit.
+        What is refused of a step leaves weights, moments and the optimizer's step count as they were, bit for bit.
 
         Args:
             micro_batches: as many as accumulation steps.
             weights: of the term sums [terms], for the global batch (`objective.terms.term_weights`).
-            judge: None: every step is applied whose gradient norm is finite.
+            judge: None: of every step that is applied whose gradient norm is finite.
             meanwhile: called once, on every rank, when a GPU still has the backward pass to do and the host has not.
 
         Returns:
             This rank's term sums [terms], float64; zeros where no loss is computed.
         """
 
-    def gradient_norm(self) -> float:
+    def gradient_norm(self, part: int = 0) -> float:
         """Global L2 norm of the last step's gradient, before clipping; infinite where it was not a number."""
 
     def evaluate(self, micro_batches: Sequence[Batch]) -> torch.Tensor:

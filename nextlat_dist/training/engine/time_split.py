@@ -6,7 +6,7 @@ On a GPU the ends of parts are events in its stream, read when they are long pas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,15 @@ class TimeSplit:
         finally:
             self._mark()
             self._inside.pop()
+
+    def timed(self, part: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run`, whose time counts for `part`."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.part(part):
+                return run(*arguments, **named)
+
+        return timed
 
     def read(self) -> dict[str, float]:
         """Seconds of each of `PARTS` since the last call or `restart`; waits for the device."""

@@ -21,7 +21,7 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.files import CHECKPOINTS_FOLDER
 from nextlat_dist.parallel.dims import ParallelDims
 from nextlat_dist.training.engine.protocol import Engine
-from nextlat_dist.training.health.guards import Verdict
+from nextlat_dist.training.health.guards import ApartVerdict, Verdict
 from nextlat_dist.training.metrics import MetricsLog, NoLog
 from nextlat_dist.training.state.resume import resume_state
 from nextlat_dist.training.state.trainer_state import TrainerState, read_state
@@ -65,6 +65,22 @@ class BadSteps:
         )
         return verdict.bad and 0 < limit <= state.bad_steps
 
+    def note_apart(self, verdict: ApartVerdict) -> None:
+        """Write down that what is trained apart did not learn from the step that ends at `state.step`. The base did, so
+        nothing else comes of it.
+        """
+        name = self._config.objective.apart
+        self._tell(
+            f"{name} not updated: {verdict.reason}",
+            {
+                f"skipped_step/{name}": {
+                    "reason": verdict.reason,
+                    "loss": _json_number(verdict.loss),
+                    "gradient_norm": _json_number(verdict.gradient_norm),
+                }
+            },
+        )
+
     def rewind(self, after: Mapping[str, int]) -> None:
         """Load the last checkpoint and leave out all rows since. Collective; no save may be under way.
 
@@ -85,7 +101,8 @@ class BadSteps:
         saved = read_state(checkpoint)
         resume_state(self._dims, self._engine, checkpoint, saved)
         rows = self._skip_from(to)
-        state.recent[:] = saved.recent
+        state.recent[:], state.apart.recent[:] = saved.recent, saved.apart.recent
+        state.apart.optimizer_step = saved.apart.optimizer_step
         bad, state.bad_steps, self._rewound_to = state.bad_steps, 0, to
         self._tell(
             f"{bad} bad steps in a row: back to the weights of step {to}, on after rows {rows[0]} to {rows[1]}",

@@ -82,7 +82,7 @@ def resume_state(dims: ParallelDims, engine: Engine, checkpoint: Path, state: Tr
     error = ""
     try:
         with TensorReader(checkpoint, rules=engine.sharding) as reader:
-            load_state(engine, dims, reader, state.optimizer_step)
+            load_state(engine, dims, reader, [state.optimizer_step, state.apart.optimizer_step])
     except UserError as caught:
         error = str(caught)
     raise_together(error)
@@ -172,7 +172,7 @@ def _incompatible(config: RunConfig, checkpoint: Path) -> str:
     model = {
         "model": tuple(current["model"]),
         "predictor": tuple(current["predictor"]),
-        "objective": ("name", "horizon"),
+        "objective": ("name", "horizon", "detach_base"),
         "training": ("precision",),
     }
     for section, keys in (*model.items(), *STREAM_KEYS.items()):

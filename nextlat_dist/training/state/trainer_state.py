@@ -16,6 +16,14 @@ from nextlat_dist.files import CONFIG_FILE, TRAINER_STATE_FILE
 
 
 @dataclass
+class ApartState:
+    """Of what is trained apart from the base; see the fields of the same names below."""
+
+    optimizer_step: int = 0
+    recent: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
 class TrainerState:
     """A few numbers that know nothing of ranks."""
 
@@ -28,6 +36,7 @@ class TrainerState:
     skipped: list[list[int]] = field(default_factory=list)  # global rows [first, end) that are not in the weights
     bad_steps: int = 0  # skipped steps since the last applied one
     recent: list[list[float]] = field(default_factory=list)  # loss and gradient norm of applied steps, for spikes
+    apart: ApartState = field(default_factory=ApartState)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -35,7 +44,8 @@ class TrainerState:
 
 def read_state(checkpoint: Path) -> TrainerState:
     """Where the run that wrote `checkpoint` was."""
-    return TrainerState(**json.loads((checkpoint / TRAINER_STATE_FILE).read_text()))
+    raw = json.loads((checkpoint / TRAINER_STATE_FILE).read_text())
+    return TrainerState(**{**raw, "apart": ApartState(**raw.get("apart", {}))})
 
 
 def saved_config(checkpoint: Path) -> RunConfig:

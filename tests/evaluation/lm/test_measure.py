@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nextlat_dist.evaluation.lm.harness import load_tasks
 from nextlat_dist.evaluation.lm.measure import PAPER_TASKS, evaluate_lm
 from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export, write_tokenizer
+from tests.kit.form_exports import bst_export, jtp_export
 
 # The choices are a token each: a longer one would always lose.
 ROWS = [
@@ -122,6 +124,16 @@ def test_scores_are_those_of_the_model_side_by_side(
     assert pick.split()[:3] == ["pick", "acc↑", "5"]
     assert [pick.split()[column] for column in (3, 6)] == [f"{share:.4f}" for share in shares.values()]
     assert any(line.split()[:2] == ["read", "bits_per_byte↓"] for line in rest)
+
+
+@pytest.mark.parametrize("make", [jtp_export, bst_export])
+def test_bases_that_are_more_than_a_llama(make: Callable[..., Path], tmp_path: Path, tasks: Path) -> None:
+    tmp_path.joinpath("export").mkdir()
+    export = make(tmp_path / "export", vocab_size=write_tokenizer(tmp_path / "export"), scale=0.3, seed=SEEDS[0])
+    summary = evaluate_lm([f"one={export}"], ["pick", "read"], include_path=tasks).summary
+    reference = Reference(export)
+    assert summary["one_pick_acc"] == pytest.approx(reference.accuracy())
+    assert summary["one_read_bits_per_byte"] == pytest.approx(reference.bits_per_byte(), rel=1e-4)
 
 
 def test_a_limit_is_a_trial(tmp_path: Path, tasks: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.drafters.jtp import JointTokenPrediction
 from nextlat_dist.inference.engine import engine as engine_module
 from nextlat_dist.inference.engine.engine import DecodingEngine
 from nextlat_dist.inference.generation import DraftLength, Request
@@ -28,6 +29,7 @@ from nextlat_dist.inference.speculative.policy import AdaptivePolicy
 from nextlat_dist.inference.speculative.verify import Drafts
 from nextlat_dist.inference.stopping import Stops
 from tests.kit.exports import calibration, joint_distribution, reduced, tiny_world
+from tests.kit.form_exports import jtp_world
 from tests.kit.verifiers import WRONG_VERIFIERS, Verifier
 
 EXACT = 1e-12
@@ -82,7 +84,8 @@ class Engine:
         """One row per script, in batches."""
         policy = None
         if self.draft_length == "adaptive":
-            policy = AdaptivePolicy(calibration(), self.sampling.temperature, 1, None)
+            longest = self.decoder.drafter.longest if self.decoder.drafter else None
+            policy = AdaptivePolicy(calibration(), self.sampling.temperature, 1, longest)
         request = Request(self.new_tokens, self.draft_length, self.sampling, Stops(frozenset()))
         traces: list[Trace] = []
         for start in range(0, len(scripts), ROWS):
@@ -180,6 +183,26 @@ def test_joint_distribution_of_the_engine_is_the_base_models(case: str, decoders
         decoder = Decoder(decoder.opened, decoder.llama, reduced(decoder, ids))
     engine = Engine(decoder, sampling, new_tokens, draft_length)
     assert largest_error(engine) < EXACT
+
+
+@pytest.fixture(scope="module")
+def jtp_decoders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Decoder]:
+    return {size: load(jtp_world(tmp_path_factory.mktemp(f"jtp{size}"), size), "cpu", torch.float64) for size in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in CASES else pytest.param(case, marks=pytest.mark.slow)
+        for case, (*_, ids) in (CASES | BIG_CASES).items()
+        if ids is None
+    ],
+)
+def test_so_it_is_with_the_drafter_of_jtp(case: str, jtp_decoders: dict[int, Decoder]) -> None:
+    vocabulary, new_tokens, draft_length, sampling, _ = (CASES | BIG_CASES)[case]
+    decoder = jtp_decoders[vocabulary]
+    assert isinstance(decoder.drafter, JointTokenPrediction)
+    assert largest_error(Engine(decoder, sampling, new_tokens, draft_length)) < EXACT
 
 
 @pytest.mark.parametrize("wrong", WRONG_VERIFIERS)

@@ -15,6 +15,10 @@ NEXTLAT = {"name": "nextlat"}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "gpt": {"name": "next_token"},
     "mtp": {"name": "mtp", "horizon": 2},
+    "jtp": {"name": "jtp", "horizon": 2},
+    "bst": {"name": "bst", "lambda_previous": 0.7},
+    "bst-drawn": {"name": "bst", "pair_rate": 0.3, "least_gap": 2},
+    "detached": {**NEXTLAT, "horizon": 2, "detach_base": True},
     "d1": {**NEXTLAT, "horizon": 1},
     "d2": {**NEXTLAT, "horizon": 2},
     "d8": {**NEXTLAT, "horizon": 8},
@@ -32,7 +36,7 @@ SIZES = {
     "accelerator": (16, 1, False, True),
 }
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
-BEHIND_A_LAYER = 4  # times as much: layers of MTP lie between the head and these, with roundings of their own
+BEHIND_A_LAYER = 4  # times as much: layers of MTP, Fetch or a text head lie between, with their own roundings
 
 
 def errors(raw: dict[str, Any], dtype_name: str, sizes: tuple[int, int, bool, bool]) -> dict[str, float]:
@@ -61,6 +65,9 @@ def errors(raw: dict[str, Any], dtype_name: str, sizes: tuple[int, int, bool, bo
     if inputs.embedded is not None:
         sources["embedded"] = inputs.embedded.detach().requires_grad_()
         inputs = inputs._replace(embedded=sources["embedded"])
+    if inputs.backward is not None:
+        sources["backward"] = inputs.backward.detach().requires_grad_()
+        inputs = inputs._replace(backward=sources["backward"])
     read: list[torch.Tensor] = []  # by the head, from layers of the objective's own
     for layer in getattr(objective, "layers", []):
         layer.register_forward_hook(lambda _module, _inputs, output: read.append(output[0]))
@@ -99,8 +106,11 @@ def check(ranks: Ranks, tensor_size: int, objective: dict[str, Any], dtype: str,
     raw = jobs.tiny_config(objective=objective, parallel={"tensor_model_parallel_size": tensor_size})
     if tensor_size == 4:
         raw["model"]["num_query_groups"] = 4
+    behind = ("mtp.", "fetch.", "text_head.", "decoder.")
+    if objective["name"] in ("jtp", "bst"):
+        behind += ("hidden", "embedded", "backward")
     for found in ranks.run(errors, raw, dtype, sizes):
-        bounds = {name: TOLERANCE[dtype] * (BEHIND_A_LAYER if name.startswith("mtp.") else 1) for name in found}
+        bounds = {name: TOLERANCE[dtype] * (BEHIND_A_LAYER if name.startswith(behind) else 1) for name in found}
         assert {name: error for name, error in found.items() if not error <= bounds[name]} == {}
 
 

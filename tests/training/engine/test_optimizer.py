@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextlat_dist.config.schema import OptimizerConfig, ScheduleConfig
-from nextlat_dist.training.engine.deepspeed_engine import _ensure_state, clip_gradients
-from nextlat_dist.training.engine.gradient_norm import of_parameters, of_partitions, share_of
-from nextlat_dist.training.engine.optimizer import build_optimizer, learning_rate, set_learning_rate
+from nextlat_dist.training.engine.gradient_norm import clip_gradients, of_parameters, of_partition, share_of
+from nextlat_dist.training.engine.optimizer import build_optimizer, ensure_state, learning_rate, set_learning_rate
 from tests.kit import jobs
 from tests.kit.harness import Ranks
 
@@ -163,8 +162,7 @@ def test_a_replicated_parameter_counts_once_and_a_tied_copy_never() -> None:
     everything = [sharded, replicated, tied]
     assert [float(share_of(of_parameters(everything, rank), CPU)) for rank in (0, 1)] == [25.0, 9.0]
     gradients = [p.grad for p in everything]
-    groups = [(gradients[:1], everything[:1]), (gradients[1:], everything[1:])]
-    assert [float(share_of(of_partitions(groups, rank), CPU)) for rank in (0, 1)] == [25.0, 9.0]
+    assert [float(share_of(of_partition(gradients, everything, rank), CPU)) for rank in (0, 1)] == [25.0, 9.0]
 
 
 def test_padding_of_a_partition_is_no_parameters_gradient() -> None:
@@ -172,7 +170,7 @@ def test_padding_of_a_partition_is_no_parameters_gradient() -> None:
     padding = torch.tensor([100.0])
     padding._zero_padding = True  # type: ignore[attr-defined]
     gradients = [torch.tensor([3.0]), padding, None]  # what took no part in the step has none
-    assert float(share_of(of_partitions([(gradients, [first, second])], 0), CPU)) == 9.0
+    assert float(share_of(of_partition(gradients, [first, second], 0), CPU)) == 9.0
 
 
 def test_squares_are_added_in_float64() -> None:
@@ -184,7 +182,7 @@ def test_squares_are_added_in_float64() -> None:
 def test_the_step_count_lies_where_adamw_wants_it(fused: bool) -> None:
     """A fused AdamW counts on the device, and refuses a count on the host."""
     flat = torch.nn.Parameter(torch.zeros(4, device="meta"))
-    state = _ensure_state(torch.optim.AdamW([flat], fused=fused, foreach=False if not fused else None), flat)
+    state = ensure_state(torch.optim.AdamW([flat], fused=fused, foreach=False if not fused else None), flat)
     assert state["step"].device.type == ("meta" if fused else "cpu")
     assert (state["exp_avg"].device.type, state["step"].dtype) == ("meta", torch.float32)
 

@@ -1,0 +1,1 @@
+"""Joint multi-token prediction: its objective, and Fetch."""
