@@ -11,6 +11,7 @@
     nextlat evaluate probes --export NAME=DIR … --data DIR
     nextlat evaluate lm --export NAME=DIR …
     nextlat ablate --config GRID --output DIR
+    nextlat experiments field --scale cpu --output DIR
     nextlat report --run runs/NAME
     nextlat init [--preset NAME] [--output FILE]
     nextlat configs [NAME --output FILE]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nextlat_dist.config.load import config_to_dict, dump_config
-from nextlat_dist.experiments.grid import TRAINING, Grid, GridCell
+from nextlat_dist.experiments.grid import DATA, TRAINING, Evaluation, Grid, GridCell
 from nextlat_dist.experiments.processes import Processes
 from nextlat_dist.experiments.steps import Step, hash_of, is_done, run_step, stamp, with_manifests
 from nextlat_dist.files import CONFIG_FILE, METRICS_FILE
@@ -29,16 +29,22 @@ class CellResult:
 
 def make_data(grid: Grid, output: Path, processes: Processes) -> None:
     """Write the grid's data into `output`/data unless they are there. Raises StepFailed."""
-    if not grid.data:
-        return
-    step = Step(
-        "data",
-        (*NEXTLAT_DATA, *_fill(grid.data, output)),
-        hash_of([str(word) for word in grid.data]),
-        outputs=(output / "data",),
-    )
-    if not is_done(output, step):
-        run_step(step, output, processes)
+    for step in _data_steps(grid, output):
+        if not is_done(output, step):
+            run_step(step, output, processes)
+
+
+def _data_steps(grid: Grid, output: Path) -> Iterator[Step]:
+    """Each depends on those before it."""
+    before: list[list[str]] = []
+    commands = {DATA: grid.data, **grid.then} if grid.data else grid.then
+    for name, words in commands.items():
+        given = _words(words)
+        before.append(given)
+        filled = _fill(words, output)
+        written = [Path(filled[at + 1]) for at, word in enumerate(filled[:-1]) if word == "--output"]
+        key = hash_of(given if name == DATA else before)
+        yield Step(name, (*NEXTLAT_DATA, *filled), key, outputs=(output / DATA,) if name == DATA else tuple(written))
 
 
 def run_cell(cell: GridCell, grid: Grid, output: Path, processes: Processes, launcher: Sequence[str] = ()) -> float:
@@ -74,11 +80,16 @@ def steps_of(cell: GridCell, grid: Grid, output: Path, launcher: Sequence[str] =
     export = ("export", "--checkpoint", "{run}/checkpoints", "--output", "{export}")
     key = hash_of([key, *export])
     yield Step("export", (*NEXTLAT, *_fill(export, output, cell)), key, outputs=(cell.export,))
-    for name, evaluation in grid.evaluations.items():
+    for name, evaluation in _asked(cell, grid).items():
         given = with_manifests([word.replace("{data}", str(output / "data")) for word in _words(evaluation.arguments)])
         json_path = cell.directory / f"{name}.json"
         command = (*NEXTLAT, "evaluate", *_fill(evaluation.arguments, output, cell), "--json", str(json_path))
         yield Step(name, command, hash_of([key, *given]), outputs=(json_path,))
+
+
+def _asked(cell: GridCell, grid: Grid) -> dict[str, Evaluation]:
+    """The evaluations of this cell's variant."""
+    return {name: own for name, own in grid.evaluations.items() if not own.only or cell.variant in own.only}
 
 
 def steps_together(cells: Sequence[GridCell], grid: Grid, output: Path) -> Iterator[Step]:
@@ -111,17 +122,19 @@ def run_together(cells: Sequence[GridCell], grid: Grid, output: Path, processes:
 
 def collect(cell: GridCell, grid: Grid, output: Path) -> CellResult:
     """What the grid asks for of a finished cell."""
-    summaries = {kind: _summary(cell, kind) for kind in (TRAINING, *grid.evaluations)}
+    summaries = {kind: _summary(cell, kind) for kind in (TRAINING, *_asked(cell, grid))}
     numbers = {}
     for number in grid.headings:
         kind, _, name = number.partition("/")
-        if summaries[kind].get(name) is not None:
+        if summaries.get(kind, {}).get(name) is not None:
             numbers[number] = float(summaries[kind][name])
     return CellResult(numbers, _seconds(cell, grid, output))
 
 
 def summary_names(cell: GridCell, kind: str) -> list[str]:
-    """Names of the numbers that a finished cell has of an evaluation, or of its training."""
+    """Names of the numbers that a finished cell has of an evaluation, or of its training; of one not asked, none."""
+    if kind != TRAINING and not (cell.directory / f"{kind}.json").is_file():
+        return []
     return [name for name, value in _summary(cell, kind).items() if isinstance(value, (int, float))]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS_PER_LINE = 3
+ABLATIONS = "Ablations: each dot a seed, bars their means"
 Rows = Sequence[Mapping[str, Any]]  # a finished cell each: variant, seed, seconds, and its numbers by name
 
 
@@ -51,7 +52,7 @@ def table_of(
     return columns, lines
 
 
-def draw(rows: Rows, headings: Mapping[str, str]) -> Figure:
+def draw(rows: Rows, headings: Mapping[str, str], title: str = ABLATIONS) -> Figure:
     """A panel per number: a line per variant with a dot for every seed and a bar at their mean."""
     from matplotlib.ticker import MaxNLocator
 
@@ -61,9 +62,7 @@ def draw(rows: Rows, headings: Mapping[str, str]) -> Figure:
     variants = list(compared)
     shown = {name: heading for name, heading in headings.items() if any(name in compared[v] for v in variants)}
     columns = min(PANELS_PER_LINE, len(shown))
-    figure, axes = pictures.grid(
-        math.ceil(len(shown) / columns), columns, "Ablations: each dot a seed, bars their means"
-    )
+    figure, axes = pictures.grid(math.ceil(len(shown) / columns), columns, title)
     panels = [axis for line in axes for axis in line]
     for axis in panels[len(shown) :]:
         axis.set_axis_off()

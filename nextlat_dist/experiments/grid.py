@@ -2,6 +2,7 @@
 
     base: state_tracking.yaml                    # training config, relative to the grid's file
     data: [task, state-tracking, --output, "{data}", --train, "20000", …]     # optional: arguments of nextlat-data
+    then: {NAME: [shard, --output, …], …}        # optional: further arguments of nextlat-data, in this order
     settings: {data.train: "{data}/train", data.validation: "{data}/test"}    # dotted keys, for every cell
     seeds: [0, 1, 2]
     variants:                                    # name: dotted keys that differ from the base
@@ -14,6 +15,7 @@
       tracking:
         arguments: [task, --export, "{export}", --data, "{data}/test"]
         numbers: {rnn_accuracy: latent RNN}      # name in the summary of that JSON: heading
+        only: [both]                             # optional: the variants that are asked
     together:                                    # of all cells: `nextlat evaluate`, its --json is OUTPUT/NAME.json
       report: [task, --export, "{exports}", --data, "{data}/test", --pictures, "{output}"]
 
@@ -38,7 +40,8 @@ from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.errors import UserError
 
 TRAINING = "training"  # what numbers of metrics.jsonl belong to, as others belong to an evaluation
-RESERVED = (TRAINING, "train", "export", "data", "grid")  # names of other steps and files
+DATA = "data"  # the step that comes first, and the folder that it writes
+RESERVED = (TRAINING, "train", "export", DATA, "grid")  # names of other steps and files
 SEEDS = Bounds(
     "hold whole numbers, none negative, each once",
     lambda seeds: len(set(seeds)) == len(seeds) > 0 and all(seed >= 0 for seed in seeds),
@@ -53,6 +56,7 @@ class Evaluation:
 
     arguments: Annotated[Words, "of nextlat evaluate"]
     numbers: Annotated[dict[str, str], "name in the summary: heading"]
+    only: Annotated[list[str], "variants that are asked; none named: all"] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Grid:
     seeds: Annotated[list[int], "of the runs", SEEDS]
     variants: Annotated[dict[str, dict[str, Any]], "name: dotted keys that differ from the base"]
     data: Annotated[Words, "arguments of nextlat-data"] = field(default_factory=list)
+    then: Annotated[dict[str, Words], "name: arguments of nextlat-data, after `data`"] = field(default_factory=dict)
     settings: Annotated[dict[str, Any], "dotted keys, for every cell"] = field(default_factory=dict)
     runs: Annotated[str | None, "where a cell's run is, below the output", RUNS] = None
     training: Annotated[dict[str, str], "field of metrics.jsonl: heading"] = field(default_factory=dict)
@@ -104,12 +109,19 @@ def read_grid(path: Path) -> Grid:
     """Raises UserError: an unreadable file, an unknown or missing key, a value of another type."""
     grid = build(Grid, read_yaml(path, "grid"), "grid")
     check_bounds(grid)
-    for kind, names in (("evaluations", grid.evaluations), ("together", grid.together)):
+    for kind, names in (("then", grid.then), ("evaluations", grid.evaluations), ("together", grid.together)):
         for name in names:
             if not re.fullmatch(r"[\w-]+", name) or name in RESERVED:
                 raise UserError(
                     f"{kind}.{name} must have a name of letters, digits and -, none of {', '.join(RESERVED)}; rename it"
                 )
+    for name in set(grid.then) & set(grid.together):
+        raise UserError(f"then.{name} and together.{name} would share a log; rename one")
+    for name, evaluation in grid.evaluations.items():
+        for variant in set(evaluation.only) - set(grid.variants):
+            raise UserError(
+                f"evaluations.{name}.only names {variant!r}, which is no variant; there are {', '.join(grid.variants)}"
+            )
     if not grid.variants or not (grid.headings or grid.together):
         raise UserError(
             f"{path} has {len(grid.variants)} variants and {len(grid.headings)} numbers to collect; give at least one "

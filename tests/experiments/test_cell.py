@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nextlat_dist.experiments.cell import collect, finished, steps_of, steps_together
+from nextlat_dist.experiments import cell as cells
+from nextlat_dist.experiments.cell import collect, finished, make_data, steps_of, steps_together, summary_names
 from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
 from nextlat_dist.experiments.processes import Processes, locked
 from nextlat_dist.experiments.steps import run_step
@@ -116,3 +117,43 @@ def test_all_cells_are_evaluated_together_once_for_what_they_are(tmp_path: Path)
     (fewer,) = steps_together(cells[:2], grid, out)
     (slower,) = steps_together(cells_of(grid, [3, 4], out, ["optimizer.lr=0.5"]), grid, out)
     assert len({step.key, fewer.key, slower.key}) == 3
+
+
+def test_data_are_made_by_commands_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once for what it and those before it are."""
+    program = "import pathlib, sys; at = sys.argv.index('--output'); path = pathlib.Path(sys.argv[at + 1]); "
+    program += "path.mkdir() if sys.argv[1] == 'text' else path.write_text(sys.argv[-1])"
+    monkeypatch.setattr(cells, "NEXTLAT_DATA", (sys.executable, "-c", program))
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def make(second: str, third: str) -> list[str]:
+        then = {
+            "two": ["pieces", "--output", "{data}/two", second],
+            "three": ["shard", "--output", "{data}/three", third],
+        }
+        grid = read_grid(write_grid(tmp_path, data=["text", "--output", "{data}"], then=then))
+        before = {path: path.stat().st_mtime_ns for path in out.glob("*.done")}
+        with locked(out) as lock:
+            make_data(grid, out, Processes(lock, 1))
+        return [path.stem for path in sorted(out.glob("*.done")) if path.stat().st_mtime_ns != before.get(path)]
+
+    assert make("b", "c") == ["data", "three", "two"]
+    assert make("b", "c") == []
+    assert make("b", "C") == ["three"]
+    assert make("B", "C") == ["three", "two"]
+    assert [(out / "data" / name).read_text() for name in ("two", "three")] == ["B", "C"]
+
+
+def test_an_evaluation_of_some_variants(tmp_path: Path) -> None:
+    grid = read_grid(write_grid(tmp_path))
+    asked = {"task": replace(grid.evaluations["task"], only=["both"])}
+    out, grid = tmp_path / "out", replace(grid, evaluations=asked)
+    both, neither = cells_of(grid, [3], out)
+    assert [[step.name for step in steps_of(cell, grid, out)] for cell in (both, neither)] == [
+        ["train", "export", "task"],
+        ["train", "export"],
+    ]
+    finish(neither, grid, out, {neither.run / "metrics.jsonl": '{"next_token": 2}', neither.export / "c.json": "{}"})
+    assert collect(neither, grid, out).numbers == {"training/next_token": 2.0}
+    assert summary_names(neither, "task") == []

@@ -13,6 +13,7 @@ from nextlat_dist.config import RunConfig, config_to_dict, load_config
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
 from nextlat_dist.experiments.cell import steps_together
+from nextlat_dist.experiments.field import SCALES
 from nextlat_dist.experiments.grid import cells_of, read_grid
 from tests.kit.grids import write_grid
 
@@ -50,6 +51,12 @@ def test_cells_go_seed_by_seed_with_the_variants_settings(tmp_path: Path) -> Non
         ),
         ({"evaluations": {"export": {"arguments": [], "numbers": {}}}}, ["evaluations.export", "rename"]),
         ({"together": {"train": []}}, ["together.train", "rename"]),
+        ({"then": {"data": []}}, ["then.data", "rename"]),
+        ({"then": {"more": ["shard"]}, "together": {"more": ["task"]}}, ["then.more and together.more", "rename one"]),
+        (
+            {"evaluations": {"task": {"arguments": [], "numbers": {}, "only": ["bothh"]}}},
+            ["evaluations.task.only", "'bothh'", "both, neither"],
+        ),
         ({"runs": "{variant}"}, ["runs is {variant}, it must hold both {variant} and {seed}"]),
         ({"data": [["task"]]}, ["data[0] is ['task']", "str, int or float"]),
         ({"variants": {"x": {"objective.horizn": 1}}}, ["variant x", "objective.horizon"]),
@@ -86,7 +93,12 @@ def test_grids_of_the_project_can_be_run(path: Path, tmp_path: Path) -> None:
     assert len(cells_of(grid, grid.seeds, tmp_path)) == len(grid.seeds) * len(grid.variants)
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
+FIELDS = [path for path in EXPERIMENTS if path.stem.endswith("_field")]
+TWINS = [path for path in EXPERIMENTS if path not in FIELDS]
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
 def test_experiments_of_the_project_train_twins_and_report_them_together(path: Path, tmp_path: Path) -> None:
     grid = read_grid(path)
     twins = cells_of(grid, [0], tmp_path)
@@ -101,6 +113,19 @@ def test_experiments_of_the_project_train_twins_and_report_them_together(path: P
     (step,) = steps_together(twins, grid, tmp_path)
     assert step.outputs == (tmp_path / "report.json",)
     assert ("--pictures", str(tmp_path)) in pairwise(step.command)
+
+
+@pytest.mark.parametrize("path", FIELDS, ids=lambda path: path.stem)
+def test_fields_of_the_project_differ_in_the_objective_alone(path: Path, tmp_path: Path) -> None:
+    grid = read_grid(path)
+    cells = cells_of(grid, [0], tmp_path)
+    assert [cell.config.objective.name for cell in cells] == ["next_token", "mtp", "jtp", "bst", "nextlat"]
+    assert [cell.variant for cell in cells] == ["gpt", "mtp", "jtp", "bst", "nextlat"]
+    equal = [config_to_dict(replace(cell.config, output_dir="")) for cell in cells]
+    for config in equal:
+        del config["objective"]["name"]
+    assert all(config == equal[0] for config in equal)
+    assert set(SCALES["cpu"]) == {path.stem.removesuffix("_field") for path in FIELDS}
 
 
 def _base(path: Path, output: Path) -> RunConfig:

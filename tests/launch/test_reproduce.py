@@ -34,20 +34,36 @@ def reproduce(output: Path, *options: str) -> dict[str, float]:
     return summary
 
 
-def test_each_task_is_one_grid_with_the_seeds_and_settings_given(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("given", "tasks", "how"),
+    [
+        ([], ("path_star", "state_tracking", "hmm"), ["--launcher", "bash launch/single_node.sh"]),
+        (
+            ["--seeds", "3  4"],
+            ("path_star", "state_tracking", "hmm"),
+            ["--launcher", "bash launch/single_node.sh", "--seeds", "3,4"],
+        ),
+        (
+            ["--task", "path_star_field", "--seeds", "0..3,8 9"],
+            ("path_star_field",),
+            ["--jobs", "2", "--seeds", "0..3,8,9"],
+        ),
+    ],
+    ids=["all", "seeds", "field"],
+)
+def test_each_task_is_one_grid_with_the_seeds_and_settings_given(
+    given: list[str], tasks: tuple[str, ...], how: list[str], project: Project
+) -> None:
     (project.root / "launch/setup.sh").write_text("")
     project.add_command("nextlat", '#!/bin/sh\nfor word; do printf "%s|" "$word"; done >>calls\necho >>calls\n')
-    given = ["--scale", "cpu", "--seeds", "3  4", "--output", "out", "training.train_tokens=8", "wandb.name=a b"]
-    result = project.run("launch/reproduce.sh", *given)
+    settings = ["training.train_tokens=8", "wandb.name=a b"]
+    result = project.run("launch/reproduce.sh", "--scale", "cpu", *given, "--output", "out", *settings)
     assert result.returncode == 0, result.stderr
     assert [line.split("|")[:-1] for line in (project.root / "calls").read_text().splitlines()] == [
-        [
-            *["ablate", "--config", f"configs/experiments/{task}.yaml", "--output", f"out/{task}", "--seeds", "3,4"],
-            *["--launcher", "bash launch/single_node.sh", "training.train_tokens=8", "wandb.name=a b"],
-        ]
-        for task in ("path_star", "state_tracking", "hmm")
+        ["ablate", "--config", f"configs/experiments/{task}.yaml", "--output", f"out/{task}", *how, *settings]
+        for task in tasks
     ]
-    assert all((CHECKOUT / "configs" / "experiments" / f"{task}.yaml").is_file() for task in ("path_star", "hmm"))
+    assert all((CHECKOUT / "configs" / "experiments" / f"{task}.yaml").is_file() for task in tasks)
 
 
 @pytest.mark.slow

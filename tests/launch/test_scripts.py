@@ -66,6 +66,7 @@ def test_help_prints_the_usage(project: Project, name: str) -> None:
         (["reproduce.sh", "--scale", "cpu", "--fast"], ["--fast", "key=value"]),
         (["reproduce.sh", "--scale", "cpu", "--task", "chess"], ["--task", "chess", "path_star", "state_tracking"]),
         (["reproduce.sh", "--scale", "cpu", "--seeds", "0 x"], ["--seeds", "x", "whole numbers"]),
+        (["reproduce.sh", "--scale", "cpu", "--seeds", "0.."], ["--seeds", "0..", "0..7"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
