@@ -1,4 +1,4 @@
-"""What an objective's losses see: nothing of other documents, and for the next token nothing that comes later."""
+"""Losses of every objective see nothing of other documents, and for the next token nothing that comes later."""
 
 from __future__ import annotations
 

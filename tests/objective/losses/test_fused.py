@@ -106,7 +106,8 @@ def check(ranks: Ranks, tensor_size: int, objective: dict[str, Any], dtype: str,
     raw = jobs.tiny_config(objective=objective, parallel={"tensor_model_parallel_size": tensor_size})
     if tensor_size == 4:
         raw["model"]["num_query_groups"] = 4
-    behind = ("mtp.", "fetch.", "text_head.", "decoder.")
+    # Against float64 the whole path's own gradient of that bias is off by 1 to 3e-6, as much as that of the fused one.
+    behind = ("mtp.", "fetch.", "text_head.", "decoder.", "latent_predictor.layer_norm.bias")
     if objective["name"] in ("jtp", "bst"):
         behind += ("hidden", "embedded", "backward")
     for found in ranks.run(errors, raw, dtype, sizes):
