@@ -23,7 +23,6 @@ from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
 from nextlat_dist.experiments.compare import compare, draw, table_of
 from nextlat_dist.experiments.grid import cells_of, read_grid
-from nextlat_dist.files import make_folder, writing
 from nextlat_dist.plan.counting import parameter_counts
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.report import Report
@@ -64,8 +63,6 @@ def field(
     for part in parts:
         if part not in known:
             raise UserError(f"--parts has {part!r}; they are {', '.join(known)}")
-    with writing(output):
-        make_folder(output)
     reports = {}
     for part in [part for part in known if part in (parts or known)]:
         say(f"{part}: begins", error=True)

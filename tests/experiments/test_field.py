@@ -37,7 +37,7 @@ def grids(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         part = output.name
         assert config.is_file()
         asked.append({"part": part, "config": config.name, **given})
-        output.mkdir()
+        output.mkdir(parents=True)
         if part == field.PATH_STAR:
             (output / "report.json").write_text(json.dumps({"summary": SOLVED}))
         extra = {"headings": HEADINGS[part], "failures": [], "missing": {}}

@@ -41,6 +41,8 @@ LINES = {
     "--offsets 1..2",
     "nextlat evaluate lm": "--export a=export --tasks nothing --limit 1 --batch-size 1",
     "nextlat ablate": "--config broken.yaml --output out/grid --seeds 0,1 --jobs 1 training.seed=3",
+    # Hours, were it not refused for two reasons.
+    "nextlat experiments field": "--scale cpu --output out/field --seeds 0,1 --parts chess training.seed=three",
     "nextlat init": "--preset quickstart --output out/init.yaml training.seed=3",
     "nextlat configs": "quickstart --output out/quickstart.yaml",
     "nextlat doctor": "--quick --config run.yaml --json out/doctor.json",
