@@ -115,6 +115,7 @@ class ObjectiveEntry:
         model_type: of the base model in an export; see `huggingface.forms.catalogue`.
         apart: the one of `parts` that `objective.detach_base` trains apart from the base; None: there is none. The
             module keeps the promise: nothing but next_token's term has a gradient outside of it.
+        released: `objective.semantics: release` is known for it; its module is a `FusedObjective`.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ObjectiveEntry:
     final_norm: bool = True
     model_type: str = "llama"
     apart: str | None = None
+    released: bool = False
 
     @property
     def weights(self) -> tuple[str, ...]:

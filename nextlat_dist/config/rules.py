@@ -104,6 +104,11 @@ def _validate_objective(config: RunConfig) -> None:
             f"objective.options.{name} is {value!r}, it must be of type {type(entry.options[name]).__name__}",
         )
     _require(
+        objective.semantics == "paper" or entry.released,
+        f"objective.semantics=release is not known for objective.name={objective.name}, as it is for next_token, "
+        "nextlat and mtp; use objective.semantics=paper",
+    )
+    _require(
         not objective.detach_base or entry.apart is not None,
         f"objective.detach_base=true trains a predictor apart from the base, but objective.name={objective.name} has "
         "none; use objective.name=nextlat, or objective.detach_base=false",

@@ -122,6 +122,10 @@ class ObjectiveConfig:
         "lambda_…: [[tokens, value], …] instead of one value; linear between, constant before and after",
         POINTS,
     ] = field(default_factory=dict)
+    semantics: Annotated[
+        Literal["paper", "release"],
+        "release: as the authors' code: means per micro-batch, rollouts past a document's end, which opens the next",
+    ] = "paper"
     detach_base: Annotated[
         bool,
         "nextlat: the base learns as with next_token alone, to the bit; the predictor learns from its states",

@@ -17,9 +17,19 @@ class TokenEmbedding(nn.Module):
     canonical_prefix = "embedding"
 
     def __init__(
-        self, transformer_config: Any, padded_vocab_size: int, process_groups: Any, scattered_over: Any = None
+        self,
+        transformer_config: Any,
+        padded_vocab_size: int,
+        process_groups: Any,
+        scattered_over: Any = None,
+        deterministic: bool = False,
     ) -> None:
-        """`scattered_over`: the ranks that have a part of the sequence each in the layers that follow."""
+        """
+        Args:
+            scattered_over: the ranks that have a part of the sequence each in the layers that follow.
+            deterministic: the gradient is added up in an order that the tokens decide, by indexing: torch has no such
+                kernel for the backward pass of its embedding on a GPU.
+        """
         super().__init__()
         from megatron.core.tensor_parallel import VocabParallelEmbedding
 
@@ -31,6 +41,7 @@ class TokenEmbedding(nn.Module):
             config=transformer_config,
             tp_group=process_groups.tp,
         )
+        self.word_embeddings.deterministic_mode = deterministic
 
     def forward(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """message of a batch -> (e(x) of its s input tokens [s (local), b, h], message): the list's first entry.

@@ -25,6 +25,7 @@ from nextlat_dist.model.embedding import (
 )
 from nextlat_dist.model.initialize import initialize_parameters
 from nextlat_dist.model.sharding import sharding_rules
+from nextlat_dist.parallel.device import has_cuda
 from nextlat_dist.parallel.dims import ParallelDims
 
 EMBEDDING_KEY = "embedding"
@@ -71,6 +72,7 @@ def layer_list(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> lis
         "padded_vocab_size": model.padded_vocab_size,
         "process_groups": groups,
         "scattered_over": sequence_group,
+        "deterministic": config.training.deterministic and has_cuda(),
     }
     decoder_layer = {
         "transformer_config": trunk,

@@ -19,7 +19,7 @@ class Batch:
 
     Attributes:
         message: int64 [b, 4 (s + 1) + 1]: of each row the tokens, document numbers, loss mask and labels, then the
-            number of the row. The rest are views of it.
+            number of the row; and one column more where masks are the release's. The rest are views of it.
         documents: no fewer than its rows have, padding at their ends included, where the host knows; see `attention`.
     """
 
@@ -40,10 +40,29 @@ class Batch:
         parts = (tokens, document_ids, loss_mask, tokens if labels is None else labels, numbers)
         return cls(torch.cat([part.long() for part in parts], dim=1))
 
+    def as_released(self) -> Batch:
+        """With documents, targets and masks as the authors' release has them (`objective.semantics`).
+
+        The last token of a document, its end, is the first of the next one; the token that follows it is a target where
+        the token after that is one. The last token of the row stays: whether its document ends there is not known.
+        """
+        documents, targets = self.document_ids, self.loss_mask.clone()
+        ends = torch.zeros_like(targets)
+        ends[:, :-1] = (documents[:, :-1] >= 0) & (documents[:, :-1] != documents[:, 1:])
+        follows = ends[:, :-2] & (documents[:, 1:-1] >= 0) & (documents[:, 1:-1] == documents[:, 2:])
+        targets[:, 1:-1] |= follows & targets[:, 2:]
+        parts = (self.tokens, documents + ends, targets, self.labels, self.row_numbers[:, None])
+        return Batch(torch.cat([*(part.long() for part in parts), torch.ones_like(parts[-1])], dim=1), self.documents)
+
     @property
     def width(self) -> int:
         """s + 1."""
         return (self.message.shape[1] - 1) // 4
+
+    @property
+    def released(self) -> bool:
+        """Whether masks are the release's."""
+        return self.message.shape[1] % 4 == 2
 
     def _part(self, number: int) -> torch.Tensor:
         return self.message[:, number * self.width : (number + 1) * self.width]
@@ -71,7 +90,7 @@ class Batch:
     @property
     def row_numbers(self) -> torch.Tensor:
         """[b]: of the rows in the stream of the run."""
-        return self.message[:, -1]
+        return self.message[:, 4 * self.width]
 
     @property
     def inputs(self) -> torch.Tensor:

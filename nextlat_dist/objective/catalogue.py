@@ -96,6 +96,7 @@ NEXT_TOKEN = ObjectiveEntry(
     name="next_token",
     module="nextlat_dist.objective.next_token:NextTokenObjective",
     steps_ahead=lambda objective: 0,
+    released=True,
 )
 NEXTLAT = ObjectiveEntry(
     name="nextlat",
@@ -108,6 +109,7 @@ NEXTLAT = ObjectiveEntry(
     sharding=_predictor_sharding,
     drafter="latent_predictor",
     apart="latent_predictor",
+    released=True,
 )
 MTP = ObjectiveEntry(
     name="mtp",
@@ -121,6 +123,7 @@ MTP = ObjectiveEntry(
         "mtp.layers.*.final_layernorm.weight": norm_sharding(config),
     },
     drafter="mtp",
+    released=True,
 )
 JTP = ObjectiveEntry(
     name="jtp",

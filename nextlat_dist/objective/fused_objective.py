@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from nextlat_dist.config.schema import RunConfig
 from nextlat_dist.model.rows import ObjectiveInputs
 from nextlat_dist.objective.losses.chunks import cross_entropies
 from nextlat_dist.objective.losses.fused import WeightedTerms
 from nextlat_dist.objective.output_head import OutputHead
+from nextlat_dist.objective.terms import position_counts
 
 
 class FusedObjective(nn.Module, ABC):
@@ -23,17 +25,34 @@ class FusedObjective(nn.Module, ABC):
         output_layer: the head.
         term_weights: of the term sums [terms] in the loss of the global batch, set before every training step.
         fused: whether to use them; else losses and gradients go through whole logits.
+
+    Under `objective.semantics: release` it gives the means over its micro-batch instead of sums.
     """
 
     canonical_prefix = ""
     output_layer: OutputHead
 
-    def __init__(self, fused: bool) -> None:
+    def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused = config.training.fused_losses
         self.term_weights: torch.Tensor | None = None
+        self._means = config.objective if config.objective.semantics == "release" else None
 
     def forward(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:
+        if self._means is None:
+            return self._sums(inputs)
+        counts = position_counts(inputs.batch, self._means)
+        shares, weights = counts.clamp(min=1).reciprocal(), self.term_weights
+        try:
+            self.term_weights = None if weights is None else weights * shares.to(weights)
+            found = self._sums(inputs)
+        finally:
+            self.term_weights = weights
+        if isinstance(found, WeightedTerms):
+            return found._replace(sums=found.sums * shares.to(found.sums))
+        return found * shares.to(found)
+
+    def _sums(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:
         return self.in_chunks(inputs) if self.uses_fused else self.whole(inputs)
 
     @abstractmethod

@@ -44,7 +44,7 @@ class MTPObjective(FusedObjective):
     """ObjectiveInputs -> term sums [1 + horizon], with the loss where it is fused."""
 
     def __init__(self, settings: HeadSettings) -> None:
-        super().__init__(settings.config.training.fused_losses)
+        super().__init__(settings.config)
         self.output_layer = output_head(settings)
         self.layers = nn.ModuleList(
             PredictionLayer(layer_index=index, sequence_group=settings.sequence_group, **settings.decoder_layer)

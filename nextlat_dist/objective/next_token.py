@@ -16,7 +16,7 @@ class NextTokenObjective(FusedObjective):
     """ObjectiveInputs -> term sums [1], with the loss where it is fused."""
 
     def __init__(self, settings: HeadSettings) -> None:
-        super().__init__(settings.config.training.fused_losses)
+        super().__init__(settings.config)
         self.output_layer = output_head(settings)
 
     def in_chunks(self, inputs: ObjectiveInputs) -> torch.Tensor | WeightedTerms:

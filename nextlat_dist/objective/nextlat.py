@@ -31,7 +31,7 @@ class NextLatObjective(FusedObjective):
     """ObjectiveInputs, with the embedding -> term sums [1 + 2 * horizon], with the loss where it is fused."""
 
     def __init__(self, settings: HeadSettings) -> None:
-        super().__init__(settings.config.training.fused_losses)
+        super().__init__(settings.config)
         config = settings.config
         self.objective = config.objective
         self.output_layer = output_head(settings)

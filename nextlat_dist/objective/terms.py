@@ -43,7 +43,19 @@ def number_of_terms(objective: ObjectiveConfig) -> int:
     return 1 + len(term_groups(objective)) * objective.steps_ahead
 
 
-def term_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
+def term_counts(batch: Batch, objective: ObjectiveConfig, rows: int | None = None) -> torch.Tensor:
+    """What the sums of each term over `batch` are divided by, all together: float64 [terms].
+
+    How many positions enter it; under `objective.semantics: release`, where a micro-batch enters by its mean, how many
+    micro-batches of `rows` rows (None: all are one) have any.
+    """
+    if objective.semantics == "paper":
+        return position_counts(batch, objective)
+    parts = [batch] if rows is None else batch.split(rows)
+    return torch.stack([position_counts(part, objective) > 0 for part in parts]).sum(dim=0).double()
+
+
+def position_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
     """How many positions of `batch` enter each term: float64 [terms]."""
     if objective.entry.counts is not None:
         counts: torch.Tensor = resolve(objective.entry.counts)(batch, objective)

@@ -190,6 +190,8 @@ class BatchSource:
             parcel.buffer = parcel.buffer.to(self._device, non_blocking=True)
             dist.broadcast(parcel.buffer, src=self._dims.model_group_source, group=self._dims.model_group)
             batch = parcel.batch()
+            if self._objective.semantics == "release":
+                batch = batch.as_released()
             values = self._count(parcel, batch)
             ready = self._stream.record_event() if self._stream is not None else None
         return _Prepared(batch, values, ready, rows, first_row, error)
@@ -200,7 +202,7 @@ class BatchSource:
         """
         numbers = [parcel.number(name) for name in ("lost", "failed", "cut_documents", "cut_tokens")]
         numbers += [batch.real_tokens, batch.attended]
-        values = torch.cat([term_counts(batch, self._objective), torch.stack(numbers).double()])
+        values = torch.cat([term_counts(batch, self._objective, self._micro_batch_size), torch.stack(numbers).double()])
         dist.all_reduce(values, group=self._dims.data_group)
         values = torch.cat([values, batch.most_documents(self._micro_batch_size).double()[None]])
         if self._stream is None:

@@ -98,9 +98,12 @@ def train_steps(engine: DeepSpeedEngine, config: RunConfig, dims: ParallelDims, 
     """Loss terms and gradient norm of each step; step i trains on `ragged_rows(seed=i)`, whatever the layout."""
     results = []
     for step in steps:
-        batch = ragged_rows(config.training.global_batch_size, seed=step).chunk(dims.data_size)[dims.data_rank]
-        counts = all_reduce_sum(term_counts(batch, config.objective), dims.data_group)
-        micro_batches = batch.split(config.training.micro_batch_size)
+        whole, rows = ragged_rows(config.training.global_batch_size, seed=step), config.training.micro_batch_size
+        if config.objective.semantics == "release":
+            whole = whole.as_released()
+        batch = whole.chunk(dims.data_size)[dims.data_rank]
+        counts = all_reduce_sum(term_counts(batch, config.objective, rows), dims.data_group)
+        micro_batches = batch.split(rows)
         sums = engine.train_step(micro_batches, term_weights(counts, config.objective))
         dist.all_reduce(sums)
         terms = named_terms(sums / dims.tensor_size, counts, config.objective)

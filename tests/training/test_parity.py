@@ -192,6 +192,36 @@ def test_bst_equals_single_rank(layout: str, bst_reference: Any, request: pytest
     _assert_equal(result, bst_reference)
 
 
+RELEASE: dict[str, Any] = {"objective": {"semantics": "release"}}
+OF_TWO_ROWS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tp2-zero3": (2, {"tensor_model_parallel_size": 2, "zero_stage": 3}),
+    "pp2": (2, {"pipeline_model_parallel_size": 2, "zero_stage": 1}),
+    "dp2": (2, {"zero_stage": 2}),
+    "sequence-pp2": (4, {**SEQUENCE, "pipeline_model_parallel_size": 2, "zero_stage": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def release_reference(one_rank: Ranks) -> Any:
+    raw = _config(3, {"zero_stage": 0}, {"micro_batch_size": 2, "fused_losses": False}, **RELEASE)
+    return one_rank.run(jobs.first_steps, raw, STEPS)[0]
+
+
+@pytest.mark.parametrize(
+    "layout", [layout if layout == "pp2" else pytest.param(layout, marks=pytest.mark.slow) for layout in OF_TWO_ROWS]
+)
+def test_means_per_micro_batch_are_those_of_one_rank(
+    layout: str, release_reference: Any, request: pytest.FixtureRequest
+) -> None:
+    """The same micro-batches, whoever has them; those of four rows give another loss."""
+    size, parallel = OF_TWO_ROWS[layout]
+    ranks: Ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
+    result = ranks.run(jobs.first_steps, _config(3, parallel, {"micro_batch_size": 2}, **RELEASE), STEPS)[0]
+    _assert_equal(result, release_reference)
+    other = ranks.run(jobs.first_steps, _config(3, parallel, {"micro_batch_size": 1}, **RELEASE), 1)[0]
+    assert other["metrics"][0]["loss"] != pytest.approx(release_reference["metrics"][0]["loss"], rel=1e-4)
+
+
 def test_bst_in_a_pipeline_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot be used with objective\.name=bst"):
         config_from_dict(_config(2, {"pipeline_model_parallel_size": 2}, {}, **BST))

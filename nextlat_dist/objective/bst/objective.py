@@ -57,7 +57,7 @@ class BSTObjective(FusedObjective):
 
     def __init__(self, settings: HeadSettings) -> None:
         config = settings.config
-        super().__init__(config.training.fused_losses)
+        super().__init__(config)
         model, dtype = config.model, settings.transformer_config.params_dtype
         self.objective = config.objective
         self.output_layer = output_head(settings)

@@ -30,7 +30,7 @@ class JTPObjective(FusedObjective):
 
     def __init__(self, settings: HeadSettings) -> None:
         config = settings.config
-        super().__init__(config.training.fused_losses)
+        super().__init__(config)
         model, dtype = config.model, settings.transformer_config.params_dtype
         self.horizon = config.objective.horizon
         self.output_layer = output_head(settings)
