@@ -227,6 +227,16 @@ def test_the_gpt_twin_differs_in_objective_and_directory_only() -> None:
     assert ours == twin
 
 
+def test_hilps_weights_are_all_that_differs() -> None:
+    ours = config_to_dict(load_config(CONFIGS / "quickstart.yaml"))
+    other = config_to_dict(load_config(CONFIGS / "quickstart_hilp.yaml"))
+    names = ("lambda_next_token", "lambda_hidden", "lambda_kl")
+    assert [other["objective"].pop(name) for name in names] == [1, 10, 0.1]
+    assert [ours["objective"].pop(name) for name in names] == [1, 1, 1]
+    del ours["output_dir"], other["output_dir"]
+    assert ours == other
+
+
 def test_the_papers_run_is_the_papers() -> None:
     config = load_config(CONFIGS / "fineweb_edu_1p3b.yaml", world_size=64)
     assert (config.model.num_layers, config.model.num_attention_heads, config.model.hidden_size) == (22, 16, 2048)
