@@ -86,6 +86,7 @@ def warm_all() -> None:
     warm("nextlat_dist.training.dry_run", "nextlat_dist.doctor.examine", "nextlat_dist.experiments.ablate")
     warm("nextlat_dist.huggingface.export", "nextlat_dist.inference.loading", "nextlat_dist.inference.terminal")
     warm("nextlat_dist.calibration.calibrate", "nextlat_dist.evaluation.run_report.command", "data_tools.text.command")
+    warm("wandb")  # makes its temporary folders when it is imported, and transformers imports it to load a model
 
 
 def test_every_command_has_a_line() -> None:
