@@ -1,7 +1,7 @@
 """The whole field on one page: every objective, at equal steps, on text and on the paper's tasks.
 
 Each part is a grid of configs/experiments, `NAME_field.yaml`, run below OUTPUT/NAME by `ablate`, whose invariant holds:
-what is finished is kept, so the same command goes on. Numbers keep the names of their grid behind the part's,
+what is finished is kept, so the same command resumes. Numbers keep the names of their grid behind the part's,
 `text/training/validation_next_token`; the picture has a panel for each, with a dot for every seed.
 
     nextlat experiments field --scale cpu --output runs/field --jobs 2 --json field.json --pictures DIR

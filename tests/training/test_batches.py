@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
@@ -67,7 +67,12 @@ class FakeLoader:
         return as_read(global_rows().chunk(self.size)[self.rank])
 
 
-def read(parallel: dict[str, Any], failing_reader: int | None = None, ahead: bool = False) -> dict[str, Any]:
+def read(
+    parallel: dict[str, Any],
+    failing_reader: int | None = None,
+    ahead: bool = False,
+    objective: ObjectiveConfig = OBJECTIVE,
+) -> dict[str, Any]:
     """Two batches on this rank: its micro-batches and the counts, or the error of each. `ahead`: each is prepared."""
     config, dims = jobs.set_up(jobs.tiny_config(parallel=parallel))
     reads = dims.rank == dims.model_group_source
@@ -78,7 +83,7 @@ def read(parallel: dict[str, Any], failing_reader: int | None = None, ahead: boo
         rows=ROWS // dims.data_size,
         micro_batch_size=2,
         sequence_length=config.data.sequence_length,
-        objective=OBJECTIVE,
+        objective=objective,
         device=torch.device("cpu"),
         hashes=True,
     )
@@ -130,6 +135,17 @@ def test_every_rank_has_its_rows_and_the_counts_of_all(layout: str, ahead: bool,
         cut = (sum(1 + rank for rank in ranks), sum(10 * rank for rank in ranks))
         assert answer["sums"] == (*cut, int(whole.real_tokens), int(whole.attended))
         assert answer["digest"] == (batch_digest(as_read(whole).row_digests()) if answer["reads"] else "")
+
+
+def test_as_the_release_has_them(four_ranks: Ranks) -> None:
+    """Documents of the release, and what is counted are the micro-batches of all ranks that have something."""
+    whole, objective = global_rows().as_released(), replace(OBJECTIVE, semantics="release")
+    assert not torch.equal(whole.document_ids, global_rows().document_ids)
+    for answer in four_ranks.run(read, LAYOUTS["tp2-dp2"], None, False, objective):
+        found = torch.cat([batch.message for batch in answer["rows"]])
+        assert torch.equal(found, whole.chunk(answer["data_size"])[answer["data_rank"]].message)
+        assert torch.equal(answer["counts"], term_counts(whole, objective, 2))
+        assert answer["counts"][0] == ROWS / 2
 
 
 @pytest.mark.parametrize("failing_reader", [0, 1])

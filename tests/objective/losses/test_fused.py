@@ -35,6 +35,7 @@ SIZES = {
     "whole": (128, 128 * jobs.VOCAB, True, False),
     "accelerator": (16, 1, False, True),
 }
+NORM_BIAS = "latent_predictor.layer_norm.bias"
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
 BEHIND_A_LAYER = 4  # times as much: layers of MTP, Fetch or a text head lie between, with their own roundings
 
@@ -106,12 +107,14 @@ def check(ranks: Ranks, tensor_size: int, objective: dict[str, Any], dtype: str,
     raw = jobs.tiny_config(objective=objective, parallel={"tensor_model_parallel_size": tensor_size})
     if tensor_size == 4:
         raw["model"]["num_query_groups"] = 4
-    # Against float64 the whole path's own gradient of that bias is off by 1 to 3e-6, as much as that of the fused one.
-    behind = ("mtp.", "fetch.", "text_head.", "decoder.", "latent_predictor.layer_norm.bias")
+    behind = ("mtp.", "fetch.", "text_head.", "decoder.")
     if objective["name"] in ("jtp", "bst"):
         behind += ("hidden", "embedded", "backward")
     for found in ranks.run(errors, raw, dtype, sizes):
         bounds = {name: TOLERANCE[dtype] * (BEHIND_A_LAYER if name.startswith(behind) else 1) for name in found}
+        if dtype == "float32":
+            # Against float64 the whole path's own gradient of this bias is off by up to 2e-6, no less than the fused.
+            bounds[NORM_BIAS] = 2e-6
         assert {name: error for name, error in found.items() if not error <= bounds[name]} == {}
 
 
