@@ -115,6 +115,7 @@ class ObjectiveEntry:
         model_type: of the base model in an export; see `huggingface.forms.catalogue`.
         apart: the one of `parts` that `objective.detach_base` trains apart from the base; None: there is none. The
             module keeps the promise: nothing but next_token's term has a gradient outside of it.
+        decoded_term: the loss of the next token under decoding's own conditions.
         released: `objective.semantics: release` is known for it; its module is a `FusedObjective`.
     """
 
@@ -138,6 +139,7 @@ class ObjectiveEntry:
     final_norm: bool = True
     model_type: str = "llama"
     apart: str | None = None
+    decoded_term: str = "next_token"
     released: bool = False
 
     @property

@@ -30,6 +30,7 @@ def validate(config: RunConfig, world_size: int | None = None) -> None:
     _validate_model(config)
     _validate_objective(config)
     _validate_schedule(config)
+    _validate_target(config)
     _validate_parallel(config)
     if world_size is not None:
         _validate_world(config, world_size)
@@ -163,6 +164,19 @@ def _validate_schedule(config: RunConfig) -> None:
         schedule.min_lr <= config.optimizer.lr,
         f"schedule.min_lr={schedule.min_lr} is above optimizer.lr={config.optimizer.lr}",
     )
+
+
+def _validate_target(config: RunConfig) -> None:
+    training = config.training
+    if training.target_loss is None:
+        return
+    wanted = f"training.target_loss={training.target_loss} is looked for in validations"
+    for key in ("validation_interval", "validation_batches"):
+        _require(
+            getattr(training, key) > 0,
+            f"{wanted}, but training.{key} is 0; make it positive, or leave training.target_loss out",
+        )
+    _require(config.data.validation is not None, f"{wanted}, but data.validation is not set; set it")
 
 
 def _validate_parallel(config: RunConfig) -> None:

@@ -298,6 +298,11 @@ class TrainingConfig:
     log_interval: Annotated[int, "steps", STEPS] = 10
     validation_interval: Annotated[int, "steps; 0: at the end only", STEPS_OR_NONE] = 0
     validation_batches: Annotated[int, "global batches", NOT_NEGATIVE.at_most(10**9)] = 4
+    target_loss: Annotated[
+        float | None,
+        "of the next token in a validation, bst: `decoded`; the run ends where it is reached; null: at train_tokens",
+        POSITIVE.within(1e-9, 100.0),
+    ] = None
     peak_tflops_per_device: Annotated[
         float | None,
         "for MFU; null: GPUs by name or by a short bf16 matrix product, no MFU on a CPU",

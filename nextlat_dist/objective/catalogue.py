@@ -203,5 +203,6 @@ BST = ObjectiveEntry(
     sharding=_second_stack_sharding,
     check=_check_text_head,
     model_type="nextlat_bst",
+    decoded_term="decoded",
 )
 BUILT_IN = (NEXT_TOKEN, NEXTLAT, MTP, JTP, BST)

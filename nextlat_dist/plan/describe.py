@@ -31,7 +31,8 @@ def describe(config: RunConfig, world_size: int) -> str:
         f"{training.precision}",
         f"batch       {training.global_batch_size} rows x {config.data.sequence_length} tokens = "
         f"{training.micro_batch_size} rows x {accumulation:g} micro-batches x {dp} data-parallel ranks",
-        f"length      {config.total_steps:,} steps, {config.total_steps * config.tokens_per_step:,} tokens",
+        f"length      {config.total_steps:,} steps, {config.total_steps * config.tokens_per_step:,} tokens"
+        + (f", or to a validation loss of {training.target_loss:g}" if training.target_loss is not None else ""),
     ]
     return "\n".join(lines)
 

@@ -79,31 +79,36 @@ class Trainer:
         config, state = self.config, self.state
         total, stop = config.total_steps, False
         throughput = self._throughput
-        if state.step == total:
+        if self._reached():
+            target = f"training.target_loss={config.training.target_loss}"
+            self._log.say(f"{target} was reached, with {state.validation_loss:.4g}; lower it to train on")
+        elif state.step == total:
             self._log.say(f"all {total} steps of this run are done; raise training.train_tokens to train on")
         if throughput.reference:
             self._log.say(f"MFU is relative to {throughput.reference}")
         with self._watchdog:
             self._restart_clocks()
-            while state.step < total and not stop:
+            while state.step < total and not stop and not self._reached():
                 stop = self._step(self._next_batch())
                 done = state.step == total
                 save = stop or self._due(config.checkpoint.save_interval, done)
-                # Also before a save, so that a checkpoint never falls inside an average.
-                if save or state.step == 1 or state.step % config.training.log_interval == 0:
-                    self._report()
-                if done or stop:
-                    self._cut.warn_at_the_end(state.step)
                 # Skip validation when a stop was requested: saving comes first.
-                if (done or not stop) and self._due(config.training.validation_interval, done):
+                validate = (done or not stop) and self._due(config.training.validation_interval, done)
+                may_save = save or (validate and config.training.target_loss is not None)
+                # Also before a save, so that a checkpoint never falls inside an average.
+                if may_save or state.step == 1 or state.step % config.training.log_interval == 0:
+                    self._report()
+                if validate:
                     self._validate()
+                if done or stop or self._reached():
+                    self._cut.warn_at_the_end(state.step)
                 self._report_saves(self._saver.outcomes())
-                if save:
+                if save or self._reached():
                     self._save()
             last = self._finish_saves()
         if last and last[-1].error:
             raise UserError(last[-1].error, shared=True)
-        return state.step < total
+        return state.step < total and not self._reached()
 
     def _next_batch(self) -> GlobalBatch:
         """The next batch; what was lost in it, and its hash where asked for, are logged."""
@@ -235,13 +240,21 @@ class Trainer:
         terms = self._validation.evaluate(self.engine, self.config, self.dims, self.state.tokens)
         entry = {f"validation_{name}": value for name, value in terms.items()}
         self.last_metrics |= entry
+        self.state.validation_loss = terms[self.config.objective.entry.decoded_term]
         self._log.write({"step": self.state.step, "tokens": self.state.tokens, **entry})
         self._log.say(f"step {self.state.step}  validation  {terms_text(terms)}")
+        if self._reached():
+            self._log.say(f"training.target_loss={self.config.training.target_loss} is reached: the run ends here")
         if terms["loss"] is None:
             self._log.say(
                 "warning: no token of the validation batches is a training target; there is no loss to report"
             )
         self._restart_clocks()
+
+    def _reached(self) -> bool:
+        """Whether a validation has reached `training.target_loss`, the one that this run asks for."""
+        target, reached = self.config.training.target_loss, self.state.validation_loss
+        return target is not None and reached is not None and reached <= target
 
     def _restart_clocks(self) -> None:
         self._throughput.restart()

@@ -83,7 +83,7 @@ def bst_terms(
                 following, before = text_head(f[t], state_of[j], weights, norm_epsilon)
                 of_next = -F.log_softmax(head @ following, dim=0)[labels[row, t + 1]]
                 of_previous = -F.log_softmax(head @ before, dim=0)[labels[row, j - 1]]
-                if at_end and j < s and bool(loss_mask[row, t + 1]):
+                if at_end and j < s and j - t >= least_gap and bool(loss_mask[row, t + 1]):
                     decoded.append(of_next)
                 near = largest_gap is None or j - t <= largest_gap
                 if j - t < least_gap or not (at_end or (near and drawn(row, t, j))):

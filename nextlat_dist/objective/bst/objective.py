@@ -94,7 +94,7 @@ class BSTObjective(FusedObjective):
                 wanted = labels[pairs.row[counts], place[counts]]
                 found = self._cross_entropy(states[counts, term], wanted, inputs.tied_weight)
                 sums[term] = sums[term] + found
-            row, at, end = decoded_places(batch, rows)
+            row, at, end = decoded_places(batch, rows, self.objective)
             with torch.no_grad():
                 states = self.text_head(hidden[at, row], backward[end, row])
                 sums[2] = sums[2] + self._cross_entropy(states[:, 0], labels[row, at + 1], inputs.tied_weight)

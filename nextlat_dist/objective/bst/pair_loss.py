@@ -122,7 +122,7 @@ class PairLoss:
     @torch.no_grad()
     def _decoded(self, rows: slice) -> None:
         """The next token given the end alone: known and logged, no more."""
-        row, at, end = decoded_places(self.batch, rows)
+        row, at, end = decoded_places(self.batch, rows, self.objective)
         parts = (row, at, end, self.batch.labels[row, at + 1])
         for row, at, end, target in zip(*(part.split(self.rows) for part in parts), strict=True):
             if len(row):

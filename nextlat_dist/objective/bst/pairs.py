@@ -80,9 +80,12 @@ def document_ends(documents: torch.Tensor) -> torch.Tensor:
     return ends
 
 
-def decoded_places(batch: Batch, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def decoded_places(
+    batch: Batch, rows: slice, objective: ObjectiveConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows and positions t whose next token counts, in documents that end inside the row, and the place of the end's
-    state: the very conditions of decoding, where nothing is known of what comes but that it ends.
+    state: the very conditions of decoding, where nothing is known of what comes but that it ends. A place nearer to the
+    end than any pair is does not count: what follows it is never learnt.
     """
     documents, loss_mask = batch.document_ids[rows], batch.loss_mask[rows]
     width = documents.shape[1]
@@ -93,6 +96,7 @@ def decoded_places(batch: Batch, rows: slice) -> tuple[torch.Tensor, torch.Tenso
     end = torch.where(ends, places, width).flip(1).cummin(1).values.flip(1)
     same = (end < width) & (documents.gather(1, end.clamp(max=width - 1)) == documents) & (documents >= 0)
     counts = same[:, :-1] & loss_mask[:, 1:] & (documents[:, :-1] == documents[:, 1:])
+    counts &= (end - places)[:, :-1] >= objective.least_gap
     row, at = counts.nonzero(as_tuple=True)
     return rows.start + row, at, end[row, at] - 1
 
@@ -104,7 +108,7 @@ def pair_counts(batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
         pairs = pairs_of(batch, rows, objective)
         counts[0] += pairs.next_counts.sum()
         counts[1] += pairs.previous_counts.sum()
-        counts[2] += len(decoded_places(batch, rows)[0])
+        counts[2] += len(decoded_places(batch, rows, objective)[0])
     return counts
 
 

@@ -36,6 +36,7 @@ class TrainerState:
     skipped: list[list[int]] = field(default_factory=list)  # global rows [first, end) that are not in the weights
     bad_steps: int = 0  # skipped steps since the last applied one
     recent: list[list[float]] = field(default_factory=list)  # loss and gradient norm of applied steps, for spikes
+    validation_loss: float | None = None  # of the next token, as decoding has it, at the last validation
     apart: ApartState = field(default_factory=ApartState)
 
     def to_json(self) -> str:
