@@ -2,6 +2,7 @@
 
     nextlat train --config configs/quickstart.yaml [key=value …] [--dry-run]
     nextlat export --checkpoint runs/NAME/checkpoints --output DIR
+    nextlat fit-drafter --model DIR --data DATASET --output DIR
     nextlat calibrate --export DIR --prompts FILE|DIR …
     nextlat generate --export DIR --prompt TEXT
     nextlat chat --export DIR
@@ -12,6 +13,7 @@
     nextlat evaluate lm --export NAME=DIR …
     nextlat ablate --config GRID --output DIR
     nextlat experiments field --scale cpu --output DIR
+    nextlat experiments price --scale cpu --output DIR
     nextlat report --run runs/NAME
     nextlat init [--preset NAME] [--output FILE]
     nextlat configs [NAME --output FILE]
@@ -36,6 +38,7 @@ from nextlat_dist.errors import UserError, refused_path
 from nextlat_dist.evaluation.command import add_command as add_evaluate
 from nextlat_dist.evaluation.run_report.command import add_command as add_report
 from nextlat_dist.experiments.command import add_command as add_ablate
+from nextlat_dist.fitting.command import add_command as add_fit_drafter
 from nextlat_dist.huggingface.command import add_command as add_export
 from nextlat_dist.inference.command import add_command as add_decoding
 from nextlat_dist.parallel.environment import is_first_rank
@@ -81,6 +84,7 @@ def _parser() -> CommandParser:
 
     add_train(commands)
     add_export(commands)
+    add_fit_drafter(commands)
     add_calibrate(commands)
     add_decoding(commands)
     add_evaluate(commands)

@@ -55,7 +55,7 @@ MODULES = {
     "nextlat_dist.evaluation.costs": "nextlat_dist.evaluation.speculative.step_costs",
     "nextlat_dist.evaluation.cycle_costs": "nextlat_dist.calibration.cycle_costs",
     "nextlat_dist.evaluation.hugging_face": "nextlat_dist.evaluation.speculative.hugging_face",
-    "nextlat_dist.evaluation.latents": "nextlat_dist.evaluation.state_model",
+    "nextlat_dist.evaluation.latents": "nextlat_dist.inference.state_model",
     "nextlat_dist.evaluation.logistic": "nextlat_dist.calibration.logistic",
     "nextlat_dist.evaluation.paired": "nextlat_dist.evaluation.speculative.paired_statistics",
     "nextlat_dist.evaluation.pictures": "nextlat_dist.reporting.pictures",
@@ -65,6 +65,7 @@ MODULES = {
     "nextlat_dist.evaluation.speculative_pictures": "nextlat_dist.evaluation.speculative.pictures",
     "nextlat_dist.evaluation.speculative_summary": "nextlat_dist.evaluation.speculative.summary",
     "nextlat_dist.evaluation.speculative_words": "nextlat_dist.evaluation.speculative.summary",
+    "nextlat_dist.evaluation.state_model": "nextlat_dist.inference.state_model",
     "nextlat_dist.evaluation.task_answers": "nextlat_dist.evaluation.tasks.answers",
     "nextlat_dist.evaluation.task_command": "nextlat_dist.evaluation.tasks.command",
     "nextlat_dist.evaluation.task_data": "nextlat_dist.evaluation.tasks.data",
@@ -212,7 +213,7 @@ NAMES: dict[str, dict[str, str]] = {
         "Histories": "nextlat_dist.evaluation.tasks.city.histories:HistorySampler",
     },
     "nextlat_dist.evaluation.latents": {
-        "Latents": "nextlat_dist.evaluation.state_model:ExportModel",
+        "Latents": "nextlat_dist.inference.state_model:ExportModel",
     },
     "nextlat_dist.evaluation.lm": {
         "BOOTSTRAPS": "nextlat_dist.evaluation.lm.harness",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nextlat_dist.config.load import config_to_dict, dump_config
-from nextlat_dist.experiments.grid import DATA, TRAINING, Evaluation, Grid, GridCell
+from nextlat_dist.experiments.grid import DATA, TRAINING, Evaluation, Grid, GridCell, exports_read
 from nextlat_dist.experiments.processes import Processes
 from nextlat_dist.experiments.steps import Step, hash_of, is_done, run_step, stamp, with_manifests
 from nextlat_dist.files import CONFIG_FILE, METRICS_FILE
@@ -80,16 +81,34 @@ def steps_of(cell: GridCell, grid: Grid, output: Path, launcher: Sequence[str] =
     export = ("export", "--checkpoint", "{run}/checkpoints", "--output", "{export}")
     key = hash_of([key, *export])
     yield Step("export", (*NEXTLAT, *_fill(export, output, cell)), key, outputs=(cell.export,))
+    made: dict[str, str] = {}  # the key of each derived export
+    for name, derived in grid.exports.items():
+        if cell.variant in grid.variants_of(derived):
+            words = derived.arguments
+            made[name] = hash_of([key, *_hashed(words, output), *(made[one] for one in exports_read(grid, words))])
+            path = _derived(cell, name)
+            command = (*NEXTLAT, *_fill(words, output, cell, made), "--output", str(path))
+            yield Step(name, command, made[name], outputs=(path,))
     for name, evaluation in _asked(cell, grid).items():
-        given = with_manifests([word.replace("{data}", str(output / "data")) for word in _words(evaluation.arguments)])
-        json_path = cell.directory / f"{name}.json"
-        command = (*NEXTLAT, "evaluate", *_fill(evaluation.arguments, output, cell), "--json", str(json_path))
-        yield Step(name, command, hash_of([key, *given]), outputs=(json_path,))
+        words, json_path = evaluation.arguments, cell.directory / f"{name}.json"
+        command = (*NEXTLAT, "evaluate", *_fill(words, output, cell, made), "--json", str(json_path))
+        read = [made[one] for one in exports_read(grid, words)]
+        yield Step(name, command, hash_of([key, *_hashed(words, output), *read]), outputs=(json_path,))
+
+
+def _hashed(words: Sequence[Any], output: Path) -> list[str]:
+    """Words of a command, with datasets by their content."""
+    found: list[str] = with_manifests([word.replace("{data}", str(output / "data")) for word in _words(words)])
+    return found
+
+
+def _derived(cell: GridCell, name: str) -> Path:
+    return cell.export.with_name(name)
 
 
 def _asked(cell: GridCell, grid: Grid) -> dict[str, Evaluation]:
     """The evaluations of this cell's variant."""
-    return {name: own for name, own in grid.evaluations.items() if not own.only or cell.variant in own.only}
+    return {name: own for name, own in grid.evaluations.items() if cell.variant in grid.variants_of(own)}
 
 
 def steps_together(cells: Sequence[GridCell], grid: Grid, output: Path) -> Iterator[Step]:
@@ -97,7 +116,7 @@ def steps_together(cells: Sequence[GridCell], grid: Grid, output: Path) -> Itera
     keys = [step.key for cell in cells for step in steps_of(cell, grid, output) if step.name == "export"]
     exports = [f"{cell.variant}={cell.export}" for cell in cells]
     for name, arguments in grid.together.items():
-        given = with_manifests([word.replace("{data}", str(output / "data")) for word in _words(arguments)])
+        given = _hashed(arguments, output)
         words = [filled for word in _fill(arguments, output) for filled in (exports if word == "{exports}" else [word])]
         json_path = output / f"{name}.json"
         yield Step(
@@ -139,11 +158,16 @@ def summary_names(cell: GridCell, kind: str) -> list[str]:
 
 
 def _summary(cell: GridCell, kind: str) -> dict[str, Any]:
-    """An evaluation's summary; of the training the last value of every field that it logged."""
+    """An evaluation's summary; of the training the last value of every field that it logged, and `step_seconds`, the
+    median over what it logged.
+    """
     if kind == TRAINING:
-        fields: dict[str, Any] = {}
-        for line in (cell.run / METRICS_FILE).read_text().splitlines():
-            fields |= json.loads(line)
+        lines = [json.loads(line) for line in (cell.run / METRICS_FILE).read_text().splitlines()]
+        fields: dict[str, Any] = {name: value for line in lines for name, value in line.items()}
+        timed = [line for line in lines if line.get("tokens_per_second")]
+        if timed:
+            seconds = [line["tokens"] / line["step"] / line["tokens_per_second"] for line in timed]
+            fields["step_seconds"] = statistics.median(seconds)
         return fields
     summary: dict[str, Any] = json.loads((cell.directory / f"{kind}.json").read_text())["summary"]
     return summary
@@ -154,10 +178,13 @@ def _seconds(cell: GridCell, grid: Grid, output: Path) -> float:
     return round(sum(found["seconds"] for found in stamps if found is not None), 1)
 
 
-def _fill(words: Sequence[Any], output: Path, cell: GridCell | None = None) -> tuple[str, ...]:
+def _fill(
+    words: Sequence[Any], output: Path, cell: GridCell | None = None, derived: Collection[str] = ()
+) -> tuple[str, ...]:
     paths = {"{data}": output / "data", "{output}": output}
     if cell is not None:
         paths |= {"{run}": cell.run, "{export}": cell.export}
+        paths |= {f"{{{name}}}": _derived(cell, name) for name in derived}
     filled = _words(words)
     for placeholder, path in paths.items():
         filled = [word.replace(placeholder, str(path)) for word in filled]

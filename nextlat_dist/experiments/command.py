@@ -5,6 +5,7 @@ several grids on one page.
         --json ablations.json --pictures DIR
 
     nextlat experiments field --scale cpu --output runs/field --jobs 2 --json field.json --pictures DIR
+    nextlat experiments price --scale cpu --output runs/field --jobs 2 --json price.json --pictures DIR
 
 The same command continues where it was interrupted. Exit status 1 when a cell failed or a number is nowhere.
 """
@@ -46,6 +47,10 @@ def add_command(commands: Any) -> None:
     )
     _add_runs(whole)
     whole.set_defaults(run_command=_field)
+    price = kinds.add_parser("price", help="what a drafter costs the base, at equal tokens and at equal seconds")
+    price.add_argument("--scale", choices=["cpu"], required=True, help="cpu: what two cores train in hours")
+    _add_runs(price)
+    price.set_defaults(run_command=_price)
 
 
 def _add_runs(command: argparse.ArgumentParser) -> None:
@@ -88,6 +93,14 @@ def _field(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         overrides=options.overrides,
     )
+    _publish(report, options)
+
+
+def _price(options: argparse.Namespace) -> None:
+    from nextlat_dist.experiments.price import price
+
+    _as_interrupted()
+    report = price(options.output, seeds=options.seeds, jobs=options.jobs, overrides=options.overrides)
     _publish(report, options)
 
 

@@ -7,7 +7,7 @@ what is finished is kept, so the same command resumes. Numbers keep the names of
     nextlat experiments field --scale cpu --output runs/field --jobs 2 --json field.json --pictures DIR
 
 `solved_share_…` (`…_low`, `…_high`)    share of Path-Star's runs that solve it, with Wilson's interval
-`loss_…`, `accepted_…`, `accepted_sampled_…`, `effective_rank_…`, `parameters_…`    on text, means over seeds
+`loss_…`, `accepted_…`, `accepted_sampled_…`, `effective_rank_…`, `step_seconds_…`, `parameters_…`    on text, means over seeds
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SUMMARY = {
     "accepted": f"{TEXT}/drafts/accepted_tokens_per_cycle",
     "accepted_sampled": f"{TEXT}/drafts/sampled_accepted_tokens_per_cycle",
     "effective_rank": f"{TEXT}/states/run_effective_rank",
+    "step_seconds": f"{TEXT}/training/step_seconds",
 }
 
 

@@ -9,7 +9,12 @@
       both: {}
       hidden only: {objective.lambda_kl: 0}
     runs: "{variant}-{seed}"                     # optional: where a cell's run and export are, below the output
-    training:                                    # field of the run's metrics.jsonl: heading; the last value counts
+    exports:                                     # optional: made of a cell's export, each by a `nextlat` command
+      refitted:                                  # `--output` is added; "{refitted}" stands for it in evaluations
+        arguments: [fit-drafter, --model, "{export}", --data, "{data}/train"]
+        only: [both]                             # optional: the variants that get one
+    training:                                    # field of the run's metrics.jsonl: heading; the last value counts,
+                                                 # of step_seconds the median
       validation_next_token: held-out loss
     evaluations:                                 # of each cell: `nextlat evaluate` with a --json of its own
       tracking:
@@ -28,7 +33,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +46,7 @@ from nextlat_dist.errors import UserError
 
 TRAINING = "training"  # what numbers of metrics.jsonl belong to, as others belong to an evaluation
 DATA = "data"  # the step that comes first, and the folder that it writes
-RESERVED = (TRAINING, "train", "export", DATA, "grid")  # names of other steps and files
+RESERVED = (TRAINING, "train", "export", DATA, "grid", "run", "output")  # names of other steps, files, placeholders
 SEEDS = Bounds(
     "hold whole numbers, none negative, each once",
     lambda seeds: len(set(seeds)) == len(seeds) > 0 and all(seed >= 0 for seed in seeds),
@@ -60,6 +65,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class DerivedExport:
+    """Arguments of `nextlat` that make another export of a cell's; `--output` is added."""
+
+    arguments: Annotated[Words, "of nextlat, without --output"]
+    only: Annotated[list[str], "variants that get one; none named: all"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Grid:
     """A grid's file, read; the keys are those of the module's text."""
 
@@ -70,9 +83,14 @@ class Grid:
     then: Annotated[dict[str, Words], "name: arguments of nextlat-data, after `data`"] = field(default_factory=dict)
     settings: Annotated[dict[str, Any], "dotted keys, for every cell"] = field(default_factory=dict)
     runs: Annotated[str | None, "where a cell's run is, below the output", RUNS] = None
+    exports: Annotated[dict[str, DerivedExport], "made of each cell's export"] = field(default_factory=dict)
     training: Annotated[dict[str, str], "field of metrics.jsonl: heading"] = field(default_factory=dict)
     evaluations: Annotated[dict[str, Evaluation], "of each cell"] = field(default_factory=dict)
     together: Annotated[dict[str, Words], "of all cells"] = field(default_factory=dict)
+
+    def variants_of(self, step: Evaluation | DerivedExport) -> list[str]:
+        """Those that a step is for."""
+        return [variant for variant in self.variants if not step.only or variant in step.only]
 
     @property
     def headings(self) -> dict[str, str]:
@@ -109,7 +127,8 @@ def read_grid(path: Path) -> Grid:
     """Raises UserError: an unreadable file, an unknown or missing key, a value of another type."""
     grid = build(Grid, read_yaml(path, "grid"), "grid")
     check_bounds(grid)
-    for kind, names in (("then", grid.then), ("evaluations", grid.evaluations), ("together", grid.together)):
+    named: dict[str, Collection[str]] = {"then": grid.then, "exports": grid.exports, "evaluations": grid.evaluations}
+    for kind, names in (named | {"together": grid.together}).items():
         for name in names:
             if not re.fullmatch(r"[\w-]+", name) or name in RESERVED:
                 raise UserError(
@@ -117,17 +136,34 @@ def read_grid(path: Path) -> Grid:
                 )
     for name in set(grid.then) & set(grid.together):
         raise UserError(f"then.{name} and together.{name} would share a log; rename one")
-    for name, evaluation in grid.evaluations.items():
-        for variant in set(evaluation.only) - set(grid.variants):
-            raise UserError(
-                f"evaluations.{name}.only names {variant!r}, which is no variant; there are {', '.join(grid.variants)}"
-            )
+    for name in set(grid.exports) & set(grid.evaluations):
+        raise UserError(f"exports.{name} and evaluations.{name} would share a log; rename one")
+    steps: dict[str, DerivedExport | Evaluation] = {f"exports.{name}": one for name, one in grid.exports.items()}
+    for key, step in (steps | {f"evaluations.{name}": one for name, one in grid.evaluations.items()}).items():
+        for variant in step.only:
+            if variant not in grid.variants:
+                raise UserError(
+                    f"{key}.only names {variant!r}, which is no variant; there are {', '.join(grid.variants)}"
+                )
+        for made in exports_read(grid, step.arguments):
+            left = [
+                variant for variant in grid.variants_of(step) if variant not in grid.variants_of(grid.exports[made])
+            ]
+            if left:
+                raise UserError(
+                    f"{key} reads {{{made}}}, but exports.{made}.only leaves out {', '.join(left)}; add it there"
+                )
     if not grid.variants or not (grid.headings or grid.together):
         raise UserError(
             f"{path} has {len(grid.variants)} variants and {len(grid.headings)} numbers to collect; give at least one "
             "of each, or evaluate the cells `together`"
         )
     return replace(grid, base=str(path.parent / grid.base))
+
+
+def exports_read(grid: Grid, arguments: Words) -> list[str]:
+    """Names of derived exports that arguments mention."""
+    return [name for name in grid.exports if any(f"{{{name}}}" in str(word) for word in arguments)]
 
 
 def cells_of(grid: Grid, seeds: Sequence[int], output: Path, overrides: Sequence[str] = ()) -> list[GridCell]:

@@ -11,9 +11,9 @@ import yaml
 
 from nextlat_dist.experiments import cell as cells
 from nextlat_dist.experiments.cell import collect, finished, make_data, steps_of, steps_together, summary_names
-from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
+from nextlat_dist.experiments.grid import DerivedExport, Evaluation, Grid, GridCell, cells_of, read_grid
 from nextlat_dist.experiments.processes import Processes, locked
-from nextlat_dist.experiments.steps import run_step
+from nextlat_dist.experiments.steps import Step, run_step
 from tests.kit.grids import write_grid
 
 
@@ -157,3 +157,34 @@ def test_an_evaluation_of_some_variants(tmp_path: Path) -> None:
     finish(neither, grid, out, {neither.run / "metrics.jsonl": '{"next_token": 2}', neither.export / "c.json": "{}"})
     assert collect(neither, grid, out).numbers == {"training/next_token": 2.0}
     assert summary_names(neither, "task") == []
+
+
+def test_an_export_made_of_a_cells_own(tmp_path: Path) -> None:
+    """It comes between the export and what reads it, and of its arguments only what reads it depends."""
+    out, grid = tmp_path / "out", read_grid(write_grid(tmp_path))
+    plain = {
+        cell.variant: {step.name: step.key for step in steps_of(cell, grid, out)} for cell in cells_of(grid, [3], out)
+    }
+
+    def steps(*more: str) -> dict[str, Step]:
+        made = {"fitted": DerivedExport(["fit-drafter", "--model", "{export}", *more], ["both"])}
+        asked = {
+            **grid.evaluations,
+            "drafts": Evaluation(["speculative", "--export", "{fitted}"], {"n": "n"}, ["both"]),
+        }
+        both, neither = cells_of(replace(grid, exports=made, evaluations=asked), [3], out)
+        whole = replace(grid, exports=made, evaluations=asked)
+        assert {step.name: step.key for step in steps_of(neither, whole, out)} == plain["neither"]
+        return {step.name: step for step in steps_of(both, whole, out)}
+
+    found = steps()
+    assert list(found) == ["train", "export", "fitted", "task", "drafts"]
+    (cell, _) = cells_of(grid, [3], out)
+    path = cell.export.with_name("fitted")
+    assert found["fitted"].command[-5:] == ("fit-drafter", "--model", str(cell.export), "--output", str(path))
+    assert found["fitted"].outputs == (path,)
+    assert list(found["drafts"].command[-4:-2]) == ["--export", str(path)]
+    assert {name: found[name].key for name in plain["both"]} == plain["both"]
+    longer = steps("--steps", "9")
+    changed = [name for name in found if found[name].key != longer[name].key]
+    assert changed == ["fitted", "drafts"]

@@ -12,7 +12,7 @@ import pytest
 from nextlat_dist.config import RunConfig, config_to_dict, load_config
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
-from nextlat_dist.experiments.cell import steps_together
+from nextlat_dist.experiments.cell import steps_of, steps_together
 from nextlat_dist.experiments.field import SCALES
 from nextlat_dist.experiments.grid import cells_of, read_grid
 from tests.kit.grids import write_grid
@@ -57,6 +57,19 @@ def test_cells_go_seed_by_seed_with_the_variants_settings(tmp_path: Path) -> Non
             {"evaluations": {"task": {"arguments": [], "numbers": {}, "only": ["bothh"]}}},
             ["evaluations.task.only", "'bothh'", "both, neither"],
         ),
+        ({"exports": {"run": {"arguments": ["fit-drafter"]}}}, ["exports.run", "rename"]),
+        ({"exports": {"task": {"arguments": ["fit-drafter"]}}}, ["exports.task and evaluations.task", "rename one"]),
+        (
+            {"exports": {"more": {"arguments": ["fit-drafter"], "only": ["none"]}}},
+            ["exports.more.only", "'none'", "both, neither"],
+        ),
+        (
+            {
+                "exports": {"more": {"arguments": ["fit-drafter"], "only": ["both"]}},
+                "evaluations": {"task": {"arguments": ["task", "{more}"], "numbers": {}}},
+            },
+            ["evaluations.task reads {more}", "exports.more.only leaves out neither"],
+        ),
         ({"runs": "{variant}"}, ["runs is {variant}, it must hold both {variant} and {seed}"]),
         ({"data": [["task"]]}, ["data[0] is ['task']", "str, int or float"]),
         ({"variants": {"x": {"objective.horizn": 1}}}, ["variant x", "objective.horizon"]),
@@ -95,7 +108,7 @@ def test_grids_of_the_project_can_be_run(path: Path, tmp_path: Path) -> None:
 
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
 FIELDS = [path for path in EXPERIMENTS if path.stem.endswith("_field")]
-TWINS = [path for path in EXPERIMENTS if path not in FIELDS]
+TWINS = [path for path in EXPERIMENTS if path not in FIELDS and path.stem != "price"]
 
 
 @pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
@@ -123,7 +136,7 @@ def test_fields_of_the_project_differ_in_the_objective_alone(path: Path, tmp_pat
     assert [cell.variant for cell in cells] == ["gpt", "mtp", "jtp", "bst", "nextlat"]
     equal = [config_to_dict(replace(cell.config, output_dir="")) for cell in cells]
     for config in equal:
-        del config["objective"]["name"]
+        del config["objective"]["name"], config["objective"]["pair_rate"]  # that is bst's own
     assert all(config == equal[0] for config in equal)
     assert set(SCALES["cpu"]) == {path.stem.removesuffix("_field") for path in FIELDS}
 
@@ -133,3 +146,19 @@ def _base(path: Path, output: Path) -> RunConfig:
     data = [f"data.{use}={output / 'data' / split}" for use, split in (("train", "train"), ("validation", "test"))]
     base = load_config(CONFIGS / "cpu" / path.name, [*data, "training.seed=0"])
     return replace(base, output_dir="")
+
+
+def test_gpt_and_nextlat_of_the_price_are_those_of_the_field(tmp_path: Path) -> None:
+    """So that both commands in one folder share them."""
+    field, price = (read_grid(CONFIGS / "experiments" / f"{name}.yaml") for name in ("text_field", "price"))
+    of_field, of_price = (
+        {
+            cell.name: [(step.name, step.key) for step in steps_of(cell, grid, tmp_path)][:2]
+            for cell in cells_of(grid, grid.seeds, tmp_path)
+        }
+        for grid in (field, price)
+    )
+    shared = of_field.keys() & of_price.keys()
+    assert len(shared) == 2 * len(field.seeds)
+    assert all(of_field[name] == of_price[name] for name in shared)
+    assert (field.data, field.then) == (price.data, price.then)

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.measure import evaluate_task
 from nextlat_dist.huggingface.forms.catalogue import FORMS
 from nextlat_dist.huggingface.opened import open_export
 from nextlat_dist.inference import load
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import vocab_size
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import prompt_of, reference_model

@@ -29,6 +29,7 @@ _TASK = "--output out/task --train 20 --test 10"
 LINES = {
     "nextlat train": "--config run.yaml --dry-run training.seed=3",
     "nextlat export": "--checkpoint run/checkpoints --output out/export --no-verify --dtype fp32",
+    "nextlat fit-drafter": "--model export --data data/train --output out/fitted --steps 2 --rows 1 --length 16",
     "nextlat calibrate": "--export export --prompts prompts --temperature 0 --batch-size 1 --prompts-per-domain 1 "
     "--max-new-tokens 4 --json out/calibrate.json",
     "nextlat generate": f"--prompt What {_EXPORT} --temperature 0.5 --top-k 5 --top-p 0.9 --seed 3 --stop x",
@@ -43,6 +44,7 @@ LINES = {
     "nextlat ablate": "--config broken.yaml --output out/grid --seeds 0,1 --jobs 1 training.seed=3",
     # Hours, were it not refused for two reasons.
     "nextlat experiments field": "--scale cpu --output out/field --seeds 0,1 --parts chess training.seed=three",
+    "nextlat experiments price": "--scale cpu --output out/price --seeds 0,1 training.seed=three",
     "nextlat init": "--preset quickstart --output out/init.yaml training.seed=3",
     "nextlat configs": "quickstart --output out/quickstart.yaml",
     "nextlat doctor": "--quick --config run.yaml --json out/doctor.json",

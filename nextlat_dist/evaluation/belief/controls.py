@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nextlat_dist.evaluation.state_model import StateModel
+from nextlat_dist.inference.state_model import StateModel
 from nextlat_dist.tasks import FIRST_SYMBOL_ID, vocab_size
 from nextlat_dist.tasks.hmm import Hmm
 

@@ -28,7 +28,7 @@ from nextlat_dist.evaluation.belief.probes import decoded
 from nextlat_dist.evaluation.belief.questions import Questions
 from nextlat_dist.evaluation.belief.rows import EXACT, FITTED, OWN, BeliefRow
 from nextlat_dist.evaluation.exports import named_exports
-from nextlat_dist.evaluation.state_model import ExportModel
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.tasks import vocab_size

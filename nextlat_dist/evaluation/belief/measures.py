@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nextlat_dist.evaluation.belief.data import Counterfactuals, Histories, Pairs
-from nextlat_dist.evaluation.state_model import StateModel
+from nextlat_dist.inference.state_model import StateModel
 from nextlat_dist.tasks import FIRST_SYMBOL_ID
 
 ROUNDING = 1e-6  # of states in fp32, relative to their length: 8 times the distance of 1 to the next number

@@ -13,7 +13,7 @@ from nextlat_dist.evaluation.belief.data import Histories, counterfactuals, find
 from nextlat_dist.evaluation.belief.probes import decodability
 from nextlat_dist.evaluation.belief.rows import BeliefRow, Predictor, StateNumbers, TransitionNumbers
 from nextlat_dist.evaluation.effective_rank import effective_rank
-from nextlat_dist.evaluation.state_model import StateModel
+from nextlat_dist.inference.state_model import StateModel
 
 
 class Questions:

@@ -34,7 +34,7 @@ from nextlat_dist.evaluation.probes.linear_probes import (
     read_sequences,
 )
 from nextlat_dist.evaluation.probes.page import NO_STATE, ProbeRow, Ranks, probes_report
-from nextlat_dist.evaluation.state_model import ExportModel
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from nextlat_dist.evaluation.state_model import StateModel
 from nextlat_dist.evaluation.tasks.scores import Watch
 from nextlat_dist.inference.decoder import Decoder
+from nextlat_dist.inference.state_model import StateModel
 from nextlat_dist.tasks import EOS_ID, PAD_ID, Document
 
 ROWS = 128  # documents run together

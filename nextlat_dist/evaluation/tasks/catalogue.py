@@ -17,8 +17,8 @@ from nextlat_dist.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nextlat_dist.evaluation.state_model import ExportModel
     from nextlat_dist.evaluation.tasks.scores import Runs, Sampled, Scores, Watch
+    from nextlat_dist.inference.state_model import ExportModel
     from nextlat_dist.tasks import Document
 
 ENTRY_POINTS = "nextlat_dist.task_scorers"

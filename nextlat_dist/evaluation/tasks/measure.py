@@ -19,12 +19,12 @@ from nextlat_dist.data.shard_format import Manifest, read_manifest
 from nextlat_dist.data.storage.open import open_storage
 from nextlat_dist.errors import UserError
 from nextlat_dist.evaluation.exports import named_exports
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks import data as task_data
 from nextlat_dist.evaluation.tasks.catalogue import scorer_of
 from nextlat_dist.evaluation.tasks.page import task_report
 from nextlat_dist.evaluation.tasks.scores import Sampled, Scores
 from nextlat_dist.huggingface.opened import OpenedExport, open_export
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.reporting.console import Progress
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.tasks import task_of

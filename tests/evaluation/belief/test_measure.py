@@ -26,7 +26,7 @@ from nextlat_dist.evaluation.belief.predictor import fit_predictor
 from nextlat_dist.evaluation.belief.questions import Questions
 from nextlat_dist.evaluation.belief.rows import BeliefRow
 from nextlat_dist.evaluation.belief.verdicts import PROPERTIES, Property, verdicts
-from nextlat_dist.evaluation.state_model import ExportModel, StateModel
+from nextlat_dist.inference.state_model import ExportModel, StateModel
 from nextlat_dist.tasks.hmm import Hmm
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import copying_model, random_weights, tiny_config, write_export

@@ -27,8 +27,8 @@ from nextlat_dist.evaluation.probes.linear_probes import (
     read_sequences,
 )
 from nextlat_dist.evaluation.probes.measure import evaluate_probes
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.huggingface.base import load_base_weights
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.reporting.publish import publish
 from tests.kit.exports import random_predictor, random_weights, tiny_config, write_export
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks import answers as task_answers
 from nextlat_dist.evaluation.tasks.answers import agreement, before_end, teacher_forced, write_answers
 from nextlat_dist.evaluation.tasks.scorers.answered import exact, read_and_write, score_answers
@@ -16,6 +15,7 @@ from nextlat_dist.evaluation.tasks.scorers.countdown import add_verdicts, score_
 from nextlat_dist.evaluation.tasks.scorers.path_star import score_path_star
 from nextlat_dist.evaluation.tasks.scores import Sampled, Scores, Share, unwatched
 from nextlat_dist.inference import Decoder
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import EOS_ID, FIRST_SYMBOL_ID, Document
 from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict
 from nextlat_dist.tasks.path_star import PathStar
@@ -103,6 +103,16 @@ def test_a_paths_arm_is_its_second_node(tmp_path: Path) -> None:
     assert scores.numbers["arm_greedy"] == Share(2, 3)
     assert scores.numbers["arm_teacher_forced"] == Share(2, 3)
     assert scores.guesses == {"exact_greedy": 0.5, "arm_greedy": 0.5, "arm_teacher_forced": 0.5}
+
+
+def test_a_path_is_right_whatever_comes_after_it(tmp_path: Path) -> None:
+    export = following_export(tmp_path, {10: 4, 4: 5, 5: 6, 6: 8})
+    documents = [question(10, answer=[4, 5, 6, EOS_ID]), question(10, answer=[4, 5, 8, EOS_ID])]
+    task, sampled = PathStar(arms=2, length=3, nodes=20), Sampled((0.0,), 0)
+    assert score_path_star(ExportModel(export), task, documents, sampled, unwatched).numbers["exact_greedy"] == Share(
+        1, 2
+    )
+    assert exact(documents, {"greedy": [np.array([4, 5, 6, 8])] * 2})["exact_greedy"] == Share(0, 2), "of other tasks"
 
 
 COUNTDOWN = Countdown(inputs=2, pauses=1)

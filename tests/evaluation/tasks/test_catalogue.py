@@ -12,11 +12,11 @@ import pytest
 import data_tools.cli
 from nextlat_dist import cli
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.catalogue import SCORERS, TaskScorer, scorer_of
 from nextlat_dist.evaluation.tasks.scorers import answered
 from nextlat_dist.evaluation.tasks.scorers.path_star import score_path_star
 from nextlat_dist.evaluation.tasks.scores import Sampled, Share, unwatched
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import EOS_ID, TASKS, make_task, task_names
 from nextlat_dist.tasks.path_star import PathStar
 from tests.kit.exports import random_weights, tiny_config, write_export

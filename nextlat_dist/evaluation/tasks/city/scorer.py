@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.catalogue import TaskScorer
 from nextlat_dist.evaluation.tasks.city.map import map_figure
 from nextlat_dist.evaluation.tasks.city.scores import CityScores, score_city
 from nextlat_dist.evaluation.tasks.city.walker import ExportWalker
 from nextlat_dist.evaluation.tasks.pictures import answer_pictures
 from nextlat_dist.evaluation.tasks.scores import Runs, Sampled, Scores, Watch
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.city import PROMPT_TOKENS, City
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.answers import ROWS
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import PAD_ID
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.answers import agreement, teacher_forced, write_answers
 from nextlat_dist.evaluation.tasks.catalogue import TaskScorer
 from nextlat_dist.evaluation.tasks.pictures import answer_pictures
 from nextlat_dist.evaluation.tasks.scores import Curve, Sampled, Scores, Share, Watch, how
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import Document, Task
 
 
@@ -33,12 +33,17 @@ def score_answers(
     return scores
 
 
-def exact(documents: Sequence[Document], written: dict[str, list[np.ndarray]]) -> dict[str, Share]:
-    """`exact_{how}`: share of documents whose written answer is the true one."""
-    return {
-        f"exact_{name}": Share.of(bool(agreement(*pair).all()) for pair in zip(documents, answers, strict=True))
-        for name, answers in written.items()
-    }
+def exact(
+    documents: Sequence[Document], written: dict[str, list[np.ndarray]], tokens: int | None = None
+) -> dict[str, Share]:
+    """`exact_{how}`: share of documents whose written answer is the true one; `tokens`: so many of it are asked, None:
+    all, and what ends it.
+    """
+    found = {}
+    for name, answers in written.items():
+        right = (agreement(*pair)[:tokens].all() for pair in zip(documents, answers, strict=True))
+        found[f"exact_{name}"] = Share.of(map(bool, right))
+    return found
 
 
 def read_and_write(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.answers import before_end
 from nextlat_dist.evaluation.tasks.catalogue import TaskScorer
 from nextlat_dist.evaluation.tasks.pictures import answer_pictures
 from nextlat_dist.evaluation.tasks.scorers.answered import read_and_write
 from nextlat_dist.evaluation.tasks.scores import Curve, Sampled, Scores, Share, Watch
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import Document, words_of
 from nextlat_dist.tasks.countdown import Countdown, CountdownVerdict, judge
 

@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation.state_model import ExportModel, StateModel
 from nextlat_dist.evaluation.tasks.catalogue import TaskScorer
 from nextlat_dist.evaluation.tasks.pictures import colors, draw_curve
 from nextlat_dist.evaluation.tasks.scores import Curve, Runs, Sampled, Scores, Share, Watch, unwatched
+from nextlat_dist.inference.state_model import ExportModel, StateModel
 from nextlat_dist.reporting.pictures import panels
 from nextlat_dist.tasks import Document
 from nextlat_dist.tasks.state_tracking import StateTracking

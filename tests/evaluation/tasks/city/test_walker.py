@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextlat_dist.evaluation.state_model import ExportModel
 from nextlat_dist.evaluation.tasks.city.walker import ExportWalker
+from nextlat_dist.inference.state_model import ExportModel
 from nextlat_dist.tasks import EOS_ID
 from tests.kit.exports import random_weights, reference_model, tiny_config, write_export
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nextlat_dist.errors import UserError
-from nextlat_dist.evaluation import state_model as module
-from nextlat_dist.evaluation.state_model import ExportModel
+from nextlat_dist.inference import state_model as module
+from nextlat_dist.inference.state_model import ExportModel
 from tests.kit.exports import random_predictor, random_weights, reference_model, tiny_config, write_export
 from tests.kit.reference import predict
 

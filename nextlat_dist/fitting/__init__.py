@@ -1,0 +1,1 @@
+"""Latent predictors fitted afterwards, on the frozen base of an export."""
