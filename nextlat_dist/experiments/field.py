@@ -7,7 +7,8 @@ what is finished is kept, so the same command resumes. Numbers keep the names of
     nextlat experiments field --scale cpu --output runs/field --jobs 2 --json field.json --pictures DIR
 
 `solved_share_…` (`…_low`, `…_high`)    share of Path-Star's runs that solve it, with Wilson's interval
-`loss_…`, `accepted_…`, `accepted_sampled_…`, `effective_rank_…`, `step_seconds_…`, `parameters_…`    on text, means over seeds
+`loss_…`, `accepted_…`, `accepted_sampled_…`, `effective_rank_…`    on text, means over seeds
+`step_seconds_…`, `parameters_…`        of its runs
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ model accepts after the first history alone. *Precision*: the share of the model
 walks may take from the first intersection alone. Both over suffixes of up to `LONGEST` tokens, as means over pairs. A
 model that says the same whatever came before compresses perfectly and tells nothing apart.
 
-After Vafa et al. 2024 (the boundary of Myhill and Nerode); there, the model's suffixes are sampled, here all of them
-are tried.
+After Vafa et al. 2024 (the boundary of Myhill and Nerode); there, suffixes are sampled (`sampled_distinction`), here
+all of a few tokens are tried.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@
   right or wrong: a model that says the same whatever came before compresses perfectly. `valid_from_history_greedy` is
   therefore shown with it: the continuation of the pair's first history is legal and stops at the drop-off.
 - `compression_sampled`, `compression_sampled_all`: see `city.compression`.
-- `distinction_…`: see `city.distinction`. `detours_…`: see `city.detours`.
+- `distinction_…`: see `city.distinction`. `distinction_sampled_…`: see `city.sampled_distinction`.
+- `detours_…`: see `city.detours`.
 - `streets_driven`: share of the city's streets (sides) that occur in the written trips; `impossible_streets`: how many
   do that are not there; `impossible_turns`: share of turns.
 
@@ -28,6 +29,7 @@ from nextlat_dist.evaluation.tasks.city.compression import sampled_compression
 from nextlat_dist.evaluation.tasks.city.detours import Kind, drive_with_detours
 from nextlat_dist.evaluation.tasks.city.distinction import distinction, histories_apart
 from nextlat_dist.evaluation.tasks.city.histories import HistorySampler, Situation
+from nextlat_dist.evaluation.tasks.city.sampled_distinction import sampled_distinction
 from nextlat_dist.evaluation.tasks.city.walker import Walker
 from nextlat_dist.evaluation.tasks.scores import Curve, Scores, Share, Watch, unwatched
 from nextlat_dist.tasks import Document
@@ -98,6 +100,8 @@ def score_city(
     if apart:
         recall, precision = distinction(walker, city, apart)
         scores.numbers |= {"distinction_recall": recall, "distinction_precision": precision}
+        recall, precision = sampled_distinction(walker, city, apart, seed)
+        scores.numbers |= {"distinction_sampled_recall": recall, "distinction_sampled_precision": precision}
     progress.add(sum(pair.turns for pair in apart))
     chosen = np.random.default_rng([seed, 2]).permutation(len(problems))[:DETOUR_TRIPS]
     for kind, probability in DETOURS:
