@@ -65,7 +65,6 @@ MODULES = {
     "nextlat_dist.evaluation.speculative_pictures": "nextlat_dist.evaluation.speculative.pictures",
     "nextlat_dist.evaluation.speculative_summary": "nextlat_dist.evaluation.speculative.summary",
     "nextlat_dist.evaluation.speculative_words": "nextlat_dist.evaluation.speculative.summary",
-    "nextlat_dist.evaluation.state_model": "nextlat_dist.inference.state_model",
     "nextlat_dist.evaluation.task_answers": "nextlat_dist.evaluation.tasks.answers",
     "nextlat_dist.evaluation.task_command": "nextlat_dist.evaluation.tasks.command",
     "nextlat_dist.evaluation.task_data": "nextlat_dist.evaluation.tasks.data",

@@ -130,7 +130,7 @@ def copy(root: Path) -> None:
         ("nextlat_dist/errors.py", "nextlat_dist.files", "Arrows point one way"),
         ("nextlat_dist/data/packing.py", "nextlat_dist.config.schema", "Arrows point one way"),
         ("nextlat_dist/data/order.py", "nextlat_dist.data.loader", "No circles"),
-        ("nextlat_dist/evaluation/state_model.py", "nextlat_dist.model.attention", "An exported model runs without"),
+        ("nextlat_dist/inference/state_model.py", "nextlat_dist.model.attention", "An exported model runs without"),
         ("nextlat_dist/inference/sampling.py", "deepspeed", "An exported model runs without"),
         ("nextlat_dist/huggingface/weights.py", "deepspeed", "Exporting needs neither"),
         ("nextlat_dist/tasks/hmm.py", "torch", "need no torch"),

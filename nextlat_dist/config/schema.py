@@ -24,6 +24,7 @@ ROWS = POSITIVE.at_most(1 << 24)
 TOKENS = POSITIVE.at_most(10**18)
 TOKENS_OR_NONE = NOT_NEGATIVE.at_most(10**18)
 STEPS = POSITIVE.at_most(10**12)
+LOSS = POSITIVE.within(1e-9, 100.0)
 STEPS_OR_NONE = NOT_NEGATIVE.at_most(10**12)
 WEIGHTS = Bounds("be at most 1e+12 each", lambda weights: all(weight <= 1e12 for weight in weights.values()))
 COUNTS = Bounds("be positive numbers", lambda counts: all(count > 0 for count in counts))
@@ -284,9 +285,7 @@ class TrainingConfig:
         Literal["none", "selective", "full"],
         "what the backward pass computes again, to save memory: attention and the MLP's activation, or whole layers",
     ] = "none"
-    fused_losses: Annotated[
-        bool, "losses and their gradients in chunks; false: whole logits through autograd, slower and larger"
-    ] = True
+    fused_losses: Annotated[bool, "losses and their gradients in chunks; false: whole logits, slower, larger"] = True
     compile: Annotated[
         Literal["auto", "always", "never"],
         "pointwise pieces into one kernel each by torch.compile; auto: on a GPU where a compiler works",
@@ -298,11 +297,9 @@ class TrainingConfig:
     log_interval: Annotated[int, "steps", STEPS] = 10
     validation_interval: Annotated[int, "steps; 0: at the end only", STEPS_OR_NONE] = 0
     validation_batches: Annotated[int, "global batches", NOT_NEGATIVE.at_most(10**9)] = 4
-    target_loss: Annotated[
-        float | None,
-        "of the next token in a validation, bst: `decoded`; the run ends where it is reached; null: at train_tokens",
-        POSITIVE.within(1e-9, 100.0),
-    ] = None
+    target_loss: Annotated[float | None, "a validation's, of the next token; bst: `decoded`: it ends the run", LOSS] = (
+        None
+    )
     peak_tflops_per_device: Annotated[
         float | None,
         "for MFU; null: GPUs by name or by a short bf16 matrix product, no MFU on a CPU",

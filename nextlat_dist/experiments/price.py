@@ -1,4 +1,4 @@
-"""What a drafter costs the base: the loss that is given up for tokens that are accepted, at equal tokens and at equal
+"""The price of a drafter: the loss that a base gives up for tokens that are accepted, at equal tokens and at equal
 seconds.
 
     nextlat experiments price --scale cpu --output runs/field --jobs 2 --json price.json --pictures DIR

@@ -1,4 +1,4 @@
-"""What a drafter costs: both grids, from numbers that are known to the page; test_ablate has a grid's own steps."""
+"""The price of a drafter: both grids, from numbers that are known to the page; test_ablate has a grid's own steps."""
 
 from __future__ import annotations
 
@@ -121,3 +121,39 @@ def test_a_grid_that_is_not_complete_has_no_page(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(price, "ablate", ablate)
     with pytest.raises(UserError, match="failed: gpt, seed 0, at train; see log; the same command goes on"):
         price.price(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_both_grids_at_toy_scale(tmp_path: Path) -> None:
+    """The shipped grid on the quickstart's text, with a toy model and fits of two steps."""
+    shipped = price.grid_file()
+    raw = shipped.read_text().replace("base: ../quickstart.yaml", f"base: {shipped.parent.parent / 'quickstart.yaml'}")
+    raw = raw.replace("--length, 256]", "--length, 32, --steps, 2]").replace(
+        "--prompts-per-domain, 8", "--prompts-per-domain, 1"
+    )
+    raw = raw.replace("--max-new-tokens, 96", "--max-new-tokens, 6").replace(
+        "[239_000, 0], [240_000, 1]", "[4_096, 0], [8_192, 1]"
+    )
+    grid = tmp_path / "price.yaml"
+    grid.write_text(raw)
+    toy = {
+        **{"model.num_layers": 1, "model.hidden_size": 32, "model.num_attention_heads": 2, "data.sequence_length": 64},
+        **{"training.train_tokens": 25_600, "schedule.warmup_tokens": 512, "schedule.decay_tokens": 12_800},
+        **{"training.validation_batches": 1, "training.log_interval": 5},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(price, "grid_file", lambda: grid)
+        overrides = [f"{key}={value}" for key, value in toy.items()]
+        report = price.price(tmp_path / "out", seeds=[0], jobs=2, overrides=overrides)
+        # What is finished stays: nothing is trained again, and the page is the same.
+        stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/cells/**/*.done")}
+        again = price.price(tmp_path / "out", seeds=[0], jobs=2, overrides=overrides)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/cells/**/*.done")} == stamps
+    assert again.summary == report.summary
+    assert report.summary["price_loss_posthoc"] == report.summary["price_loss_shadow"] == 0.0, (
+        "the base is GPT's, bit for bit"
+    )
+    assert report.summary["price_loss_joint"] == report.summary["price_loss_joint_refit"] != 0.0
+    assert {f"price_{middle}accepted_{way}" for middle in ("", "seconds_") for way in price.WAYS} <= set(report.summary)
+    assert (tmp_path / "out/text/nextlat-0/fitted/latent_predictor/model.safetensors").is_file()

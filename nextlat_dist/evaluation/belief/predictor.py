@@ -19,7 +19,7 @@ from nextlat_dist.inference.state_model import ExportModel
 
 # Measured on mess3 in a model of random weights (hidden size and width 32): the error of a step, relative to the spread
 # of states, is 0.85, 0.79, 0.74 and 0.71 after 375, 750, 1500 and 3000 steps.
-STEPS, BATCH = 1500, 512
+STEPS, BATCH, LR = 1500, 512, 2e-3
 EPSILON = 1e-5
 
 
@@ -55,6 +55,7 @@ def fit_predictor(model: ExportModel, tokens: Tensor, width: int, seed: int) -> 
         head_weight=model.head_weight,
         steps=STEPS,
         epsilon=EPSILON,
+        lr=LR,
     )
     return FittedPredictor(model, concat_step(found, EPSILON))
 
