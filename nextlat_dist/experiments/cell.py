@@ -82,11 +82,11 @@ def steps_of(cell: GridCell, grid: Grid, output: Path, launcher: Sequence[str] =
     key = hash_of([key, *export])
     yield Step("export", (*NEXTLAT, *_fill(export, output, cell)), key, outputs=(cell.export,))
     made: dict[str, str] = {}  # the key of each derived export
-    for name, derived in grid.exports.items():
-        if cell.variant in grid.variants_of(derived):
-            words = derived.arguments
+    for name, asked in grid.exports.items():
+        if cell.variant in grid.variants_of(asked):
+            words = asked.arguments
             made[name] = hash_of([key, *_hashed(words, output), *(made[one] for one in exports_read(grid, words))])
-            path = _derived(cell, name)
+            path = derived(cell, name)
             command = (*NEXTLAT, *_fill(words, output, cell, made), "--output", str(path))
             yield Step(name, command, made[name], outputs=(path,))
     for name, evaluation in _asked(cell, grid).items():
@@ -102,7 +102,8 @@ def _hashed(words: Sequence[Any], output: Path) -> list[str]:
     return found
 
 
-def _derived(cell: GridCell, name: str) -> Path:
+def derived(cell: GridCell, name: str) -> Path:
+    """Where a cell's derived export of that name is."""
     return cell.export.with_name(name)
 
 
@@ -179,12 +180,12 @@ def _seconds(cell: GridCell, grid: Grid, output: Path) -> float:
 
 
 def _fill(
-    words: Sequence[Any], output: Path, cell: GridCell | None = None, derived: Collection[str] = ()
+    words: Sequence[Any], output: Path, cell: GridCell | None = None, made: Collection[str] = ()
 ) -> tuple[str, ...]:
     paths = {"{data}": output / "data", "{output}": output}
     if cell is not None:
         paths |= {"{run}": cell.run, "{export}": cell.export}
-        paths |= {f"{{{name}}}": _derived(cell, name) for name in derived}
+        paths |= {f"{{{name}}}": derived(cell, name) for name in made}
     filled = _words(words)
     for placeholder, path in paths.items():
         filled = [word.replace(placeholder, str(path)) for word in filled]

@@ -43,7 +43,11 @@ def add_command(commands: Any) -> None:
     whole = kinds.add_parser("field", help="every objective, on text and on the paper's tasks")
     whole.add_argument("--scale", choices=["cpu"], required=True, help="cpu: what two cores train in hours")
     whole.add_argument(
-        "--parts", type=lambda text: text.split(","), metavar="text,path_star", default=[], help="(default: all)"
+        "--parts",
+        type=lambda text: text.split(","),
+        metavar="text,path_star,countdown,tracking",
+        default=[],
+        help="(default: all)",
     )
     _add_runs(whole)
     whole.set_defaults(run_command=_field)

@@ -9,6 +9,9 @@ what is finished is kept, so the same command resumes. Numbers keep the names of
 `solved_share_…` (`…_low`, `…_high`)    share of Path-Star's runs that solve it, with Wilson's interval
 `loss_…`, `accepted_…`, `accepted_sampled_…`, `effective_rank_…`    on text, means over seeds
 `step_seconds_…`, `parameters_…`        of its runs
+`countdown_…`                           share of problems solved, greedily
+`tracking_…`, `tracking_longer_…`       right products of A5 at the length of training and at twice that
+`tracking_rnn_longer_…`                 of the latent predictor alone, at twice that
 """
 
 from __future__ import annotations
@@ -32,14 +35,18 @@ from nextlat_dist.reporting.tables import table
 
 COMMAND = "nextlat experiments field"
 PICTURE, TITLE = "field.png", "Objectives at equal steps: each dot a seed, bars their means"
-TEXT, PATH_STAR = "text", "path_star"
-SCALES: Mapping[str, Sequence[str]] = {"cpu": (TEXT, PATH_STAR)}
+TEXT, PATH_STAR, COUNTDOWN, TRACKING = "text", "path_star", "countdown", "tracking"
+SCALES: Mapping[str, Sequence[str]] = {"cpu": (TEXT, PATH_STAR, COUNTDOWN, TRACKING)}
 SUMMARY = {
     "loss": f"{TEXT}/training/validation_next_token",
     "accepted": f"{TEXT}/drafts/accepted_tokens_per_cycle",
     "accepted_sampled": f"{TEXT}/drafts/sampled_accepted_tokens_per_cycle",
     "effective_rank": f"{TEXT}/states/run_effective_rank",
     "step_seconds": f"{TEXT}/training/step_seconds",
+    "countdown": f"{COUNTDOWN}/answers/run_solved_greedy",
+    "tracking": f"{TRACKING}/products/run_transformer_1x",
+    "tracking_longer": f"{TRACKING}/products/run_transformer_2x",
+    "tracking_rnn_longer": f"{TRACKING}/products/run_latent_rnn_2x",
 }
 
 

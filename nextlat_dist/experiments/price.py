@@ -5,7 +5,7 @@ seconds.
 
 The grid configs/experiments/price.yaml, run by `ablate` into OUTPUT/text (where `experiments field` trains GPT and
 NextLat, too: what is finished is shared), then once more into OUTPUT/seconds with every run cut to the seconds that GPT
-took: by the median seconds of a step in the first grid, a fit afterwards by the seconds that it took there.
+took: by the median seconds of a step in the first grid, a fit afterwards by the seconds that its steps took there.
 
 `price_loss_WAY` (`…_low`, `…_high`)    validation loss over GPT's of the same seed: mean, Student's interval over seeds
 `price_accepted_WAY`                    accepted of three drafted tokens per cycle at temperature 1
@@ -18,6 +18,7 @@ decay of the learning rate alone), `posthoc` (fitted to GPT's base), `joint_refi
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,9 @@ import yaml
 from nextlat_dist.config.shipped import shipped_root
 from nextlat_dist.errors import UserError
 from nextlat_dist.experiments.ablate import ablate
-from nextlat_dist.experiments.cell import steps_of
+from nextlat_dist.experiments.cell import derived
 from nextlat_dist.experiments.grid import Grid, GridCell, cells_of, read_grid
-from nextlat_dist.experiments.steps import stamp
-from nextlat_dist.files import write_whole, writing
+from nextlat_dist.files import EXPORT_REPORT_FILE, write_whole, writing
 from nextlat_dist.reporting.console import say
 from nextlat_dist.reporting.report import Report
 from nextlat_dist.reporting.runs import over_runs
@@ -99,7 +99,7 @@ def price(output: Path, *, seeds: Sequence[int] | None = None, jobs: int = 1, ov
     _complete(tokens)
     grid = read_grid(path)
     cells = cells_of(grid, grid.seeds if seeds is None else seeds, output / TOKENS, overrides)
-    shares = shares_of(tokens.rows, cells[0].config.total_steps, _fit_seconds(grid, cells, output / TOKENS))
+    shares = shares_of(tokens.rows, cells[0].config.total_steps, _fit_seconds(grid, cells))
     with writing(output):
         write_whole(output / CUT_GRID, yaml.safe_dump(cut_grid(grid, output, cells, shares), sort_keys=False))
     say("the same at equal seconds", error=True)
@@ -118,14 +118,13 @@ def grid_file() -> Path:
     return shipped_root() / "configs" / "experiments" / "price.yaml"
 
 
-def _fit_seconds(grid: Grid, cells: Sequence[GridCell], output: Path) -> dict[str, float]:
-    """What the fit took, by variant: means over seeds."""
+def _fit_seconds(grid: Grid, cells: Sequence[GridCell]) -> dict[str, float]:
+    """What the steps of the fit took, by variant: means over seeds."""
     found: dict[str, list[float]] = {}
     for cell in cells:
-        for step in steps_of(cell, grid, output):
-            done = stamp(cell.directory, step) if step.name == FITTED else None
-            if done is not None:
-                found.setdefault(cell.variant, []).append(done["seconds"])
+        if cell.variant in grid.variants_of(grid.exports[FITTED]):
+            report = json.loads((derived(cell, FITTED) / EXPORT_REPORT_FILE).read_text())
+            found.setdefault(cell.variant, []).append(report["fitted_drafter"]["seconds"])
     return {variant: statistics.fmean(values) for variant, values in found.items()}
 
 

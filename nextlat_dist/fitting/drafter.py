@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def fit_drafter(
     llama = llama_of(opened, device, torch.float32)
     loader = _loader(data, rows, length, seed, opened.config.vocab_size)
     losses: list[float] = []
+    started = time.monotonic()
     shown = Progress("fitting", steps * rows * length, shown=progress)
 
     def note(step: int, loss: float) -> None:
@@ -113,6 +115,7 @@ def fit_drafter(
         "horizon": config.horizon,
         "width": config.predictor_hidden_size,
         "began_with": "a new one" if fresh or not _drafts(opened) else "its own",
+        "seconds": time.monotonic() - started,
         "loss_first": losses[0],
         "loss_last": sum(last) / len(last),
     }

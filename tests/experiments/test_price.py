@@ -61,7 +61,7 @@ def test_the_second_grid_can_be_run_and_is_cut(tmp_path: Path) -> None:
         assert config.schedule.decay_tokens == round(whole.schedule.decay_tokens * shares[name]), name
         assert config.data.train == str(output / price.TOKENS / "data" / "shards/train")
         assert config.objective.name == ("next_token" if name == "posthoc" else "nextlat")
-    assert cut["decay"].objective.lambda_schedule["lambda_kl"] == [[119_500, 0], [120_000, 1]]
+    assert cut["decay"].objective.lambda_schedule["lambda_kl"] == [[69_500, 0], [70_000, 1]]
     assert (cut["tenth"].objective.lambda_kl, cut["shadow"].objective.detach_base) == (0.1, True)
     asked = {name: grid.variants_of(one) for name, one in grid.evaluations.items()}
     assert asked == {"drafts": ["joint", "tenth", "shadow", "decay"], "fitted-drafts": ["joint_refit", "posthoc"]}
@@ -133,13 +133,13 @@ def test_both_grids_at_toy_scale(tmp_path: Path) -> None:
         "--prompts-per-domain, 8", "--prompts-per-domain, 1"
     )
     raw = raw.replace("--max-new-tokens, 96", "--max-new-tokens, 6").replace(
-        "[239_000, 0], [240_000, 1]", "[4_096, 0], [8_192, 1]"
+        "[139_000, 0], [140_000, 1]", "[4_096, 0], [8_192, 1]"
     )
     grid = tmp_path / "price.yaml"
     grid.write_text(raw)
     toy = {
         **{"model.num_layers": 1, "model.hidden_size": 32, "model.num_attention_heads": 2, "data.sequence_length": 64},
-        **{"training.train_tokens": 25_600, "schedule.warmup_tokens": 512, "schedule.decay_tokens": 12_800},
+        **{"training.train_tokens": 102_400, "schedule.warmup_tokens": 512, "schedule.decay_tokens": 12_800},
         **{"training.validation_batches": 1, "training.log_interval": 5},
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -76,7 +76,8 @@ def test_a_base_without_a_drafter_gets_one(plain: Path, data: Path, tmp_path: Pa
     again = fit_drafter(
         plain, data, tmp_path / "fitted", steps=500, rows=8, length=64, width=64, lr=5e-3, progress=False
     )
-    assert again["fitted_drafter"] == fitted
+    assert 0 < again["fitted_drafter"].pop("seconds") < 600
+    assert again["fitted_drafter"] == {key: value for key, value in fitted.items() if key != "seconds"}
     assert file_sha256(tmp_path / "fitted/latent_predictor/model.safetensors") == first
 
 
