@@ -98,10 +98,12 @@ class Trainer:
                 # Also before a save, so that a checkpoint never falls inside an average.
                 if may_save or state.step == 1 or state.step % config.training.log_interval == 0:
                     self._report()
+                if done or stop:
+                    self._cut.warn_at_the_end(state.step)
                 if validate:
                     self._validate()
-                if done or stop or self._reached():
-                    self._cut.warn_at_the_end(state.step)
+                    if self._reached() and not done:
+                        self._cut.warn_at_the_end(state.step)
                 self._report_saves(self._saver.outcomes())
                 if save or self._reached():
                     self._save()
