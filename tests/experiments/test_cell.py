@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_numbers_of_a_cell(cell: GridCell, grid: Grid, tmp_path: Path) -> None:
     result = collect(cell, grid, out)  # the last value of each field; what is not there is left out
     assert result.numbers == {"training/next_token": 2.0, "training/kl": 9.0, "task/model_transformer_1x": 0.25}
     assert result.seconds > 0
+
+
+def test_the_seconds_of_a_step_are_the_median_over_what_was_logged(cell: GridCell, grid: Grid, tmp_path: Path) -> None:
+    """100 tokens a step: 2, 1 and 10 seconds."""
+    speeds = {1: 50.0, 5: 100.0, 10: 10.0}
+    lines = [{"step": step, "tokens": 100 * step, "tokens_per_second": speed} for step, speed in speeds.items()]
+    metrics = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 10, "validation_loss": 1.0}])
+    asked = replace(grid, training={"step_seconds": "seconds of a step"}, evaluations={})
+    finish(cell, asked, tmp_path / "out", {cell.run / "metrics.jsonl": metrics, cell.export / "config.json": "{}"})
+    assert collect(cell, asked, tmp_path / "out").numbers == {"training/step_seconds": 2.0}
 
 
 def test_a_training_that_was_interrupted_resumes_from_its_run(cell: GridCell, grid: Grid, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,52 @@ def test_a_wrong_difference_costs_precision() -> None:
     told = [walk for walk in walks if walk is not None]
     assert recall == pytest.approx(np.mean([walk[0] == S for walk in told]))
     assert 0 < recall < 1
+
+
+class Writer(FunctionWalker):
+    """Always writes the same, however unlikely it finds that."""
+
+    def __init__(self, suffix: list[int], expect: Callable[[list[int]], np.ndarray]) -> None:
+        super().__init__(expect)
+        self.suffix = suffix
+
+    def continuations(
+        self, histories: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        return [self.suffix for _ in histories]
+
+
+def test_a_suffix_ends_where_it_is_not_accepted() -> None:
+    """South is possible at 1 and at 3, south south at 1 alone: who stumbles over the first south tells nothing true."""
+
+    def expect(history: list[int]) -> np.ndarray:
+        p = np.zeros(vocab_size(SQUARE))
+        p[[N, E, S, W, EOS_ID]] = 0.2
+        if history[PROMPT_TOKENS:] == [S]:  # the second history
+            p[[S, N]] = (0.0, 0.4)
+        return p
+
+    assert sampled_distinction(Writer([S, S, E, EOS_ID], expect), SQUARE, [PAIR], seed=1)[1] == 0.0
+
+
+@pytest.mark.parametrize(("after_first", "told"), [(0.02, 1.0), (0.005, 0.0)])
+def test_a_suffix_must_be_accepted_after_the_first_history(after_first: float, told: float) -> None:
+    """West is possible at 1 alone. The walker never expects it at 3, and at 1 with this probability."""
+
+    def expect(history: list[int]) -> np.ndarray:
+        p = np.zeros(vocab_size(SQUARE))
+        west = 0.0 if history[PROMPT_TOKENS : PROMPT_TOKENS + 1] == [S] else after_first
+        p[[N, E, S, W]] = (0.3, 0.3, 0.4 - west, west)
+        return p
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_walk", lambda city, pair, rng: (W, E, E, S, S, EOS_ID))
+        recall, precision = sampled_distinction(Writer([W, E, EOS_ID], expect), SQUARE, [PAIR], seed=1)
+    assert recall == told
+    assert precision == 1.0, "right, or nothing told"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_tells", lambda city, pair, suffix: False)
+        assert sampled_distinction(Writer([W, E, EOS_ID], expect), SQUARE, [PAIR], seed=1)[1] == 1.0 - told
 
 
 def test_each_pair_counts_once() -> None:
