@@ -111,7 +111,7 @@ def price(output: Path, *, seeds: Sequence[int] | None = None, jobs: int = 1, ov
 
 def _complete(report: Report) -> None:
     if report.extra["failures"] or report.extra["missing"]:
-        raise UserError(f"{report.remarks[-1]}; the same command goes on from what is finished")
+        raise UserError(f"{report.remarks[-1]}; the same command resumes with what is finished")
 
 
 def grid_file() -> Path:

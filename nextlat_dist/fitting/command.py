@@ -28,7 +28,9 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="of a new predictor (default: its own, or twice the hidden size)",
     )
-    fit.add_argument("--fresh", action="store_true", help="begin anew (default: with the export's own predictor)")
+    fit.add_argument(
+        "--fresh", action="store_true", help="start from scratch (default: with the export's own predictor)"
+    )
     fit.add_argument("--lr", type=float, default=2e-3, metavar="X", help=f"highest learning rate {shown}")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help=f"of weights and order of rows {shown}")
     fit.set_defaults(run_command=_fit)

@@ -21,7 +21,7 @@ from nextlat_dist.config.entries import PREDICTORS, resolve
 from nextlat_dist.data.loader import RowLoader
 from nextlat_dist.data.packing import RowBatch
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import EXPORT_REPORT_FILE, whole_folder, writing
+from nextlat_dist.files import EXPORT_REPORT_FILE, TOKENIZER_FILE, file_sha256, whole_folder, writing
 from nextlat_dist.fitting.fit import Form, Windows, first_weights, fit
 from nextlat_dist.huggingface.destination import LISTED, destination, listed
 from nextlat_dist.huggingface.drafters.latent_predictor import LatentPredictorConfig, save_predictor
@@ -54,11 +54,11 @@ def fit_drafter(
         steps: of AdamW, on `rows` rows of `length` tokens each (None: 256, or the model's context if shorter).
         horizon: steps that it is rolled ahead; None: as the export's predictor was trained, 2 if it has none.
         width: of a new predictor; None: as the export's has it, twice the hidden size if it has none.
-        fresh: begin anew; otherwise the export's own predictor, if it has one, is where the fit begins.
+        fresh: start from scratch; otherwise the export's own predictor, if it has one, is where the fit starts.
         device: "cuda" if there is one, else "cpu".
 
     Raises:
-        UserError: no export, or of another form than a plain Llama; no data, or of another vocabulary; a number out of
+        UserError: no export, or of another form than a plain Llama; no data, or of another tokenizer; a number out of
             range; an `output` that holds something that no export wrote; a fit whose loss is not finite.
     """
     opened = open_export(model)
@@ -83,10 +83,10 @@ def fit_drafter(
             f"--length is {length}; it must be above --horizon {config.horizon} and at most the context, {context}"
         )
     llama = llama_of(opened, device, torch.float32)
-    loader = _loader(data, rows, length, seed, opened.config.vocab_size)
+    loader = _loader(data, rows, length, seed, opened)
     losses: list[float] = []
     started = time.monotonic()
-    shown = Progress("fitting", steps * rows * length, shown=progress)
+    shown = Progress("fitting", steps, shown=progress)
 
     def note(step: int, loss: float) -> None:
         losses.append(loss)
@@ -131,7 +131,7 @@ def _first(
         if width not in (None, own.config.predictor_hidden_size):
             raise UserError(
                 f"--width is {width}, but the predictor in {opened.path} has {own.config.predictor_hidden_size}; leave "
-                "--width out, or begin anew with --fresh"
+                "--width out, or start from scratch with --fresh"
             )
         return replace(own.config, horizon=horizon or own.config.horizon), own.weights
     config = LatentPredictorConfig(
@@ -155,7 +155,8 @@ def _form(config: LatentPredictorConfig) -> Form:
     return form
 
 
-def _loader(data: Path | str, rows: int, length: int, seed: int, vocab_size: int) -> RowLoader:
+def _loader(data: Path | str, rows: int, length: int, seed: int, opened: OpenedExport) -> RowLoader:
+    tokenizer = opened.path / TOKENIZER_FILE  # of the run; an export without one has its vocabulary alone to compare
     return RowLoader(
         data,
         sequence_length=length - 1,  # a row has one token more
@@ -165,7 +166,8 @@ def _loader(data: Path | str, rows: int, length: int, seed: int, vocab_size: int
         shuffle=True,
         data_parallel_rank=0,
         data_parallel_size=1,
-        vocab_size=vocab_size,
+        vocab_size=opened.config.vocab_size,
+        tokenizer_sha256=file_sha256(tokenizer) if tokenizer.is_file() else None,
     )
 
 

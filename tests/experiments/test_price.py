@@ -119,7 +119,7 @@ def test_a_grid_that_is_not_complete_has_no_page(tmp_path: Path, monkeypatch: py
         return Report("nextlat ablate", {}, {}, [], extra=extra, remarks=["failed: gpt, seed 0, at train; see log"])
 
     monkeypatch.setattr(price, "ablate", ablate)
-    with pytest.raises(UserError, match="failed: gpt, seed 0, at train; see log; the same command goes on"):
+    with pytest.raises(UserError, match="failed: gpt, seed 0, at train; see log; the same command resumes"):
         price.price(tmp_path / "out")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from nextlat_dist import cli
 from nextlat_dist.data.packing import RowBatch
 from nextlat_dist.errors import UserError
-from nextlat_dist.files import file_sha256
+from nextlat_dist.files import TOKENIZER_FILE, file_sha256
 from nextlat_dist.fitting import drafter as module
 from nextlat_dist.fitting.drafter import documents, fit_drafter
 from nextlat_dist.huggingface.opened import open_export
@@ -149,10 +150,21 @@ def test_another_width_than_its_own_and_another_form_are_refused(data: Path, tmp
         fit_drafter(jtp_export(tmp_path / "jtp"), data, tmp_path / "out", progress=False)
 
 
+def test_data_of_another_tokenizer_are_refused(plain: Path, data: Path, tmp_path: Path) -> None:
+    """They may have as many ids: what they mean is another matter."""
+    export = shutil.copytree(plain, tmp_path / "export")
+    (export / TOKENIZER_FILE).write_bytes(b"another")
+    with pytest.raises(UserError, match="tokenizer"):
+        fit_drafter(export, data, tmp_path / "out", steps=2, length=32, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command(plain: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit-drafter", "--model", str(plain), "--data", str(data), "--output", str(tmp_path / "out")]
     assert cli.main([*words, "--steps", "3", "--rows", "2", "--length", "40", "--horizon", "1", "--width", "12"]) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
+    assert "fitting: 3/3, " in progress
+    assert ", 0 s left" in progress
     assert "loss_last" in shown
     assert "a new one" in shown
     report = json.loads((tmp_path / "out/export_report.json").read_text())

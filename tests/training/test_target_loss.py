@@ -50,7 +50,7 @@ def test_a_run_ends_at_the_validation_that_reaches_it(
     assert validations(tmp_path / "cut", "next_token") == {step: whole[step] for step in (2, 4)}
     assert sorted(path.name for path in (tmp_path / "cut" / "checkpoints").glob("step_*"))[-1] == "step_00000004"
     assert list(logged(tmp_path / "cut")) == [1, 2, 3, 4]
-    # Started again it has nothing to do; with another target it goes on, as if it had never ended.
+    # Started again it has nothing to do; with another target it resumes, as if it had never ended.
     assert two_ranks.run(run, with_target(cut, target)) == [(4, False)] * 2
     assert two_ranks.run(run, with_target(cut, None)) == [(6, False)] * 2
     assert validations(tmp_path / "cut", "next_token") == whole
